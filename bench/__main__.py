@@ -1,0 +1,100 @@
+"""Measure, print the figures beside their targets, and write them as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench import calls, churn, competition, empty_range, importing, memory, report
+from bench.harness import Findings, Settings, progress_line, refusal
+from connectx.addresses import PortRange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+#: By the names that --only takes, and that the figures' names begin with.
+MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
+    "tcp": functools.partial(competition.measure, competition.TCP),
+    "udp": functools.partial(competition.measure, competition.UDP),
+    "system calls": calls.measure,
+    "churn": churn.measure,
+    "empty range": empty_range.measure,
+    "import": importing.measure,
+    "memory": memory.measure,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the measurements; 0 if every target is met, else 1."""
+    options = _parser().parse_args(arguments)
+    names = options.only or list(MEASUREMENTS)
+    settings = Settings(options.rounds, options.ports, progress_line)
+    reason = refusal()
+    if reason:
+        print(f"bench: {reason}", file=sys.stderr)
+        return 1
+    findings = Findings()
+    try:
+        for name in names:
+            findings.merge(MEASUREMENTS[name](settings))
+    finally:
+        progress_line("")
+    targets = report.targets_of(names)
+    print(report.as_text(targets, findings, settings))
+    content = json.dumps(report.as_json(targets, findings, settings), indent=2)
+    options.json.write_text(f"{content}\n")
+    print(f"\nwritten to {options.json}")
+    return 0 if report.all_met(targets, findings) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(MEASUREMENTS),
+        help="measure this and nothing else; may be given several times",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=9,
+        help="how often each comparison is repeated (%(default)s)",
+    )
+    parser.add_argument(
+        "--ports",
+        type=_ports,
+        default=PortRange(32768, 60999),
+        metavar="LOW-HIGH",
+        help="the range of source ports in the private networks (%(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("bench.json"),
+        metavar="FILE",
+        help="where to write the figures as JSON (%(default)s)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"{text} is less than 1")
+    return value
+
+
+def _ports(text: str) -> PortRange:
+    low, high = map(int, text.split("-"))
+    if not 1024 <= low <= high <= 65535:
+        raise ValueError(f"{text} is not a range within 1024-65535")
+    return PortRange(low, high)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

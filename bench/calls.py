@@ -1,0 +1,117 @@
+"""Which system calls a connection takes, as strace sees them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench.competition import TCP, UDP
+from bench.harness import SOURCES, Findings, Table, in_network
+from bench.traced import MARK, PORTS
+from connectx.linux import uapi
+
+if TYPE_CHECKING:
+    from bench.harness import Settings
+
+#: One line of strace -X raw, which prints all constants as numbers: older
+#: straces do not know the newer options.
+_CALL: Final = re.compile(r"(?P<name>\w+)\((?:\d+, (?P<level>0x\w+|\d+), (?P<option>0x\w+|\d+))?")
+
+_OPTIONS: Final = {
+    (uapi.SOL_SOCKET, uapi.SO_REUSEADDR): "SO_REUSEADDR",
+    (uapi.SOL_SOCKET, uapi.SO_MARK): "SO_MARK",
+    (uapi.SOL_SOCKET, uapi.SO_PROTOCOL): "SO_PROTOCOL",
+    (uapi.SOL_SOCKET, uapi.SO_COOKIE): "SO_COOKIE",
+    (uapi.SOL_SOCKET, uapi.SO_NETNS_COOKIE): "SO_NETNS_COOKIE",
+    (uapi.SOL_SOCKET, uapi.SO_BINDTOIFINDEX): "SO_BINDTOIFINDEX",
+    (uapi.IPPROTO_IP, uapi.IP_LOCAL_PORT_RANGE): "IP_LOCAL_PORT_RANGE",
+    (uapi.IPPROTO_IP, uapi.IP_BIND_ADDRESS_NO_PORT): "IP_BIND_ADDRESS_NO_PORT",
+}
+_WITH_OPTION: Final = ("getsockopt", "setsockopt")
+
+#: What the interpreter's memory needs now and then is not a connection's.
+_FILTER: Final = "trace=!%memory"
+
+
+def measure(settings: Settings) -> Findings:
+    """Trace each way on a small range."""
+    findings = Findings()
+    strace = shutil.which("strace")
+    for competition in (TCP, UDP):
+        for source in SOURCES:
+            figure = f"system calls, {competition.name}, {source}"
+            if strace is None:
+                findings.lack(figure, "no strace: install it")
+                continue
+            settings.progress(figure)
+            traces = {
+                way: in_network(
+                    functools.partial(_trace, strace, competition.name, source, way), PORTS
+                )
+                for way in competition.ways()
+            }
+            ours, bare = (Counter(_usual(traces[way])) for way in ("connectx", "bare loop"))
+            more, fewer = ours - bare, bare - ours
+            findings.add(
+                figure,
+                (more + fewer).total(),
+                ", ".join([*(f"+{name}" for name in more), *(f"-{name}" for name in fewer)]),
+            )
+            findings.tables.append(
+                Table(
+                    f"System calls per connection: {competition.name.upper()}, {source}",
+                    ("way", "mean", "usually", "which"),
+                    [
+                        (
+                            way,
+                            round(statistics.fmean(map(len, trace)), 2),
+                            len(_usual(trace)),
+                            ", ".join(_usual(trace)),
+                        )
+                        for way, trace in traces.items()
+                    ],
+                )
+            )
+    return findings
+
+
+def _trace(strace: str, protocol: str, source: str, way: str) -> list[tuple[str, ...]]:
+    """The system calls of each connection, but for the last, which is cut off somewhere."""
+    with tempfile.NamedTemporaryFile("r", prefix="connectx-bench-") as output:
+        command = (strace, "-qq", "-X", "raw", "-e", "signal=none", "-e", _FILTER)
+        program = (sys.executable, "-m", "bench.traced", protocol, source, way)
+        subprocess.run(
+            [*command, "-o", output.name, *program], check=True, cwd=Path(__file__).parents[1]
+        )
+        _, between, _ = re.split(rf".*{MARK.decode()}.*\n", output.read())
+    # A connection begins with its socket.
+    connections: list[tuple[str, ...]] = []
+    for name in map(_label, between.splitlines()):
+        connections.append(
+            (name,) if name == "socket" or not connections else (*connections.pop(), name)
+        )
+    return connections[:-1]
+
+
+def _label(line: str) -> str:
+    call = _CALL.match(line)
+    if call is None:
+        raise ValueError(f"strace printed {line!r}, which is not a system call")
+    name = call["name"]
+    if name not in _WITH_OPTION:
+        return name
+    option = int(call["level"], 0), int(call["option"], 0)
+    return f"{name} {_OPTIONS.get(option, option)}"
+
+
+def _usual(trace: list[tuple[str, ...]]) -> tuple[str, ...]:
+    ((usual, _),) = Counter(trace).most_common(1)
+    return usual

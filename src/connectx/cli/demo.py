@@ -1,0 +1,240 @@
+"""``connectx demo``: formats what the experiment in connectx.lab.demo finds."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from connectx.addresses import HIGHEST_PORT, PortRange
+from connectx.lab import demo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.table import Table
+
+NAME: Final = "demo"
+HELP: Final = "Open every connection one address can have, and show what stops the usual ways."
+EXAMPLE: Final = "connectx demo --protocol udp --ports 40000-40999"
+
+_DESCRIPTION: Final = f"""\
+{HELP}
+
+In private network namespaces, connections are opened from one source address to an
+echo server on two destinations, as many to each as there are source ports: the ways
+people usually write it, then connectx. A way is stopped after {demo.FAILURES_IN_A_ROW} failures
+in a row, or {demo.PATIENCE:.0f} s with one destination. Then every connection sends
+something of its own and must get just that back.
+
+ways:
+  connect       connect()
+  bind          bind() to the source address, then connect()
+  SO_REUSEADDR  the same after setsockopt(SO_REUSEADDR)
+  connectx      connectx.create_connection(..., source_address=(address, 0))
+
+keys of --json:
+  kernel, cores          kernel release; CPUs available
+  ports                  the port range, [low, high]
+  seconds                how long it all took
+  ways                   a list, in the order of the table:
+    protocol             "tcp" or "udp"
+    technique            as above
+    destinations         a list of two:
+      destination        address and port
+      opened             connections
+      rate               connections per second, null if there is none
+      errno              name of the error met last, null for none
+      stopped            "{demo.FULL}", "{demo.REFUSED}" or
+                         "{demo.SLOW}"
+    duplicates           sockets on a 4-tuple that another was on before them
+    echoed               connections that got back what they sent
+"""
+
+#: Seconds between two redraws of the progress bars.
+_REDRAW_EVERY: Final = 0.1
+
+#: Columns of the table on a wide terminal; it fits into 80.
+_WIDEST: Final = 100
+
+_STOPPED: Final = {
+    demo.FULL: "all ports",
+    demo.REFUSED: f"{demo.FAILURES_IN_A_ROW} failures",
+    demo.SLOW: "too slow",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description = _DESCRIPTION
+    parser.add_argument(
+        "--protocol", choices=list(demo.PROTOCOLS), help="leave the other protocol out"
+    )
+    parser.add_argument(
+        "--ports",
+        type=_port_range,
+        default=demo.DEFAULT_PORTS,
+        metavar="LOW-HIGH",
+        help="the range of source ports (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the experiment; 0 if connectx opened, and kept apart, all there is to open."""
+    protocols = [arguments.protocol] if arguments.protocol else list(demo.PROTOCOLS)
+    try:
+        with _progress_bars() as watch:
+            result = demo.run(protocols, arguments.ports, watch)
+    except demo.CannotStartError as error:
+        print(f"connectx demo: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(_as_json(result), indent=2))
+    else:
+        _print_table(result)
+    return 0 if all(way.flawless for way in result.ways if way.technique == demo.CONNECTX) else 1
+
+
+def _port_range(text: str) -> PortRange:
+    low, dash, high = text.partition("-")
+    if not (dash and low.isdecimal() and high.isdecimal()):
+        raise argparse.ArgumentTypeError(f"not a range of ports such as 40000-40999: {text!r}")
+    ports = PortRange(int(low), int(high))
+    if not demo.LOWEST_PORT <= ports.low <= ports.high <= HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(
+            f"a range must lie within {demo.LOWEST_PORT}-{HIGHEST_PORT}, the lower port first"
+        )
+    return ports
+
+
+@contextlib.contextmanager
+def _progress_bars() -> Iterator[Callable[[demo.Moment], None]]:
+    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn  # noqa: PLC0415
+
+    # Without auto_refresh, since its thread would still be there at each fork,
+    # and since only a process of one thread may enter a user namespace.
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[phase]} {task.completed:,} of {task.total:,}"),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    tasks: dict[tuple[str, str], TaskID] = {}
+    drawn = time.monotonic()
+
+    def watch(moment: demo.Moment) -> None:
+        nonlocal drawn
+        way = (moment.protocol, moment.technique)
+        if way not in tasks:
+            tasks[way] = progress.add_task(
+                f"{moment.protocol.upper()} {moment.technique}", phase=moment.phase
+            )
+        progress.update(tasks[way], completed=moment.done, total=moment.total, phase=moment.phase)
+        if time.monotonic() - drawn > _REDRAW_EVERY:
+            progress.refresh()
+            drawn = time.monotonic()
+
+    with progress:
+        yield watch
+
+
+def _as_json(result: demo.Demonstration) -> dict[str, Any]:
+    return {
+        "kernel": result.kernel,
+        "cores": result.cores,
+        "ports": list(result.ports),
+        "seconds": round(result.seconds, 3),
+        "ways": [
+            {
+                "protocol": way.protocol,
+                "technique": way.technique,
+                "destinations": [
+                    {
+                        "destination": list(destination),
+                        "opened": opening.opened,
+                        "rate": round(opening.rate) or None,
+                        "errno": errno.errorcode.get(opening.errno),
+                        "stopped": opening.stopped,
+                    }
+                    for destination, opening in zip(demo.DESTINATIONS, way.openings, strict=True)
+                ],
+                "duplicates": way.duplicates,
+                "echoed": way.echoed,
+            }
+            for way in result.ways
+        ],
+    }
+
+
+def _print_table(result: demo.Demonstration) -> None:
+    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
+
+    console = Console(highlight=False)
+    console.print(_table(result, min(console.width, _WIDEST)))
+    console.print()
+    for way in result.ways:
+        if way.technique == demo.CONNECTX:
+            console.print(
+                f"connectx: {way.opened:,} {way.protocol.upper()} connections from "
+                f"{demo.SOURCE}, {way.duplicates:,} duplicates, {way.echoed:,} echoing"
+            )
+    console.print(
+        f"Linux {result.kernel}, {result.cores} cores, {result.seconds:.1f} s", style="dim"
+    )
+
+
+def _table(result: demo.Demonstration, width: int) -> Table:
+    from rich import box  # noqa: PLC0415 -- from the tools extra
+    from rich.table import Table  # noqa: PLC0415
+
+    first, second = (f"{host}:{port}" for host, port in demo.DESTINATIONS)
+    table = Table(
+        title=f"{result.ports.size:,} source ports ({result.ports}) of {demo.SOURCE}\n"
+        f"first line of each way: to {first}, second line: to {second}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        width=width,
+    )
+    table.add_column()
+    table.add_column("way")
+    table.add_column("opened", justify="right")
+    table.add_column("per\nsecond", justify="right")
+    table.add_column("errno")
+    table.add_column("stopped")
+    table.add_column("duplicates", justify="right")
+    table.add_column("echoing", justify="right")
+    for number, way in enumerate(result.ways):
+        new = number == 0 or result.ways[number - 1].protocol != way.protocol
+        if new and number:
+            table.add_section()
+        heads = [way.protocol.upper() if new else "", way.technique]
+        tails = [
+            _marked(f"{way.duplicates:,}", "red", where=way.duplicates > 0),
+            _marked(f"{way.echoed:,}", "red", where=way.echoed < way.opened),
+        ]
+        for opening in way.openings:
+            table.add_row(
+                *heads,
+                f"{opening.opened:,}",
+                f"{opening.rate:,.0f}" if opening.opened else "",
+                errno.errorcode.get(opening.errno, "none"),
+                _marked(_STOPPED[opening.stopped], "yellow", where=opening.stopped != demo.FULL),
+                *tails,
+                style="bold" if way.technique == demo.CONNECTX else None,
+            )
+            heads, tails = ["", ""], ["", ""]
+    return table
+
+
+def _marked(text: str, colour: str, *, where: bool) -> str:
+    return f"[{colour}]{text}[/]" if where else text

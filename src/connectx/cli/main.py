@@ -1,0 +1,131 @@
+"""The ``connectx`` command: finds the subcommand, and turns how it ends into an exit status.
+
+A subcommand is a module of this package that has what :class:`Command` lists. It imports only the
+standard library and connectx when it is imported; packages of the ``tools`` extra wait until it
+runs, so that ``--help`` and ``--version`` work without them.
+"""
+
+import argparse
+import importlib
+import os
+import select
+import sys
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+from connectx import __version__
+
+#: The subcommands, by module name; the command line has ``-`` for ``_``.
+COMMANDS: Final = ("demo",)
+
+#: The packages that the ``tools`` extra brings, by import name.
+TOOLS: Final = frozenset({"rich"})
+
+OK: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+#: 128 + SIGINT, as shells report it.
+INTERRUPTED: Final = 130
+
+EPILOG: Final = f"""\
+exit status:
+  {OK}    all is well
+  {FAILED}    the command failed, or found what it was asked to look for
+  {WRONG_USAGE}    wrong usage, or a missing package
+  {INTERRUPTED}  interrupted with Ctrl-C
+"""
+
+
+class Command(Protocol):
+    """What a subcommand's module has."""
+
+    #: As typed on the command line.
+    NAME: str
+    #: One line for ``connectx --help``.
+    HELP: str
+    #: How it is typed, shown at the end of its own ``--help``.
+    EXAMPLE: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work and return the exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status, as :data:`EPILOG` lists them.
+
+    ``argv`` is what follows the program's name; ``None`` takes the process's own. As argparse
+    does it, ``--help``, ``--version`` and wrong usage raise SystemExit.
+    """
+    try:
+        try:
+            return _dispatch(sys.argv[1:] if argv is None else argv)
+        finally:
+            # Here, because a reader that has gone cannot be handled at interpreter exit.
+            print(end="", flush=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        # What is still buffered would raise again at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in TOOLS:
+            raise
+        print(
+            f"connectx: this command needs {error.name}: pip install 'connectx[tools]'",
+            file=sys.stderr,
+        )
+        return WRONG_USAGE
+
+
+def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for a command line, with no more subcommands than it needs.
+
+    Importing one costs more than all the rest: a subcommand that is named comes
+    alone, ``--version`` without any.
+    """
+    first = argv[0].replace("-", "_") if argv else ""
+    if argv[:1] == ["--version"]:
+        names: Sequence[str] = ()
+    elif first in COMMANDS:
+        names = [first]
+    else:
+        names = COMMANDS
+    parser = argparse.ArgumentParser(
+        prog="connectx",
+        description="Outgoing TCP and UDP connections limited by the 4-tuple, not the port range.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"connectx {__version__}")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for name in names:
+        command = cast("Command", importlib.import_module(f"connectx.cli.{name}"))
+        subparser = subparsers.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.HELP,
+            epilog=f"example:\n  {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.configure(subparser)
+        subparser.set_defaults(command=command)
+    return parser
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    arguments = parser_for(argv).parse_args(argv)
+    command: Command = arguments.command
+    return command.run(arguments)
+
+
+def _reader_has_gone() -> bool:
+    """Tell a broken pipe behind standard output from one of the command's own sockets."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

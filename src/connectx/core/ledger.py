@@ -1,0 +1,174 @@
+"""Which source ports are free toward one destination, as far as we know.
+
+A ledger is a hint and never a promise: other processes open and close sockets
+without telling us, so the kernel decides about every port we propose, and each
+refusal corrects the ledger. What it buys is that near exhaustion the next free
+port is found by one ``memchr`` instead of thousands of probes in the kernel.
+
+One byte a port, and only for a destination that needs it: a ledger begins with
+the namespace's shared template and copies it when the first port is refused.
+Until then ports are drawn at random and collisions are rare, so a crawler with
+one connection to each of a million destinations pays for no map at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from connectx.addresses import PortRange
+
+FREE: Final = 0
+#: Proposed, and since then in use or about to be by a socket that will report its end.
+PROPOSED: Final = 1
+#: Refused by the kernel, or in use by a socket whose end nobody will report.
+TAKEN: Final = 2
+#: In ``net.ipv4.ip_local_reserved_ports``.
+RESERVED: Final = 3
+
+_FREE_BYTE: Final = bytes([FREE])
+_TAKEN_BYTE: Final = bytes([TAKEN])
+
+#: Ports drawn at once for a busy destination. Drawing them one by one would cost a
+#: connection as much as two of its system calls.
+_BATCH: Final = 64
+
+
+def template(ports: PortRange, reserved: Iterable[PortRange]) -> bytes:
+    """The states of a range in which nothing is open yet."""
+    states = bytearray(ports.size)
+    for hole in reserved:
+        first = max(hole.low, ports.low) - ports.low
+        last = min(hole.high, ports.high) - ports.low
+        if first <= last:
+            states[first : last + 1] = bytes([RESERVED]) * (last - first + 1)
+    return bytes(states)
+
+
+class Ledger:
+    """The free source ports toward one destination.
+
+    Safe under threads without a lock, which would cost every connection more than
+    what it prevents: should two threads come to propose the same port, the kernel
+    refuses one of them.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_draw",
+        "_in_use",
+        "_low",
+        "_proposals",
+        "_states",
+        "_template",
+    )
+
+    def __init__(
+        self, low: int, template: bytes, draw: Callable[[int], Sequence[int]]
+    ) -> None:
+        """
+        low: the first port of the range.
+        template: the states of its ports while nothing is open.
+        draw: gives as many numbers as asked for, of 32 bits each, that nobody else
+        can foresee.
+        """
+        self._low = low
+        self._template = template
+        self._states: bytes | bytearray = template
+        self._draw = draw
+        self._proposals: list[int] = []
+        self._batch = 1
+        self._in_use = 0
+
+    def propose(self) -> int:
+        """A port that may be free, or 0 when none is known to be.
+
+        What becomes of it is to be told: `released` or `refused` or `held`.
+        """
+        try:
+            port = self._proposals.pop()
+        except IndexError:
+            port = self._propose_anew()
+            if not port:
+                return 0
+        self._in_use += 1
+        return port
+
+    def released(self, port: int) -> None:
+        """The port is free again, or has not been used after all."""
+        self._in_use -= 1
+        if self._states is self._template:
+            return
+        if self._in_use > 0:
+            self._mark(port, FREE)
+        else:
+            # Nothing is open: an idle destination holds no map.
+            self._forget(self._template)
+
+    def refused(self, port: int) -> None:
+        """The kernel refused the port: from now on a map is worth its size."""
+        self._in_use -= 1
+        if self._states is self._template:
+            self._states = bytearray(self._template)
+            for proposal in self._proposals:
+                self._mark(proposal, PROPOSED)
+        self._mark(port, TAKEN)
+
+    def held(self, port: int) -> None:
+        """The port is in use by a socket whose end nobody will report."""
+        self._mark(port, TAKEN)
+
+    def survey(self, taken: Iterable[int]) -> bool:
+        """Begin again from what the kernel says is in use; whether any port is left."""
+        states = bytearray(self._template)
+        low, size = self._low, len(states)
+        for port in taken:
+            if 0 <= port - low < size:
+                states[port - low] = TAKEN
+        self._forget(states)
+        return states.find(FREE) >= 0
+
+    def recycle(self) -> None:
+        """Where no port is left, give those that were refused another chance.
+
+        Whoever held them may be gone; nobody told us.
+        """
+        states = self._states
+        if not self._proposals and states.find(FREE) < 0:
+            self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
+
+    def _propose_anew(self) -> int:
+        """Draw a batch of ports; returns one of them, 0 if there are none.
+
+        Each is a random port, or the next free one after it: RFC 6056, algorithm 1.
+        """
+        states = self._states
+        size = len(states)
+        proposals = []
+        for number in self._draw(self._batch):
+            index = states.find(FREE, number % size)
+            if index < 0:
+                index = states.find(FREE)
+                if index < 0:
+                    break
+            if states is not self._template:
+                states[index] = PROPOSED  # type: ignore[index]  # a bytearray, by now
+            proposals.append(self._low + index)
+        self._batch = min(2 * self._batch, _BATCH)
+        port = proposals.pop() if proposals else 0
+        self._proposals = proposals
+        return port
+
+    def _forget(self, states: bytes | bytearray) -> None:
+        self._states = states
+        self._proposals = []
+        self._batch = 1
+
+    def _mark(self, port: int, state: int) -> None:
+        states = self._states
+        index = port - self._low
+        if isinstance(states, bytearray) and 0 <= index < len(states):
+            states[index] = state

@@ -1,0 +1,419 @@
+"""Every way to choose a source port, as data.
+
+A strategy is a set of programs, one for each kind of call: stream or datagram,
+any source port or one that was asked for. A program is a table of states; a
+state is something to do with the socket and, for each outcome, the state that
+follows. `attempt.py` walks the tables and knows no strategy; adding one means
+adding a table here.
+
+The rules, in words:
+
+- TCP, any port: the ledger proposes a port and a one-port window tries it; a
+  refusal is followed by the kernel's own search over the full range, whose
+  verdict is final. On kernels that search one parity first (before 6.8) the
+  search costs milliseconds near exhaustion, so more proposals come before it.
+- TCP, a port asked for: a one-port window, which shares ports with everything
+  that connect() chooses. Where that is refused we look at the 4-tuple: if it is
+  connected, it is in use; if there is nothing or only a TIME_WAIT, SO_REUSEADDR
+  and bind() get through, since an explicit bind may take a TIME_WAIT over.
+- UDP: the lock (connectx.linux.udp_claim), on a port that the ledger proposes
+  or that was asked for. When the ledger has nothing left, the kernel's list of
+  sockets is read once, and what it shows to be free is tried.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeAlias
+
+from connectx.addresses import HIGHEST_PORT
+
+
+class Action(enum.Enum):
+    """What a driver does with the socket."""
+
+    #: Let the kernel choose the port, with no window: what connect() does unaided.
+    KERNEL = "kernel"
+    #: Set IP_LOCAL_PORT_RANGE to the attempt's window and connect.
+    WINDOW = "window"
+    #: Bind the source and the attempt's port without SO_REUSEADDR, and connect.
+    EXCLUSIVE_BIND = "exclusive bind"
+    #: Bind the source and the attempt's port with SO_REUSEADDR, and connect.
+    SHARED_BIND = "shared bind"
+    #: Look whether a socket is on the 4-tuple.
+    LOOK = "look"
+    #: The UDP lock on the attempt's port.
+    CLAIM = "claim"
+    #: Read from the kernel which ports are in use toward the destination.
+    SURVEY = "survey"
+
+
+class Outcome(enum.Enum):
+    """What came of an action that did not connect the socket."""
+
+    #: connect() found no port or 4-tuple free (TCP: EADDRNOTAVAIL, UDP: EAGAIN).
+    UNAVAILABLE = "unavailable"
+    #: bind() was refused (EADDRINUSE).
+    IN_USE = "in use"
+    #: UDP: another socket is connected on the 4-tuple; or LOOK found one.
+    OCCUPIED = "occupied"
+    #: UDP: another socket bound the port after us and may connect first.
+    OVERTAKEN = "overtaken"
+    #: LOOK found a TIME_WAIT on the 4-tuple.
+    TIME_WAIT = "time-wait"
+    #: LOOK found nothing on the 4-tuple.
+    NOTHING = "nothing"
+    #: SURVEY found ports that look free, or none.
+    SOME_FREE = "some free"
+    NONE_FREE = "none free"
+
+
+class Verdict(enum.Enum):
+    """Why an attempt ended without a connection."""
+
+    EXHAUSTED = "no source port is free toward the destination"
+    TUPLE_IN_USE = "the 4-tuple asked for is taken"
+    PORT_HELD = "the source port asked for is held"
+
+
+class Pick(enum.Enum):
+    """Where an action's port, or window of ports, comes from."""
+
+    NONE = "none"
+    LEDGER = "ledger"
+    ASKED = "asked"
+    FULL_RANGE = "full range"
+    RANDOM_WINDOW = "random window"
+
+
+class State(NamedTuple):
+    """One row of a program.
+
+    limit: how many times in a row the state may be entered; `spent` follows
+    after that, and where its pick has no port to offer.
+    """
+
+    action: Action
+    pick: Pick
+    then: Mapping[Outcome, str | Verdict]
+    limit: int = 1
+    spent: str | Verdict = Verdict.EXHAUSTED
+
+
+#: States by name; the first is where an attempt begins.
+Program: TypeAlias = Mapping[str, State]
+
+
+class Case(enum.Enum):
+    """What kind of call a program serves."""
+
+    STREAM_ANY_PORT = "stream, any source port"
+    STREAM_ASKED_PORT = "stream, a source port asked for"
+    DATAGRAM_ANY_PORT = "datagram, any source port"
+    DATAGRAM_ASKED_PORT = "datagram, a source port asked for"
+
+
+class Need(enum.Enum):
+    """What a program cannot do without, in words that complete "needs ..."."""
+
+    WINDOW = "IP_LOCAL_PORT_RANGE for this protocol (Linux 6.3, 6.1.32, MPTCP 6.8)"
+    FAST_SEARCH = "a kernel that searches a window in steps of one (Linux 6.8)"
+    PORT_IN_RANGE = "a source port inside ip_local_port_range that is not reserved"
+    OWN_SOCKET = "sockets it may replace: use create_connection()"
+
+
+class Row(NamedTuple):
+    """A program and when it serves."""
+
+    case: Case
+    needs: frozenset[Need]
+    program: Program
+
+
+class Strategy(NamedTuple):
+    """A named way to choose source ports.
+
+    window: ports in a random window, for `Pick.RANDOM_WINDOW`.
+    """
+
+    name: str
+    summary: str
+    rows: tuple[Row, ...]
+    window: int = 0
+
+    def program(self, case: Case, available: frozenset[Need]) -> Program | None:
+        """The first program that serves the case with what is available, if any does."""
+        for row in self.rows:
+            if row.case is case and row.needs <= available:
+                return row.program
+        return None
+
+    def missing(self, case: Case, available: frozenset[Need]) -> frozenset[Need]:
+        """What keeps the case from being served; empty where nothing ever will."""
+        for row in self.rows:
+            if row.case is case:
+                return row.needs - available
+        return frozenset()
+
+
+# How often to try.
+
+#: Refused proposals before the kernel is asked to search: it finds a port in
+#: about the time of one proposal where it searches with a step of one (6.8 and
+#: later), and in that of a hundred where it exhausts one parity first.
+PROPOSALS_BEFORE_FAST_SEARCH: Final = 2
+PROPOSALS_BEFORE_SLOW_SEARCH: Final = 64
+
+#: Refused claims before the list of sockets is read: 64 cost about what it does.
+CLAIMS_BEFORE_SURVEY: Final = 64
+
+#: Surveys in one attempt. One settles it unless other processes are at the same
+#: ports at the same moment: a claim that is only being tried refuses us as well.
+SURVEYS: Final = 3
+
+#: Tries at one asked-for UDP port. EADDRINUSE and being overtaken may be the
+#: passing effect of another claim, which takes some 10 µs.
+CLAIMS_OF_ONE_PORT: Final = 64
+
+#: Random windows tried before giving up: the article's technique has no last word.
+RANDOM_WINDOWS: Final = 16
+
+DEFAULT_WINDOW: Final = 500
+
+
+# Programs.
+
+
+def _propose_then_search(proposals: int) -> Program:
+    return {
+        "propose": State(
+            Action.WINDOW,
+            Pick.LEDGER,
+            {Outcome.UNAVAILABLE: "propose"},
+            limit=proposals,
+            spent="search",
+        ),
+        **_SEARCH,
+    }
+
+
+_KERNEL: Final[Program] = {
+    "connect": State(
+        Action.KERNEL,
+        Pick.NONE,
+        {Outcome.UNAVAILABLE: Verdict.EXHAUSTED, Outcome.IN_USE: Verdict.EXHAUSTED},
+    ),
+}
+
+_EXCLUSIVE: Final[Program] = {
+    "bind": State(
+        Action.EXCLUSIVE_BIND,
+        Pick.ASKED,
+        {Outcome.IN_USE: Verdict.PORT_HELD, Outcome.UNAVAILABLE: Verdict.TUPLE_IN_USE},
+    ),
+}
+
+_SEARCH: Final[Program] = {
+    "search": State(
+        Action.WINDOW, Pick.FULL_RANGE, {Outcome.UNAVAILABLE: Verdict.EXHAUSTED}
+    ),
+}
+
+_SHIFT: Final[Program] = {
+    "window": State(
+        Action.WINDOW,
+        Pick.RANDOM_WINDOW,
+        {Outcome.UNAVAILABLE: "window"},
+        limit=RANDOM_WINDOWS,
+    ),
+}
+
+
+def _propose_then_survey(action: Action, proposals: int, refusals: tuple[Outcome, ...]) -> Program:
+    """Propose from the ledger; when that gets nowhere, from what the kernel shows to be free.
+
+    A refused proposal leaves the ledger, so going through it ends.
+    """
+    program: dict[str, State] = {}
+    name = "propose"
+    limit = proposals
+    for number in range(1, SURVEYS + 1):
+        survey = f"survey {number}"
+        settle = f"settle {number}"
+        program[name] = State(
+            action, Pick.LEDGER, dict.fromkeys(refusals, name), limit=limit, spent=survey
+        )
+        program[survey] = State(
+            Action.SURVEY,
+            Pick.NONE,
+            {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: Verdict.EXHAUSTED},
+        )
+        name = settle
+        limit = HIGHEST_PORT
+    program[name] = State(action, Pick.LEDGER, dict.fromkeys(refusals, name), limit=limit)
+    return program
+
+
+# An explicit bind that fails at connect() leaves the socket bound for good
+# (connect(AF_UNSPEC) does not release it), so we look before we bind.
+_LOOK_THEN_BIND: Final[Program] = {
+    "look": State(
+        Action.LOOK,
+        Pick.ASKED,
+        {
+            Outcome.OCCUPIED: Verdict.TUPLE_IN_USE,
+            Outcome.TIME_WAIT: "take over",
+            Outcome.NOTHING: "bind",
+        },
+    ),
+    "bind": State(
+        Action.SHARED_BIND,
+        Pick.ASKED,
+        {Outcome.IN_USE: Verdict.PORT_HELD, Outcome.UNAVAILABLE: Verdict.TUPLE_IN_USE},
+    ),
+    # A TIME_WAIT whose socket had no SO_REUSEADDR, or no timestamps, stays in the way.
+    "take over": State(
+        Action.SHARED_BIND,
+        Pick.ASKED,
+        {Outcome.IN_USE: Verdict.TUPLE_IN_USE, Outcome.UNAVAILABLE: Verdict.TUPLE_IN_USE},
+    ),
+}
+
+_WINDOW_THEN_BIND: Final[Program] = {
+    "window": State(Action.WINDOW, Pick.ASKED, {Outcome.UNAVAILABLE: "look"}),
+    **_LOOK_THEN_BIND,
+}
+
+_CLAIM_ASKED: Final[Program] = {
+    "claim": State(
+        Action.CLAIM,
+        Pick.ASKED,
+        {
+            Outcome.OCCUPIED: Verdict.TUPLE_IN_USE,
+            Outcome.IN_USE: "claim",
+            Outcome.OVERTAKEN: "claim",
+        },
+        limit=CLAIMS_OF_ONE_PORT,
+        spent=Verdict.PORT_HELD,
+    ),
+}
+
+
+# The table of strategies.
+
+
+def _row(case: Case, program: Program, *needs: Need) -> Row:
+    return Row(case, frozenset(needs), program)
+
+
+_ASKED_ROWS: Final = (
+    _row(Case.STREAM_ASKED_PORT, _WINDOW_THEN_BIND, Need.WINDOW, Need.PORT_IN_RANGE),
+    _row(Case.STREAM_ASKED_PORT, _LOOK_THEN_BIND),
+)
+
+_AUTO: Final = Strategy(
+    "auto",
+    "the best this kernel can do; the default",
+    (
+        _row(
+            Case.STREAM_ANY_PORT,
+            _propose_then_search(PROPOSALS_BEFORE_FAST_SEARCH),
+            Need.WINDOW,
+            Need.FAST_SEARCH,
+        ),
+        _row(
+            Case.STREAM_ANY_PORT,
+            _propose_then_search(PROPOSALS_BEFORE_SLOW_SEARCH),
+            Need.WINDOW,
+        ),
+        _row(Case.STREAM_ANY_PORT, _KERNEL),
+        *_ASKED_ROWS,
+        _row(
+            Case.DATAGRAM_ANY_PORT,
+            _propose_then_survey(
+                Action.CLAIM,
+                CLAIMS_BEFORE_SURVEY,
+                (Outcome.IN_USE, Outcome.OCCUPIED, Outcome.OVERTAKEN),
+            ),
+        ),
+        _row(Case.DATAGRAM_ASKED_PORT, _CLAIM_ASKED),
+    ),
+)
+
+STRATEGIES: Final[Mapping[str, Strategy]] = {
+    strategy.name: strategy
+    for strategy in (
+        _AUTO,
+        Strategy(
+            "kernel",
+            "what the kernel does unaided: one parity of the range first, then the other",
+            (
+                _row(Case.STREAM_ANY_PORT, _KERNEL),
+                _row(Case.STREAM_ASKED_PORT, _EXCLUSIVE),
+                _row(Case.DATAGRAM_ANY_PORT, _KERNEL),
+                _row(Case.DATAGRAM_ASKED_PORT, _EXCLUSIVE),
+            ),
+        ),
+        Strategy(
+            "full-range",
+            "the kernel's search over the whole range, in steps of one from Linux 6.8",
+            (_row(Case.STREAM_ANY_PORT, _SEARCH, Need.WINDOW), *_ASKED_ROWS),
+        ),
+        Strategy(
+            "shifting-window",
+            "a window of random position (shifting-window:SIZE, 500 ports by default)",
+            (_row(Case.STREAM_ANY_PORT, _SHIFT, Need.WINDOW), *_ASKED_ROWS),
+            window=DEFAULT_WINDOW,
+        ),
+        Strategy(
+            "one-port",
+            "windows of one port that our own ledger of free ports proposes",
+            (
+                _row(
+                    Case.STREAM_ANY_PORT,
+                    _propose_then_survey(
+                        Action.WINDOW, PROPOSALS_BEFORE_SLOW_SEARCH, (Outcome.UNAVAILABLE,)
+                    ),
+                    Need.WINDOW,
+                ),
+                *_ASKED_ROWS,
+            ),
+        ),
+        Strategy(
+            "explicit-bind",
+            "select a port, bind it with SO_REUSEADDR, test it by connecting, repeat",
+            (
+                _row(
+                    Case.STREAM_ANY_PORT,
+                    _propose_then_survey(
+                        Action.SHARED_BIND,
+                        PROPOSALS_BEFORE_SLOW_SEARCH,
+                        (Outcome.UNAVAILABLE, Outcome.IN_USE),
+                    ),
+                    Need.OWN_SOCKET,
+                ),
+                _row(Case.STREAM_ASKED_PORT, _LOOK_THEN_BIND),
+            ),
+        ),
+    )
+}
+
+
+def named(name: str) -> Strategy:
+    """The strategy of that name; "shifting-window:1000" sets the window's size.
+
+    Raises ValueError for a name or a size that does not exist.
+    """
+    base, colon, size = name.partition(":")
+    strategy = STRATEGIES.get(base)
+    if strategy is None:
+        known = ", ".join(STRATEGIES)
+        raise ValueError(f"unknown strategy {name!r}: choose one of {known}")
+    if not colon:
+        return strategy
+    if not strategy.window:
+        raise ValueError(f"strategy {base!r} takes no window size: {name!r}")
+    if not size.isdecimal() or not 1 <= int(size) <= HIGHEST_PORT:
+        raise ValueError(f"a window holds 1 to {HIGHEST_PORT} ports, not {size!r}")
+    return strategy._replace(name=name, window=int(size))

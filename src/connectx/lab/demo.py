@@ -1,0 +1,411 @@
+"""How many connections one address can have, opened in the usual ways and with connectx.
+
+Each way gets a fresh private network with an echo server on two destinations,
+and opens connections from one source address: to the first destination until
+there are as many as ports or the way gives out, then to the second. After
+that, every connection says something of its own to the server and listens for
+it to come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import platform
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import connectx
+from connectx.addresses import PortRange
+from connectx.lab import echo
+from connectx.lab.workers import SPARE_DESCRIPTORS, Crew, Worker, descriptor_limit, descriptors_free
+from connectx.testing.namespaces import experiment_network
+from connectx.testing.servers import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from connectx.lab.workers import Report
+
+    Address: TypeAlias = tuple[str, int]
+    Technique: TypeAlias = Callable[[socket.SocketKind, Address], socket.socket]
+
+SOURCE: Final = "127.0.0.1"
+#: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
+DESTINATIONS: Final[tuple[Address, ...]] = (("127.0.0.2", 7), ("127.0.0.3", 7))
+MARKER_SOURCE: Final = "127.0.0.4"
+
+#: What the kernel gives a new namespace.
+DEFAULT_PORTS: Final = PortRange(32768, 60999)
+#: A range may not begin below net.ipv4.ip_unprivileged_port_start.
+LOWEST_PORT: Final = 1024
+
+PROTOCOLS: Final[Mapping[str, socket.SocketKind]] = {
+    "tcp": socket.SOCK_STREAM,
+    "udp": socket.SOCK_DGRAM,
+}
+
+#: What means "no source port is left". Any other error is the experiment's own failure.
+REFUSALS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN})
+FAILURES_IN_A_ROW: Final = 50
+#: Seconds that a way may take for each destination.
+PATIENCE: Final = 8.0
+
+FULL: Final = "as many as ports"
+REFUSED: Final = f"failed {FAILURES_IN_A_ROW} times in a row"
+SLOW: Final = "too slow to wait for"
+
+#: Both ends of a TCP connection and the Python objects around them, as measured, and half as
+#: much again; and what a worker has for itself.
+BYTES_PER_CONNECTION: Final = 10_000
+BYTES_PER_WORKER: Final = 2_000_000
+
+_REPORT_EVERY: Final = 0.1  # seconds
+_FOUR_TUPLE: Final = struct.Struct("!4sH4sH")
+
+
+class CannotStartError(Exception):
+    """This machine lacks something that the experiment needs; the message says what."""
+
+
+class Opening(NamedTuple):
+    """How far one way has come toward one destination.
+
+    opened: connections that are open.
+    seconds: the time until the last of them was.
+    spent: the time altogether, later failures included.
+    failures: how many since the last success.
+    errno: of the last failure, 0 for none.
+    stopped: FULL, REFUSED or SLOW; "" while it may go on.
+    """
+
+    opened: int = 0
+    seconds: float = 0.0
+    spent: float = 0.0
+    failures: int = 0
+    errno: int = 0
+    stopped: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Connections per second."""
+        return self.opened / self.seconds if self.opened else 0.0
+
+
+class Way(NamedTuple):
+    """What came of one way to open connections.
+
+    openings: one for each of DESTINATIONS.
+    duplicates: how many sockets are on a 4-tuple that another one was on before them.
+    echoed: connections whose token came back to them.
+    """
+
+    protocol: str
+    technique: str
+    openings: tuple[Opening, ...]
+    duplicates: int
+    echoed: int
+
+    @property
+    def opened(self) -> int:
+        """Connections open to all destinations together."""
+        return sum(opening.opened for opening in self.openings)
+
+    @property
+    def flawless(self) -> bool:
+        """Whether every port serves every destination, and each connection works."""
+        return (
+            all(opening.stopped == FULL for opening in self.openings)
+            and not self.duplicates
+            and self.echoed == self.opened
+        )
+
+
+class Demonstration(NamedTuple):
+    """What came of all the ways, and where.
+
+    kernel: the release of the running kernel.
+    cores: how many CPUs this process may use.
+    seconds: how long it all took.
+    """
+
+    kernel: str
+    cores: int
+    ports: PortRange
+    seconds: float
+    ways: tuple[Way, ...]
+
+
+class Moment(NamedTuple):
+    """How far the experiment is: `done` of at most `total` connections are opened or echoed."""
+
+    protocol: str
+    technique: str
+    phase: str
+    done: int
+    total: int
+
+
+# The ways.
+
+
+def connect(kind: socket.SocketKind, destination: Address) -> socket.socket:
+    """Leave address and port to the kernel."""
+    with contextlib.ExitStack() as on_error:
+        sock = on_error.enter_context(socket.socket(socket.AF_INET, kind))
+        sock.connect(destination)
+        on_error.pop_all()
+    return sock
+
+
+def bind_connect(kind: socket.SocketKind, destination: Address) -> socket.socket:
+    """Choose the source address, as socket.create_connection() does it."""
+    with contextlib.ExitStack() as on_error:
+        sock = on_error.enter_context(socket.socket(socket.AF_INET, kind))
+        sock.bind((SOURCE, 0))
+        sock.connect(destination)
+        on_error.pop_all()
+    return sock
+
+
+def reuseaddr_bind_connect(kind: socket.SocketKind, destination: Address) -> socket.socket:
+    """Choose the source address, with what is usually tried against EADDRINUSE."""
+    with contextlib.ExitStack() as on_error:
+        sock = on_error.enter_context(socket.socket(socket.AF_INET, kind))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((SOURCE, 0))
+        sock.connect(destination)
+        on_error.pop_all()
+    return sock
+
+
+def create_connection(kind: socket.SocketKind, destination: Address) -> socket.socket:
+    """Choose the source address with this library."""
+    return connectx.create_connection(destination, source_address=(SOURCE, 0), type=kind)
+
+
+CONNECTX: Final = "connectx"
+TECHNIQUES: Final[Mapping[str, Technique]] = {
+    "connect": connect,
+    "bind": bind_connect,
+    "SO_REUSEADDR": reuseaddr_bind_connect,
+    CONNECTX: create_connection,
+}
+
+
+# What the workers do.
+
+
+def open_connections(
+    sockets: list[socket.socket],
+    report: Report,
+    technique: Technique,
+    kind: socket.SocketKind,
+    destination: Address,
+    ports: int,
+    before: Opening,
+) -> Opening:
+    """Open connections until the way is done or this worker's descriptors are used up.
+
+    Once there are as many as ports, one more try shows the errno of an exhausted range.
+
+    before: how far other workers have come.
+    """
+    room = len(sockets) + descriptors_free()
+    opened, seconds, spent, failures, number, stopped = before
+    begun = time.monotonic() - spent
+    reported = spent
+    while not stopped and len(sockets) < room:
+        try:
+            sock = technique(kind, destination)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            number = error.errno
+            failures += 1
+        else:
+            if opened == ports:
+                sock.close()
+                return Opening(opened, seconds, spent, stopped=FULL)
+            sockets.append(sock)
+            opened += 1
+            failures = 0
+            seconds = time.monotonic() - begun
+        spent = time.monotonic() - begun
+        if failures and opened == ports:
+            stopped = FULL
+        elif failures == FAILURES_IN_A_ROW:
+            stopped = REFUSED
+        elif spent > PATIENCE:
+            stopped = SLOW
+        if spent - reported > _REPORT_EVERY:
+            report(opened)
+            reported = spent
+    return Opening(opened, seconds, spent, failures, number, stopped)
+
+
+def four_tuples(sockets: Sequence[socket.socket], _: Report) -> list[bytes]:
+    """The 4-tuples that the sockets say they are on, packed, since there are so many."""
+    packed = []
+    for sock in sockets:
+        host, port = sock.getsockname()
+        peer, peer_port = sock.getpeername()
+        packed.append(
+            _FOUR_TUPLE.pack(socket.inet_aton(host), port, socket.inet_aton(peer), peer_port)
+        )
+    return packed
+
+
+# The experiment.
+
+
+def run(
+    protocols: Collection[str], ports: PortRange, watch: Callable[[Moment], None]
+) -> Demonstration:
+    """Try every way with each of the protocols; `watch` is told how it goes.
+
+    Of an ordinary user's process this makes the root of a user namespace, from
+    which there is no way back: give it a process of its own.
+
+    Raises CannotStartError before anything is tried; later ChildProcessError,
+    TimeoutError or another OSError if the experiment itself fails.
+    """
+    _check_resources(ports)
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        try:
+            # The ways' own networks are nested in this one, because there is a
+            # way back from these even where there is none from the first.
+            stack.enter_context(experiment_network())
+        except OSError as error:
+            raise CannotStartError(str(error)) from error
+        ways = tuple(
+            _Trial(protocol, technique, ports, watch).run()
+            for protocol in PROTOCOLS
+            if protocol in protocols
+            for technique in TECHNIQUES
+        )
+    seconds = time.monotonic() - begun
+    return Demonstration(platform.release(), len(os.sched_getaffinity(0)), ports, seconds, ways)
+
+
+def _check_resources(ports: PortRange) -> None:
+    connections = ports.size * len(DESTINATIONS)
+    limit = descriptor_limit()
+    share = limit - 2 * SPARE_DESCRIPTORS
+    # Clients hold one end of the connections and servers the other; this
+    # process has a pipe to each of them.
+    workers = 2 * math.ceil(connections / share) if share > 0 else 0
+    if workers >= share:
+        raise CannotStartError(
+            f"a process may have {limit:,} descriptors here (ulimit -H -n), too few to spread "
+            f"{connections:,} connections over processes; try a smaller range with --ports"
+        )
+    needed = connections * BYTES_PER_CONNECTION + workers * BYTES_PER_WORKER
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].removesuffix("kB")) * 1024
+    if available < needed:
+        raise CannotStartError(
+            f"{connections:,} connections and their server need {needed >> 20:,} MiB of memory, "
+            f"and {available >> 20:,} MiB are available; try a smaller range with --ports"
+        )
+
+
+class _Trial:
+    """One way, tried in a network of its own."""
+
+    def __init__(
+        self, protocol: str, technique: str, ports: PortRange, watch: Callable[[Moment], None]
+    ) -> None:
+        self._protocol = protocol
+        self._kind = PROTOCOLS[protocol]
+        self._technique = technique
+        self._ports = ports
+        self._watch = watch
+        self._crew = Crew()
+        self._clients: list[Worker[list[socket.socket]]] = []
+
+    def run(self) -> Way:
+        """Open, count, echo, and leave nothing behind."""
+        with experiment_network() as network, Servers() as servers, self._crew:
+            network.port_range(*self._ports)
+            stream = self._kind == socket.SOCK_STREAM
+            make = servers.listen if stream else servers.receive
+            server_sockets = [make(*destination) for destination in DESTINATIONS]
+
+            self._clients.append(self._crew.fork([]))
+            openings: list[Opening] = []
+            for destination in DESTINATIONS:
+                openings.append(self._open(destination, sum(each.opened for each in openings)))
+
+            held = [client.start(four_tuples).result() for client in self._clients]
+            total = sum(len(share) for share in held)
+
+            if stream:
+                self._accept(server_sockets, [opening.opened for opening in openings])
+            else:
+                self._crew.fork(server_sockets).start(echo.serve_datagrams)
+            return Way(
+                self._protocol,
+                self._technique,
+                tuple(openings),
+                duplicates=total - len(set().union(*held)),
+                echoed=self._echo([len(share) for share in held]),
+            )
+
+    def _open(self, destination: Address, already: int) -> Opening:
+        progress = functools.partial(
+            self._tell, "opening", self._ports.size * len(DESTINATIONS), already
+        )
+        opening = Opening()
+        while True:
+            job = self._clients[-1].start(
+                open_connections,
+                TECHNIQUES[self._technique],
+                self._kind,
+                destination,
+                self._ports.size,
+                opening,
+            )
+            opening = job.result(progress)
+            progress(opening.opened)
+            if opening.stopped:
+                return opening
+            self._clients.append(self._crew.fork([]))
+
+    def _accept(self, listeners: list[socket.socket], waiting: list[int]) -> None:
+        # Up to now the connections waited in the accept queues, where they need
+        # no descriptor and no server takes time from those that open them.
+        while any(waiting):
+            server = self._crew.fork(listeners)
+            room = descriptors_free()
+            counts = []
+            for index, count in enumerate(waiting):
+                counts.append(min(count, room))
+                room -= counts[-1]
+                waiting[index] -= counts[-1]
+            server.start(echo.serve_streams, counts)
+
+    def _echo(self, shares: Sequence[int]) -> int:
+        total = sum(shares)
+        echoed = done = 0
+        # One client after the other, so that what is under way stays within the
+        # server's receive buffers.
+        for client, share in zip(self._clients, shares, strict=True):
+            progress = functools.partial(self._tell, "echoing", total, done)
+            if self._kind == socket.SOCK_STREAM:
+                job = client.start(echo.echo_streams, done)
+            else:
+                job = client.start(echo.echo_datagrams, done, MARKER_SOURCE, DESTINATIONS)
+            echoed += job.result(progress)
+            done += share
+        return echoed
+
+    def _tell(self, phase: str, total: int, before: int, count: int) -> None:
+        self._watch(Moment(self._protocol, self._technique, phase, before + count, total))

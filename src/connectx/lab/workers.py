@@ -1,0 +1,235 @@
+"""Child processes that hold an experiment's sockets.
+
+Holding every connection of a full port range takes more descriptors than most
+processes may have, and raising the hard limit takes CAP_SYS_RESOURCE. So the
+sockets live in as many workers as it takes, and the experiment tells each what
+to do with its share. A task is a function at the top of a module: it is sent
+to the worker by name and finds there what earlier tasks have left.
+
+Workers are forked, not started afresh: they are in their creator's network
+namespace, can be given its sockets, and are ready within milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import traceback
+import warnings
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Concatenate,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
+
+from connectx.linux import uapi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
+    from types import TracebackType
+
+    #: How a task tells its count of what is done so far.
+    Report: TypeAlias = Callable[[int], None]
+
+State = TypeVar("State")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+#: Descriptors left free in a worker, for what a task opens besides the sockets it holds.
+SPARE_DESCRIPTORS: Final = 32
+
+
+class _Progress(NamedTuple):
+    done: int
+
+
+class _Returned(NamedTuple):
+    value: object
+
+
+class _Raised(NamedTuple):
+    error: Exception
+
+
+def descriptor_limit() -> int:
+    """How many descriptors a worker may have: the hard limit, to which it raises its soft one."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def descriptors_free() -> int:
+    """How many sockets the calling worker can still open, less SPARE_DESCRIPTORS.
+
+    Asked in its creator: how many a new worker could open, or a few more, since
+    it does not keep the creator's pipes to other workers.
+    """
+    return descriptor_limit() - len(list(Path("/proc/self/fd").iterdir())) - SPARE_DESCRIPTORS
+
+
+class Crew:
+    """The workers of one experiment, which end together.
+
+    Close it, or use it as a context manager. Workers also die with their
+    creator, even with one that was killed, and leave Ctrl-C for it to handle.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[int, Connection] = {}
+
+    def fork(self, state: State) -> Worker[State]:
+        """Start a worker.
+
+        state: the first argument of every task; the worker has its own copy.
+
+        Raises OSError as fork(2) and socketpair(2).
+        """
+        near_end, far_end = Pipe()
+        with contextlib.ExitStack() as on_error, far_end:
+            on_error.enter_context(near_end)
+            parent = os.getpid()
+            with _interrupts_held_back(), warnings.catch_warnings():
+                # Python 3.12 and newer warn of fork() in a process with threads,
+                # which of our users only pytest-xdist is: the worker takes no
+                # lock that another thread could have held.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process = os.fork()
+                if process == 0:
+                    # Others' pipes would take descriptors, and would stay open
+                    # here after their owner has closed them.
+                    for connection in (near_end, *self._workers.values()):
+                        connection.close()
+                    _work(parent, far_end, state)
+                self._workers[process] = near_end
+            on_error.pop_all()
+        return Worker(near_end)
+
+    def close(self) -> None:
+        """Kill all workers and wait until they are gone, their sockets with them."""
+        # All at once, because closing tens of thousands of sockets takes a while.
+        for process in self._workers:
+            os.kill(process, signal.SIGKILL)
+        while self._workers:
+            process, connection = self._workers.popitem()
+            connection.close()
+            os.waitpid(process, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Worker(Generic[State]):
+    """A child process that does one task after the other and keeps a state between them.
+
+    Made by Crew.fork().
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def start(
+        self,
+        task: Callable[Concatenate[State, Report, Arguments], Result],
+        *arguments: Arguments.args,
+        **keywords: Arguments.kwargs,
+    ) -> Job[Result]:
+        """Have the worker call ``task(state, report, …)``, and return at once.
+
+        Arguments and result are pickled, so they cannot be sockets.
+
+        Raises OSError (EPIPE) if the worker has died.
+        """
+        self._connection.send((task, arguments, keywords))
+        return Job(self._connection)
+
+
+class Job(Generic[Result]):
+    """A task that a worker is at. Ask for its result before starting the worker's next."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def result(self, progress: Report | None = None) -> Result:
+        """Wait until the task has ended and return what it returned.
+
+        progress: called with what the task reports.
+
+        Raises what the task raised, and ChildProcessError if the worker died.
+        """
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise ChildProcessError("a worker process died in the middle of a task") from None
+            if isinstance(message, _Raised):
+                raise message.error
+            if isinstance(message, _Returned):
+                return cast("Result", message.value)
+            if progress is not None:
+                progress(message.done)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    # A worker inherits this mask and keeps it: no Ctrl-C can reach it before it
+    # could have said that it takes none.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(parent: int, connection: Connection, state: object) -> NoReturn:
+    status = 1
+    try:
+        ctypes.CDLL(None).prctl(uapi.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The signal comes only for a parent that dies from now on.
+        if os.getppid() == parent:
+            limit = descriptor_limit()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            _do_tasks(connection, state)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        # Not sys.exit(): the creator's frames are below, and must not go on here.
+        os._exit(status)
+
+
+def _do_tasks(connection: Connection, state: object) -> None:
+    def report(done: int) -> None:
+        connection.send(_Progress(done))
+
+    while True:
+        try:
+            task, arguments, keywords = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: _Returned | _Raised = _Returned(task(state, report, *arguments, **keywords))
+        except Exception as error:  # noqa: BLE001 -- the creator raises it
+            error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+            answer = _Raised(error)
+        connection.send(answer)

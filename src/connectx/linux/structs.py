@@ -1,0 +1,59 @@
+"""Layouts of the kernel structures we exchange, each with its size asserted.
+
+Every layout is in native byte order without padding of the compiler's own
+(``=``): the padding the ABI has is written out. Fields the kernel keeps in
+network byte order (ports, addresses) are left as bytes.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+
+def layout(fields: str, size: int) -> Struct:
+    """Compile a native-order layout and check that it has the header's ``sizeof``."""
+    compiled = Struct("=" + fields)
+    if compiled.size != size:
+        msg = f"layout {fields!r} takes {compiled.size} bytes, the kernel's takes {size}"
+        raise AssertionError(msg)
+    return compiled
+
+
+#: linux/netlink.h ``nlmsghdr``: length, type, flags, sequence, port id.
+NLMSGHDR: Final = layout("IHHII", 16)
+
+#: linux/netlink.h ``nlmsgerr``: error (0 or a negative errno), then the request's header.
+NLMSGERR: Final = layout("i16s", 20)
+
+#: linux/netlink.h: what NLMSG_ERROR and NLMSG_DONE begin with, 0 or a negative errno.
+NETLINK_STATUS: Final = layout("i", 4)
+
+#: linux/netlink.h ``nlattr``, linux/rtnetlink.h ``rtattr``: length with header, type.
+RTATTR: Final = layout("HH", 4)
+
+#: linux/inet_diag.h ``inet_diag_sockid``: source port, destination port, source,
+#: destination, interface, cookie (low word first, whatever the machine's byte order).
+INET_DIAG_SOCKID: Final = layout("2s2s16s16sI8s", 48)
+
+#: linux/inet_diag.h ``inet_diag_req_v2``: family, protocol, extensions, padding, states,
+#: ``inet_diag_sockid``.
+INET_DIAG_REQ_V2: Final = layout("BBBxI48s", 56)
+
+#: linux/inet_diag.h ``inet_diag_msg``: family, state, timer, retransmits,
+#: ``inet_diag_sockid``, expires, receive queue, write queue, uid, inode.
+INET_DIAG_MSG: Final = layout("BBBB48sIIIII", 72)
+
+#: linux/inet_diag.h ``inet_diag_bc_op``: code, offset of the next op if yes, if no.
+INET_DIAG_BC_OP: Final = layout("BBH", 4)
+
+#: linux/inet_diag.h ``inet_diag_hostcond``: family, prefix length, port (-1: any);
+#: the address follows.
+INET_DIAG_HOSTCOND: Final = layout("BBxxi", 8)
+
+#: linux/rtnetlink.h ``rtmsg``: family, destination prefix length, source prefix length,
+#: tos, table, protocol, scope, type, flags.
+RTMSG: Final = layout("BBBBBBBBI", 12)
+
+#: include/net/ip.h: the value of IP_LOCAL_PORT_RANGE is one u32, ``low | high << 16``.
+LOCAL_PORT_RANGE: Final = layout("I", 4)

@@ -1,0 +1,448 @@
+"""What we know of a network namespace, found anew at each call from the socket itself.
+
+Ports, sysctls and sockets belong to a network namespace, and a thread may have
+moved to another one since the last call without telling anybody. So each call
+asks its socket which namespace it is in (SO_NETNS_COOKIE) and works with what is
+known of that one. What is known is at most a second old.
+
+Safe under threads: what threads share is replaced, or changed one dictionary
+entry at a time, and netlink sockets are kept per thread. Safe under fork: a child
+starts with nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+import threading
+import weakref
+from array import array
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from connectx.addresses import PortRange
+from connectx.core import strategies
+from connectx.core.attempt import FULL_RANGE, Plan
+from connectx.core.ledger import Ledger, template
+from connectx.core.strategies import Action, Case, Need
+from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
+from connectx.linux import features, sysctl
+from connectx.linux.features import Probe
+from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.route import RouteLookup
+from connectx.linux.sock_diag import TupleLookup
+from connectx.linux.uapi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, SO_NETNS_COOKIE, SOL_SOCKET
+
+if TYPE_CHECKING:
+    from connectx.core.strategies import Program, Strategy
+    from connectx.requests import Request
+
+#: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
+#: kernel has none (before 5.14) the device and inode of the thread's namespace.
+Identity: TypeAlias = bytes | tuple[int, int]
+
+#: How old what is known of sysctls and of the routing table may be, in seconds.
+FRESH: Final = 1.0
+
+#: Seconds after which a namespace that nobody uses is forgotten.
+FORGET: Final = 60.0
+
+
+class Options:
+    """What bears on a call's source besides its addresses. Compared by identity.
+
+    mark, interface: SO_MARK and SO_BINDTOIFINDEX of the socket; 0 for none.
+    ports: the ports to stay within, such as the socket's own IP_LOCAL_PORT_RANGE;
+    None for the range in force.
+    replaceable: whether a socket that is stuck on a port may be replaced by a new one.
+    """
+
+    __slots__ = ("interface", "mark", "ports", "replaceable")
+
+    def __init__(
+        self,
+        mark: int = 0,
+        interface: int = 0,
+        ports: PortRange | None = None,
+        *,
+        replaceable: bool = False,
+    ) -> None:
+        self.mark = mark
+        self.interface = interface
+        self.ports = ports
+        self.replaceable = replaceable
+
+
+#: The options of a socket that has just been made for the call.
+NEW_SOCKET: Final = Options(replaceable=True)
+
+
+@functools.lru_cache(maxsize=256)
+def options_of_socket(mark: int, interface: int, ports: PortRange | None) -> Options:
+    """The options of a socket that a caller has set up: one object for equal values."""
+    return Options(mark, interface, ports)
+
+
+class Prepared:
+    """A request as it is carried out in one namespace.
+
+    plan: what its attempts have in common.
+    source, host: the source's address, packed as it goes on the wire and in text as
+    bind() takes it; empty for any.
+    binds: whether the source's host was asked for, and not chosen by routing.
+    suffix: what comes after host and port in the source's address tuple.
+    lookup: finds the socket on one of the 4-tuples; None where the source is the
+    kernel's to choose, as it is for TCP unless a port was asked for.
+    """
+
+    __slots__ = ("binds", "host", "lookup", "network", "options", "plan", "request", "source", "suffix")
+
+    def __init__(
+        self,
+        network: Network,
+        request: Request,
+        options: Options,
+        plan: Plan,
+        source: bytes,
+    ) -> None:
+        self.network = network
+        self.request = request
+        self.options = options
+        self.plan = plan
+        self.source = source
+        self.host = request.source_host(source) if source else ""
+        self.suffix = request.source_suffix
+        self.binds = bool(request.source.host)
+        self.lookup = (
+            TupleLookup(
+                request.diag_protocol,
+                request.wire_family,
+                source,
+                request.wire_destination,
+                request.destination.port,
+                options.interface or request.destination.scope_id,
+            )
+            if source
+            else None
+        )
+
+
+class Network:
+    """One network namespace, as it was when its sysctls were last read.
+
+    ports: `net.ipv4.ip_local_port_range`; None where the thread that looked was
+    in another namespace than the socket, and could not read it.
+    reserved: `net.ipv4.ip_local_reserved_ports`.
+    fresh_until: when to look again, on the monotonic clock.
+    prepared: the requests of the last second, as they are carried out here.
+    """
+
+    def __init__(
+        self,
+        registry: Networks,
+        identity: Identity,
+        ports: PortRange | None,
+        reserved: tuple[PortRange, ...],
+    ) -> None:
+        self.identity = identity
+        self.ports = ports
+        self.reserved = reserved
+        self.fresh_until = monotonic() + FRESH
+        self._registry = registry
+        self.sockets = _NetlinkSockets()
+        self._templates: dict[PortRange, bytes] = {}
+        self._ledgers: weakref.WeakValueDictionary[tuple[object, ...], Ledger] = weakref.WeakValueDictionary()
+        self.prepared: dict[object, Prepared] = {}
+        self._former: dict[object, Prepared] = {}
+
+    def renew(self) -> None:
+        """Begin another second: what is prepared is prepared again if still in use.
+
+        Destinations that were idle for the last one are forgotten with it. Their
+        ledgers stay while sockets that report to them are open.
+        """
+        for ledger in tuple(self._ledgers.values()):
+            ledger.recycle()
+        self._former = self.prepared
+        self.prepared = {}
+        self.fresh_until = monotonic() + FRESH
+
+    def prepare(self, request: Request, options: Options) -> Prepared:
+        """The request as it is carried out here; raises ConnectxError where it cannot be."""
+        prepared = self._prepare(request, options)
+        self.prepared[request if options is NEW_SOCKET else (request, options)] = prepared
+        return prepared
+
+    def honours(self, protocol: str, port: int) -> bool:
+        """Whether a window of this one port works here."""
+        return (
+            self.ports is not None
+            and self.ports.contains(port)
+            and not any(hole.contains(port) for hole in self.reserved)
+            and windows_work(protocol)
+        )
+
+    @property
+    def diag(self) -> NetlinkSocket:
+        """The calling thread's NETLINK_SOCK_DIAG socket into this namespace.
+
+        Raises OSError (EXDEV) where the thread is in another one.
+        """
+        if self.sockets.diag is None:
+            self._registry.enter(self)
+            self.sockets.diag = NetlinkSocket(NETLINK_SOCK_DIAG)
+        return self.sockets.diag
+
+    @property
+    def route(self) -> NetlinkSocket:
+        """The same for NETLINK_ROUTE."""
+        if self.sockets.route is None:
+            self._registry.enter(self)
+            self.sockets.route = NetlinkSocket(NETLINK_ROUTE)
+        return self.sockets.route
+
+    def leave(self) -> None:
+        """Close the calling thread's netlink sockets."""
+        self.sockets.diag = self.sockets.route = None
+
+    def _prepare(self, request: Request, options: Options) -> Prepared:
+        chosen = strategies.named(request.strategy)
+        if self.ports is None and (not request.stream or request.source.port or options.ports):
+            raise error(
+                NotSupported,
+                "the socket belongs to another network namespace than the calling thread, "
+                "so its port range and its sockets cannot be looked up: call from a thread "
+                "in the socket's namespace",
+                request,
+            )
+        case = _case(request)
+        available = self._available(request, options)
+        program = chosen.program(case, available)
+        if program is None:
+            raise error(
+                NotSupported,
+                _unserved(chosen, case, available, request.protocol),
+                request,
+            )
+        source = request.wire_source
+        if not source and _needs_source(program):
+            source = self._routed_source(request, options)
+        ports = options.ports or self.ports or PortRange(*FULL_RANGE)
+        self._require_honoured(request, options)
+        plan = Plan(
+            program,
+            self._ledger(request, source, options, ports),
+            draw,
+            ports,
+            search=options.ports or FULL_RANGE,
+            window=chosen.window,
+            asked=request.source.port,
+        )
+        return Prepared(self, request, options, plan, source)
+
+    def _available(self, request: Request, options: Options) -> frozenset[Need]:
+        available = set()
+        if windows_work(request.protocol):
+            available.add(Need.WINDOW)
+            if features.probe(features.STEP_OF_ONE) is Probe.YES:
+                available.add(Need.FAST_SEARCH)
+        if self.honours(request.protocol, request.source.port):
+            available.add(Need.PORT_IN_RANGE)
+        if options.replaceable:
+            available.add(Need.OWN_SOCKET)
+        return frozenset(available)
+
+    def _require_honoured(self, request: Request, options: Options) -> None:
+        """Refuse a window the kernel would ignore: it clamps each end without a word."""
+        wanted, ports = options.ports, self.ports
+        if wanted and ports and not (ports.low <= wanted.low <= wanted.high <= ports.high):
+            raise error(
+                RangeNotHonoured,
+                f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {ports}: "
+                "the kernel would silently use that range instead",
+                request,
+            )
+
+    def _routed_source(self, request: Request, options: Options) -> bytes:
+        lookup = RouteLookup(
+            request.wire_family,
+            request.wire_destination,
+            mark=options.mark,
+            interface=options.interface or request.destination.scope_id,
+            uid=os.geteuid(),
+            protocol=request.diag_protocol,
+            destination_port=request.destination.port,
+        )
+        return lookup.find(self.route).source
+
+    def _ledger(
+        self, request: Request, source: bytes, options: Options, ports: PortRange
+    ) -> Ledger:
+        key = (
+            request.diag_protocol,
+            source,
+            request.wire_destination,
+            request.destination.port,
+            options.interface or request.destination.scope_id,
+            ports,
+        )
+        ledger = self._ledgers.get(key)
+        if ledger is None:
+            states = self._templates.get(ports)
+            if states is None:
+                states = self._templates[ports] = template(ports, self.reserved)
+            ledger = self._ledgers[key] = Ledger(ports.low, states, draw)
+        return ledger
+
+
+def windows_work(protocol: str) -> bool:
+    """Whether the kernel knows IP_LOCAL_PORT_RANGE for a protocol."""
+    feature = features.IP_LOCAL_PORT_RANGE
+    if protocol == "mptcp":
+        feature = features.IP_LOCAL_PORT_RANGE_MPTCP
+    return features.probe(feature) is Probe.YES
+
+
+def _case(request: Request) -> Case:
+    if request.stream:
+        return Case.STREAM_ASKED_PORT if request.source.port else Case.STREAM_ANY_PORT
+    return Case.DATAGRAM_ASKED_PORT if request.source.port else Case.DATAGRAM_ANY_PORT
+
+
+def _needs_source(program: Program) -> bool:
+    """Whether a program looks at 4-tuples, and so has to know the source beforehand."""
+    return any(state.action in (Action.LOOK, Action.CLAIM) for state in program.values())
+
+
+def _unserved(
+    strategy: Strategy, case: Case, available: frozenset[Need], protocol: str
+) -> str:
+    missing = strategy.missing(case, available)
+    if not missing:
+        return f"strategy {strategy.name!r} does not serve {protocol}: use 'auto'"
+    needs = " and ".join(sorted(need.value for need in missing))
+    return f"strategy {strategy.name!r} needs {needs}"
+
+
+def error(
+    kind: type[ConnectxError],
+    message: str,
+    request: Request,
+    number: int | None = None,
+) -> ConnectxError:
+    """An error about a request; number: its errno, where that is not its class's own."""
+    return kind(
+        message,
+        errno=number,
+        protocol=request.protocol,
+        source=request.source,
+        destination=request.destination,
+        strategy=request.strategy,
+    )
+
+
+class _NetlinkSockets(threading.local):
+    """One thread's netlink sockets into one namespace."""
+
+    diag: NetlinkSocket | None = None
+    route: NetlinkSocket | None = None
+
+
+class _Thread(threading.local):
+    """Which namespace a thread has netlink sockets into."""
+
+    network: weakref.ref[Network] | None = None
+
+
+class Networks:
+    """The namespaces that were used of late, and each thread's netlink sockets."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def prepare(
+        self, sock: socket.socket, request: Request, options: Options = NEW_SOCKET
+    ) -> Prepared:
+        """The request as it is carried out in the namespace of a socket.
+
+        Raises ConnectxError where it cannot be carried out there, and OSError as
+        reading sysctls and the routing table does.
+        """
+        try:
+            identity: Identity = sock.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        except OSError:
+            identity = identity_of(sock)
+        network = self._networks.get(identity)
+        if network is None or network.fresh_until < monotonic():
+            network = self._look(identity)
+        key = request if options is NEW_SOCKET else (request, options)
+        return network.prepared.get(key) or network.prepare(request, options)
+
+    def prepare_again(self, prepared: Prepared) -> Prepared | None:
+        """The same with sysctls and routes read anew, or None if nothing has changed."""
+        network = self._look(prepared.network.identity)
+        renewed = network.prepare(prepared.request, prepared.options)
+        if renewed.network is prepared.network and renewed.source == prepared.source:
+            return None
+        return renewed
+
+    def enter(self, network: Network) -> None:
+        """Prepare to open a netlink socket into a namespace from the calling thread.
+
+        Raises OSError (EXDEV) where the thread is in another one.
+        """
+        if _thread_identity() != network.identity:
+            raise OSError(errno.EXDEV, "the socket belongs to another network namespace")
+        former = self._thread.network and self._thread.network()
+        if former is not None and former is not network:
+            # An open netlink socket keeps its namespace alive, which a thread that
+            # has moved on must not do.
+            former.leave()
+        self._thread.network = weakref.ref(network)
+
+    def _look(self, identity: Identity) -> Network:
+        network = self._networks.get(identity)
+        ports, reserved = None, ()
+        if _thread_identity() == identity:
+            ports, reserved = sysctl.read_port_range(), sysctl.read_reserved_ports()
+        elif network is not None:
+            # Known from before the thread moved away.
+            ports, reserved = network.ports, network.reserved
+        if network is not None and (network.ports, network.reserved) == (ports, reserved):
+            network.renew()
+            return network
+        now = monotonic()
+        self._networks = {
+            key: other for key, other in self._networks.items() if other.fresh_until > now - FORGET
+        }
+        network = self._networks[identity] = Network(self, identity, ports, reserved)
+        return network
+
+    def _forget(self) -> None:
+        self._networks: dict[Identity, Network] = {}
+        self._thread = _Thread()
+
+
+def draw(count: int) -> array[int]:
+    """Numbers of 32 bits from the kernel's generator, for RFC 6056's sake."""
+    return array("I", os.urandom(4 * count))
+
+
+def _thread_identity() -> Identity:
+    """The namespace the calling thread is in."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as scratch:
+        return identity_of(scratch)
+
+
+def identity_of(sock: socket.socket) -> Identity:
+    """The namespace a socket is in, or before 5.14 the one the calling thread is in."""
+    try:
+        return sock.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    status = os.stat("/proc/thread-self/ns/net")
+    return status.st_dev, status.st_ino

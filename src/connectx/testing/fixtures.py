@@ -1,0 +1,182 @@
+"""pytest plugin: every test away from the machine's own network, and nothing left behind.
+
+Enable it with ``pytest_plugins = ["connectx.testing.fixtures"]`` in the
+top-level conftest.py. From then on the pytest process, and each pytest-xdist
+worker, lives in a private network namespace; what a test needs beyond that it
+asks for:
+
+- ``network``: a fresh network of its own, with sysctls, addresses and devices to set;
+- ``servers``: listeners, receivers and echo servers in it;
+- ``closing``: a contextlib.ExitStack for the test's own sockets.
+
+Every test is checked for descriptors and child processes it left behind.
+
+Threads started in a test are in the test's namespace, as a new thread starts in
+its creator's; a thread or process from before the test is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from connectx.linux import netns
+from connectx.testing.namespaces import Network, experiment_network
+from connectx.testing.servers import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+#: The library keeps netlink sockets open between calls, per thread and namespace,
+#: and drops them later; more than this many are not dropped any more.
+_KEPT_NETLINK_SOCKETS = 32
+
+_WORKER_INPUT = "connectx_machine_namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How a pytest process is kept off the machine's network.
+
+    machine: the namespace that the whole test run was started in.
+    refusal: why no private namespace could be made, "" when one was.
+    """
+
+    machine: netns.Identity
+    refusal: str
+
+
+_ISOLATION = pytest.StashKey[Isolation]()
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the machine's own network before anything is collected.
+
+    pytest-xdist's controller does so as well, although it runs no test: an
+    ordinary user's process can enter a user namespace only while it has a
+    single thread, which a worker never is; workers inherit the controller's.
+    """
+    worker_input: dict[str, Any] = getattr(config, "workerinput", {})
+    machine = netns.Identity(*worker_input.get(_WORKER_INPUT, netns.current()))
+    refusal = ""
+    try:
+        netns.unshare_network()
+    except OSError as error:
+        # Not fatal here: tests that touch no network can still run. Those that
+        # ask for one are skipped with this reason.
+        refusal = str(error)
+    config.stash[_ISOLATION] = Isolation(machine, refusal)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a pytest-xdist worker which namespace is the machine's own."""
+    node.workerinput[_WORKER_INPUT] = tuple(node.config.stash[_ISOLATION].machine)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note a failed test: its traceback keeps its sockets alive, which is no leak."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a descriptor or a child process, or runs on the machine's network."""
+    isolation = request.config.stash[_ISOLATION]
+    descriptors, children = _descriptors(), _children()
+    home = netns.current()
+    _require_isolation(isolation)
+    yield
+    if netns.current() != home:
+        pytest.fail("the test has not returned to the namespace it started in", pytrace=False)
+    if left := _children() - children:
+        pytest.fail(f"the test left child processes: {_describe(left)}", pytrace=False)
+    if request.node.stash.get(_FAILED, False):
+        return
+    if _descriptors().items() - descriptors.items():
+        gc.collect()
+    added = dict(_descriptors().items() - descriptors.items())
+    if leaked := {number: target for number, target in added.items() if not _is_netlink(number)}:
+        pytest.fail(f"the test left descriptors open: {leaked}", pytrace=False)
+    if (kept := sum(map(_is_netlink, _descriptors()))) > _KEPT_NETLINK_SOCKETS:
+        pytest.fail(f"netlink sockets pile up: {kept} are open", pytrace=False)
+
+
+@pytest.fixture
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """A fresh private network, with the loopback up, for this test alone."""
+    isolation = request.config.stash[_ISOLATION]
+    if isolation.refusal:
+        pytest.skip(isolation.refusal)
+    with experiment_network() as fresh:
+        _require_isolation(isolation)
+        yield fresh
+
+
+@pytest.fixture
+def servers(network: Network) -> Iterator[Servers]:  # noqa: ARG001 -- they live in it
+    """Make listeners, receivers and echo servers in the test's network, closed after it."""
+    with Servers() as started:
+        yield started
+
+
+@pytest.fixture
+def closing() -> Iterator[contextlib.ExitStack]:
+    """Close what the test enters into this stack, in reverse order."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def _require_isolation(isolation: Isolation) -> None:
+    if not isolation.refusal and netns.current() == isolation.machine:
+        pytest.fail("the test would run on the machine's own network", pytrace=False)
+
+
+def _descriptors() -> dict[int, str]:
+    targets = {}
+    for link in Path("/proc/self/fd").iterdir():
+        # The listing's own descriptor is in it, and closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            targets[int(link.name)] = str(link.readlink())
+    return targets
+
+
+def _is_netlink(descriptor: int) -> bool:
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        return False
+    family = sock.family
+    sock.detach()
+    return family == socket.AF_NETLINK
+
+
+def _children() -> set[int]:
+    children: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile; its children go to another one.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.update(map(int, (thread / "children").read_text().split()))
+    return children
+
+
+def _describe(processes: set[int]) -> str:
+    lines = []
+    for process in sorted(processes):
+        command = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ")
+        lines.append(f"{process} ({command.decode(errors='replace').strip()})")
+    return ", ".join(lines)

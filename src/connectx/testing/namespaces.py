@@ -1,0 +1,72 @@
+"""A private network made ready for experiments with source ports."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from connectx.linux import netns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: How many un-accepted connections a listener here may hold (net.core.somaxconn).
+#: Waiting in the accept queue they take no descriptor on the server's side, so an
+#: experiment is limited by its clients alone.
+BACKLOG = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A private network, in the words of an experiment.
+
+    namespace: the namespace itself, for what has no word here.
+    """
+
+    namespace: netns.PrivateNetwork
+
+    def port_range(self, low: int, high: int) -> None:
+        """Set net.ipv4.ip_local_port_range, both ends inclusive; it serves IPv6 as well.
+
+        Raises OSError (EINVAL) for low > high, and for low < ip_unprivileged_port_start.
+        """
+        self.sysctl("net.ipv4.ip_local_port_range", f"{low} {high}")
+
+    def reserved_ports(self, ports: str) -> None:
+        """Set net.ipv4.ip_local_reserved_ports, as in "20001,20010-20019"; "" for none."""
+        self.sysctl("net.ipv4.ip_local_reserved_ports", ports)
+
+    def sysctl(self, name: str, value: str | int) -> None:
+        """Set any sysctl that starts with "net."; errors as PrivateNetwork.set_sysctl()."""
+        self.namespace.set_sysctl(name, value)
+
+    def add_address(self, address: str, prefix: int | None = None, device: str = "lo") -> None:
+        """Add an address, to the loopback by default; errors as PrivateNetwork.add_address()."""
+        self.namespace.add_address(address, prefix, device)
+
+    def add_device_pair(self, name: str, peer: str) -> None:
+        """Add two joined devices; errors as PrivateNetwork.add_device_pair()."""
+        self.namespace.add_device_pair(name, peer)
+
+
+@contextlib.contextmanager
+def experiment_network() -> Iterator[Network]:
+    """Run a block in a fresh private network in which the server side is never the limit.
+
+    It has the loopback up with 127.0.0.1 and ::1, long accept queues, and IPv6
+    addresses that are usable at once. Everything else is as the kernel starts a
+    namespace: port range 32768 to 60999, nothing reserved.
+
+    Raises OSError as netns.unshare_network().
+    """
+    with netns.private_network() as namespace:
+        network = Network(namespace)
+        network.sysctl("net.core.somaxconn", BACKLOG)
+        network.sysctl("net.ipv4.tcp_max_syn_backlog", BACKLOG)
+        # Duplicate address detection keeps a new device's link-local address
+        # unusable for a second or two. No such file: IPv6 is off on this machine.
+        if Path("/proc/sys/net/ipv6").exists():
+            network.sysctl("net.ipv6.conf.default.accept_dad", 0)
+        yield network

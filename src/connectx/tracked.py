@@ -1,0 +1,35 @@
+"""Sockets that tell the ledger when their port is free again."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from connectx.core.ledger import Ledger
+
+#: The standard library's class, as it was before anybody patched it.
+STANDARD_SOCKET: Final = socket.socket
+
+
+class TrackedSocket(socket.socket):
+    """A socket.socket that reports to its ledger when it is closed.
+
+    ledger, ledger_port: whom to tell, and which port; unset until it is connected.
+
+    The report is a hint: after detach(), dup() or a fork the port stays in use
+    longer, and the kernel says so to whoever tries it.
+    """
+
+    __slots__ = ("ledger", "ledger_port")
+
+    ledger: Ledger | None
+    ledger_port: int
+
+    def _real_close(self, *args: Any) -> None:
+        # The hook that close() and the last makefile() end in; ssl relies on it too.
+        super()._real_close(*args)  # type: ignore[misc]  # not in the stubs
+        ledger = getattr(self, "ledger", None)
+        if ledger is not None:
+            self.ledger = None
+            ledger.released(self.ledger_port)

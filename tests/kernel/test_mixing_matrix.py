@@ -1,0 +1,245 @@
+"""Who can use one source 2-tuple together: A has it toward one destination, B wants it too.
+
+This is "Mixing matrix" of the notes, cell by cell, for every protocol. The port
+range has a single port, so that every technique means the same 2-tuple.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from connectx.linux import uapi
+from connectx.testing.namespaces import Network, experiment_network
+from connectx.testing.servers import Servers
+from tests.kernel.raw import (
+    AGAIN,
+    DATAGRAMS,
+    FIRST,
+    INUSE,
+    NOTAVAIL,
+    OK,
+    SECOND,
+    STREAMS,
+    TCP,
+    TCP6,
+    THIRD,
+    Sockets,
+    Technique,
+    Transport,
+    abort,
+    connect_class,
+    kernel_release,
+)
+
+P: Final = 20001
+WINDOW: Final = (P, P)
+
+CONNECT: Final = connect_class(WINDOW)
+CONNECT_REUSEADDR: Final = connect_class(WINDOW, reuseaddr=True)
+CONNECT_REUSEPORT: Final = connect_class(WINDOW, reuseport=True)
+REUSEADDR_BIND: Final = [Technique("REUSEADDR + bind(ip, P)", reuseaddr=True, bind=P)]
+REUSEADDR_BIND_ANY: Final = [
+    Technique("REUSEADDR + bind(ip, 0)", reuseaddr=True, bind=0),
+    Technique("REUSEADDR + window + bind(ip, 0)", reuseaddr=True, window=WINDOW, bind=0),
+]
+REUSEPORT_BIND: Final = [Technique("REUSEPORT + bind(ip, P)", reuseport=True, bind=P)]
+REUSEPORT_BIND_ANY: Final = [Technique("REUSEPORT + bind(ip, 0)", reuseport=True, bind=0)]
+BIND: Final = [
+    Technique("bind(ip, P)", bind=P),
+    Technique("bind(ip, 0)", bind=0),
+    Technique("window + bind(ip, 0)", window=WINDOW, bind=0),
+]
+
+ROWS: Final = {
+    "connect class": CONNECT,
+    "connect class, REUSEADDR": CONNECT_REUSEADDR,
+    "connect class, REUSEPORT": CONNECT_REUSEPORT,
+    "REUSEADDR + bind": REUSEADDR_BIND + REUSEADDR_BIND_ANY,
+    "bind": BIND,
+    "REUSEPORT + bind": REUSEPORT_BIND + REUSEPORT_BIND_ANY,
+}
+
+COLUMNS: Final = {
+    "connect class": CONNECT,
+    "connect class, REUSEADDR": CONNECT_REUSEADDR,
+    "connect class, REUSEPORT": CONNECT_REUSEPORT,
+    "REUSEADDR + bind(ip, P)": REUSEADDR_BIND,
+    "REUSEADDR + bind(ip, 0)": REUSEADDR_BIND_ANY,
+    "REUSEPORT + bind(ip, P)": REUSEPORT_BIND,
+    "REUSEPORT + bind(ip, 0)": REUSEPORT_BIND_ANY,
+    "bind": BIND,
+}
+
+# In the order of COLUMNS.
+STREAM_MATRIX: Final = {
+    "connect class": (OK, OK, OK, INUSE, INUSE, INUSE, INUSE, INUSE),
+    "connect class, REUSEADDR": (OK, OK, OK, OK, INUSE, INUSE, INUSE, INUSE),
+    "connect class, REUSEPORT": (OK, OK, OK, INUSE, INUSE, OK, INUSE, INUSE),
+    "REUSEADDR + bind": (NOTAVAIL, NOTAVAIL, NOTAVAIL, OK, INUSE, INUSE, INUSE, INUSE),
+    "bind": (NOTAVAIL, NOTAVAIL, NOTAVAIL, INUSE, INUSE, INUSE, INUSE, INUSE),
+    "REUSEPORT + bind": (NOTAVAIL, NOTAVAIL, NOTAVAIL, INUSE, INUSE, OK, INUSE, INUSE),
+}
+
+# UDP: shared only where both have SO_REUSEADDR, or both have SO_REUSEPORT.
+DATAGRAM_MATRIX: Final = {
+    "connect class": (AGAIN, AGAIN, AGAIN, INUSE, INUSE, INUSE, INUSE, INUSE),
+    "connect class, REUSEADDR": (AGAIN, OK, AGAIN, OK, OK, INUSE, INUSE, INUSE),
+    "connect class, REUSEPORT": (AGAIN, AGAIN, OK, INUSE, INUSE, OK, OK, INUSE),
+    "REUSEADDR + bind": (AGAIN, OK, AGAIN, OK, OK, INUSE, INUSE, INUSE),
+    "bind": (AGAIN, AGAIN, AGAIN, INUSE, INUSE, INUSE, INUSE, INUSE),
+    "REUSEPORT + bind": (AGAIN, AGAIN, OK, INUSE, INUSE, OK, OK, INUSE),
+}
+
+CELLS: Final = [
+    pytest.param(transport, row, column, expected, id=f"{transport}: {row}, then {column}")
+    for transports, matrix in ((STREAMS, STREAM_MATRIX), (DATAGRAMS, DATAGRAM_MATRIX))
+    for transport in transports
+    for row, cells in matrix.items()
+    for column, expected in zip(COLUMNS, cells, strict=True)
+]
+
+
+@contextlib.contextmanager
+def fresh_sockets(transport: Transport) -> Iterator[Sockets]:
+    with experiment_network() as network, Servers() as servers, contextlib.ExitStack() as stack:
+        sockets = Sockets(transport, stack)
+        sockets.serve(servers)
+        network.port_range(P, P)
+        yield sockets
+
+
+@pytest.mark.usefixtures("network")
+@pytest.mark.parametrize("transport, row, column, expected", CELLS)
+def test_cell(transport: Transport, row: str, column: str, expected: str) -> None:
+    outcomes = {}
+    for held in ROWS[row]:
+        for wanted in COLUMNS[column]:
+            with fresh_sockets(transport) as sockets:
+                sockets.open(held, FIRST)
+                outcomes[f"{held}, then {wanted}"] = sockets.outcome(wanted, SECOND)
+    assert outcomes == dict.fromkeys(outcomes, expected)
+
+
+@pytest.fixture
+def one_port(network: Network) -> None:
+    network.port_range(P, P)
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("technique", CONNECT + CONNECT_REUSEADDR + REUSEADDR_BIND, ids=str)
+def test_the_4_tuple_itself_is_never_shared(sockets: Sockets, technique: Technique) -> None:
+    sockets.open(technique, FIRST)
+    assert sockets.outcome(technique, FIRST) == NOTAVAIL
+    assert sockets.outcome(technique, SECOND) == OK
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("state", ["bound", "connected"])
+@pytest.mark.parametrize("holder", CONNECT_REUSEADDR, ids=str)
+def test_an_explicit_binder_takes_the_port_from_the_connect_class(
+    sockets: Sockets, holder: Technique, state: str
+) -> None:
+    (explicit,) = REUSEADDR_BIND
+    sockets.open(holder, SECOND)
+    make = {"bound": sockets.bound, "connected": sockets.open}[state]
+    binder = make(explicit)
+    for technique in CONNECT + CONNECT_REUSEADDR:
+        assert sockets.outcome(technique, THIRD) == NOTAVAIL
+    abort(binder)
+    # inet_bind_bucket's state is recomputed when a socket leaves it since 6.18;
+    # before, it stays as the explicit binder has made it.
+    expected = OK if kernel_release() >= (6, 18) else NOTAVAIL
+    assert sockets.outcome(CONNECT[0], THIRD) == expected
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("binder", REUSEADDR_BIND + BIND + REUSEPORT_BIND, ids=str)
+def test_a_port_is_the_connect_classs_again_once_all_have_left(
+    sockets: Sockets, binder: Technique
+) -> None:
+    sock = sockets.open(binder, FIRST)
+    assert sockets.outcome(CONNECT[0], SECOND) == NOTAVAIL
+    abort(sock)
+    assert sockets.outcome(CONNECT[0], SECOND) == OK
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("holder", CONNECT, ids=str)
+def test_reuseaddr_set_after_connect_admits_explicit_binders_for_tcp(
+    sockets: Sockets, holder: Technique
+) -> None:
+    (explicit,) = REUSEADDR_BIND
+    sock = sockets.open(holder, FIRST)
+    assert sockets.outcome(explicit, SECOND) == INUSE
+    if sockets.transport.protocol == uapi.IPPROTO_MPTCP:
+        # mptcp_setsockopt_sol_socket() passes it on to the first subflow only
+        # while there is no connection.
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_REUSEADDR, 1)
+        return
+    sock.setsockopt(socket.SOL_SOCKET, uapi.SO_REUSEADDR, 1)
+    assert sockets.outcome(explicit, SECOND) == OK
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("technique", CONNECT + CONNECT_REUSEADDR, ids=str)
+@pytest.mark.parametrize("host", ["source", "other", "wildcard", "other family"])
+def test_a_listener_on_any_address_blocks_the_connect_class(
+    sockets: Sockets, network: Network, servers: Servers, technique: Technique, host: str
+) -> None:
+    transport = sockets.transport
+    other = "2001:db8::7" if transport.family == TCP6.family else "127.0.0.7"
+    if other == "2001:db8::7":
+        network.add_address(other)
+    address = {
+        "source": transport.source,
+        "other": other,
+        "wildcard": transport.wildcard,
+        "other family": (TCP if transport.family == TCP6.family else TCP6).source,
+    }[host]
+    servers.listen(address, P, protocol=transport.protocol)
+    assert sockets.outcome(technique) == NOTAVAIL
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("technique", REUSEADDR_BIND + REUSEPORT_BIND + BIND, ids=str)
+def test_a_listener_blocks_explicit_binds_on_its_own_address_and_as_wildcard_on_all(
+    sockets: Sockets, network: Network, servers: Servers, technique: Technique
+) -> None:
+    transport = sockets.transport
+    other = "127.0.0.7"
+    if transport.family == TCP6.family:
+        other = "2001:db8::7"
+        network.add_address(other)
+    for host, expected in (
+        (transport.source, INUSE),
+        (transport.wildcard, INUSE),
+        (other, OK),
+    ):
+        with servers.listen(host, P, protocol=transport.protocol):
+            assert sockets.outcome(technique) == expected, host
+
+
+@pytest.mark.usefixtures("one_port")
+@pytest.mark.parametrize("transport", STREAMS, ids=str)
+@pytest.mark.parametrize("host", ["127.0.0.7", "::1", "0.0.0.0", "::"])
+@pytest.mark.parametrize("technique", REUSEADDR_BIND + BIND, ids=str)
+def test_one_explicit_bind_on_any_address_of_any_family_blocks_the_connect_class(
+    sockets: Sockets, closing: contextlib.ExitStack, host: str, technique: Technique
+) -> None:
+    # __inet_hash_connect() looks at the port's bucket and at no source address.
+    elsewhere = Transport("elsewhere", sockets.transport.protocol, host, host)
+    Sockets(elsewhere, closing).bound(technique)
+    for wanted in CONNECT + CONNECT_REUSEADDR:
+        assert sockets.outcome(wanted) == NOTAVAIL

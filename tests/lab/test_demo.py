@@ -1,0 +1,324 @@
+"""``connectx demo``, on a range small enough for a test."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from connectx.cli.main import main
+from connectx.lab import demo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from connectx.testing.namespaces import Network
+    from connectx.testing.servers import Servers
+
+PORTS = 200
+RANGE = "40000-40199"
+COLOUR = re.compile(rb"\x1b\[[0-9;]*3[1-7]m")
+
+Ways = dict[tuple[str, str], dict[str, Any]]
+
+
+def connectx_demo(
+    *arguments: str, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [*prefix, sys.executable, "-m", "connectx", "demo", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "cannot make a private network namespace" in result.stderr:
+        pytest.skip(result.stderr)
+    return result
+
+
+def by_way(result: subprocess.CompletedProcess[str]) -> Ways:
+    return {(way["protocol"], way["technique"]): way for way in json.loads(result.stdout)["ways"]}
+
+
+@pytest.fixture(scope="module")
+def result() -> subprocess.CompletedProcess[str]:
+    return connectx_demo("--ports", RANGE, "--json")
+
+
+@pytest.fixture(scope="module")
+def ways(result: subprocess.CompletedProcess[str]) -> Ways:
+    return by_way(result)
+
+
+def opened(way: dict[str, Any]) -> list[int]:
+    return [destination["opened"] for destination in way["destinations"]]
+
+
+def last_errno(way: dict[str, Any]) -> str | None:
+    name: str | None = way["destinations"][-1]["errno"]
+    return name
+
+
+class TestFindings:
+    def test_where_they_come_from(self, result: subprocess.CompletedProcess[str]) -> None:
+        found = json.loads(result.stdout)
+        assert found["kernel"] == os.uname().release
+        assert found["ports"] == [40000, 40199]
+        assert found["cores"] >= 1
+        assert found["seconds"] > 0
+        assert len(found["ways"]) == 8
+
+    @pytest.mark.parametrize("protocol, number", [("tcp", "EADDRNOTAVAIL"), ("udp", "EAGAIN")])
+    def test_connectx_uses_every_port_for_every_destination(
+        self, ways: Ways, protocol: str, number: str
+    ) -> None:
+        way = ways[protocol, "connectx"]
+        assert opened(way) == [PORTS, PORTS]
+        assert [each["errno"] for each in way["destinations"]] == [number, number]
+        assert [each["stopped"] for each in way["destinations"]] == [demo.FULL, demo.FULL]
+        assert all(each["rate"] > 0 for each in way["destinations"])
+        assert way["duplicates"] == 0
+        assert way["echoed"] == 2 * PORTS
+
+    def test_connectx_kept_its_word(self, result: subprocess.CompletedProcess[str]) -> None:
+        assert (result.returncode, result.stderr) == (0, "")
+
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    def test_bind_locks_each_port_to_one_destination(self, ways: Ways, protocol: str) -> None:
+        way = ways[protocol, "bind"]
+        assert opened(way) == [PORTS, 0]
+        assert last_errno(way) == "EADDRINUSE"
+        assert way["destinations"][1]["stopped"] == "failed 50 times in a row"
+        assert way["destinations"][1]["rate"] is None
+        assert (way["duplicates"], way["echoed"]) == (0, PORTS)
+
+    def test_plain_connect_shares_ports_for_tcp(self, ways: Ways) -> None:
+        way = ways["tcp", "connect"]
+        assert (opened(way), last_errno(way)) == ([PORTS, PORTS], "EADDRNOTAVAIL")
+        assert way["echoed"] == 2 * PORTS
+
+    def test_plain_connect_locks_ports_for_udp(self, ways: Ways) -> None:
+        way = ways["udp", "connect"]
+        assert (opened(way), last_errno(way)) == ([PORTS, 0], "EAGAIN")
+
+    def test_so_reuseaddr_does_not_help_tcp(self, ways: Ways) -> None:
+        way = ways["tcp", "SO_REUSEADDR"]
+        assert (opened(way), last_errno(way)) == ([PORTS, 0], "EADDRINUSE")
+
+    def test_so_reuseaddr_overshadows_udp(self, ways: Ways) -> None:
+        way = ways["udp", "SO_REUSEADDR"]
+        assert (opened(way), last_errno(way)) == ([PORTS, PORTS], None)
+        assert way["duplicates"] > 0
+        # The newest socket on a 4-tuple gets what was meant for all of them.
+        assert way["echoed"] == 2 * PORTS - way["duplicates"]
+
+
+class TestRanges:
+    @pytest.mark.parametrize("ports", ["40000-40000", "1024-1026", "65534-65535"])
+    def test_at_the_edges(self, ports: str) -> None:
+        low, _, high = ports.partition("-")
+        size = int(high) - int(low) + 1
+        ways = by_way(connectx_demo("--ports", ports, "--json"))
+        for protocol in ("tcp", "udp"):
+            assert opened(ways[protocol, "connectx"]) == [size, size]
+            assert ways[protocol, "connectx"]["echoed"] == 2 * size
+
+    @pytest.mark.parametrize("ports", ["", "40000", "a-b", "2-1", "1023-2000", "60000-65536"])
+    def test_that_make_no_sense(self, ports: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["demo", "--ports", ports])
+        assert "--ports" in capsys.readouterr().err
+
+
+class TestSpreading:
+    def test_over_processes_of_few_descriptors(self) -> None:
+        prefix = ("sh", "-c", 'ulimit -n 100 && exec "$@"', "sh")
+        ways = by_way(connectx_demo("--ports", RANGE, "--json", prefix=prefix))
+        for protocol in ("tcp", "udp"):
+            way = ways[protocol, "connectx"]
+            assert (opened(way), way["echoed"]) == ([PORTS, PORTS], 2 * PORTS)
+        assert ways["udp", "SO_REUSEADDR"]["duplicates"] > 0
+
+    def test_one_protocol_only(self) -> None:
+        ways = by_way(connectx_demo("--ports", RANGE, "--json", "--protocol", "udp"))
+        assert {protocol for protocol, _ in ways} == {"udp"}
+
+
+class TestTable:
+    def test_without_a_terminal_is_plain(self) -> None:
+        result = connectx_demo("--ports", RANGE)
+        assert "\x1b" not in result.stdout
+        assert result.stderr == ""
+        assert max(map(len, result.stdout.splitlines())) <= 80
+        for shown in ("EADDRNOTAVAIL", "EADDRINUSE", "EAGAIN", "50 failures", "SO_REUSEADDR"):
+            assert shown in result.stdout
+        assert "connectx: 400 UDP connections from 127.0.0.1, 0 duplicates, 400 echoing" in (
+            result.stdout
+        )
+
+    def test_is_coloured_on_a_terminal(self) -> None:
+        with on_a_terminal("--ports", RANGE, "--protocol", "udp") as (process, screen):
+            assert COLOUR.search(read_to_end(screen))
+            assert process.wait() == 0
+
+    def test_is_not_where_no_colour_is_wanted(self) -> None:
+        with on_a_terminal("--ports", RANGE, "--protocol", "udp", NO_COLOR="1") as (_, screen):
+            shown = read_to_end(screen)
+        assert b"SO_REUSEADDR" in shown
+        assert not COLOUR.search(shown)
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("protocol, phase", [("tcp", "opening"), ("udp", "echoing")])
+    def test_leaves_no_process(self, protocol: str, phase: str) -> None:
+        with on_a_terminal("--protocol", protocol) as (process, screen):
+            read_until(screen, phase.encode())
+            # As the terminal does it on Ctrl-C: to each process of the group.
+            os.killpg(process.pid, signal.SIGINT)
+            assert b"Traceback" not in read_to_end(screen)
+            assert process.wait() == 130
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+    def test_by_a_signal_that_is_not_handled(self) -> None:
+        with on_a_terminal("--protocol", "tcp") as (process, screen):
+            read_until(screen, b"opening")
+            process.terminate()
+            # The end comes when the last process that has the terminal is gone.
+            read_to_end(screen)
+            assert process.wait() == -signal.SIGTERM
+
+
+class TestRefusal:
+    def test_without_a_namespace(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refuse() -> None:
+            raise PermissionError(
+                errno.EPERM, "cannot make a private network namespace; run as root"
+            )
+
+        monkeypatch.setattr(demo, "experiment_network", refuse)
+        assert main(["demo"]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.startswith("connectx demo: ")
+        assert "cannot make a private network namespace; run as root" in shown.err
+
+    @pytest.mark.parametrize("limit", [10, 64, 100, 256])
+    def test_with_too_few_descriptors(
+        self, limit: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(demo, "descriptor_limit", lambda: limit)
+        assert main(["demo"]) == 1
+        assert f"a process may have {limit} descriptors" in capsys.readouterr().err
+
+    def test_with_too_little_memory(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(demo, "BYTES_PER_CONNECTION", 1 << 40)
+        assert main(["demo"]) == 1
+        assert "MiB of memory" in capsys.readouterr().err
+
+
+class TestOpening:
+    def test_stops_when_it_takes_too_long(
+        self,
+        network: Network,  # noqa: ARG002 -- the sockets are to be in it
+        monkeypatch: pytest.MonkeyPatch,
+        closing: contextlib.ExitStack,
+    ) -> None:
+        monkeypatch.setattr(demo, "PATIENCE", -1.0)
+        sockets: list[socket.socket] = []
+        opening = demo.open_connections(
+            sockets, print, demo.connect, socket.SOCK_DGRAM, ("127.0.0.2", 7), 10, demo.Opening()
+        )
+        for sock in sockets:
+            closing.enter_context(sock)
+        assert (opening.opened, opening.stopped) == (1, demo.SLOW)
+
+    def test_goes_on_from_where_another_worker_stopped(
+        self, network: Network, servers: Servers, closing: contextlib.ExitStack
+    ) -> None:
+        network.port_range(40000, 40009)
+        servers.listen("127.0.0.2", 7)
+        sockets: list[socket.socket] = []
+        opening = demo.open_connections(
+            sockets,
+            print,
+            demo.connect,
+            socket.SOCK_STREAM,
+            ("127.0.0.2", 7),
+            10,
+            demo.Opening(opened=7, seconds=3.0, spent=4.0),
+        )
+        for sock in sockets:
+            closing.enter_context(sock)
+        assert len(sockets) == 3
+        assert (opening.opened, opening.stopped) == (10, demo.FULL)
+        assert 4.0 < opening.seconds < demo.PATIENCE
+
+    @pytest.mark.parametrize("technique", demo.TECHNIQUES.values(), ids=demo.TECHNIQUES)
+    def test_does_not_take_a_broken_experiment_for_a_finding(
+        self, technique: demo.Technique, network: Network
+    ) -> None:
+        del network
+        with pytest.raises(ConnectionRefusedError):
+            demo.open_connections(
+                [], print, technique, socket.SOCK_STREAM, ("127.0.0.2", 7), 10, demo.Opening()
+            )
+
+
+@contextlib.contextmanager
+def on_a_terminal(
+    *arguments: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the demo in a process group and on a terminal of its own."""
+    screen, terminal = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "connectx", "demo", *arguments],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment},
+        )
+    finally:
+        os.close(terminal)
+    with process, contextlib.closing(os.fdopen(screen, "rb", buffering=0)):
+        try:
+            yield process, screen
+        finally:
+            process.kill()
+
+
+def chunks(screen: int) -> Iterator[bytes]:
+    # Linux gives EIO, not an end of file, once no process has the terminal any more.
+    with contextlib.suppress(OSError):
+        yield from iter(functools.partial(os.read, screen, 65536), b"")
+
+
+def read_until(screen: int, text: bytes) -> None:
+    shown = b""
+    for chunk in chunks(screen):
+        shown += chunk
+        if text in shown:
+            return
+    pytest.fail(f"never said {text!r}: {shown!r}")
+
+
+def read_to_end(screen: int) -> bytes:
+    return b"".join(chunks(screen))

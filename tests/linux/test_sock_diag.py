@@ -1,0 +1,664 @@
+import contextlib
+import errno
+import os
+import re
+import socket
+import subprocess
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectx.linux import uapi
+from connectx.linux.netlink import DumpInterrupted, MalformedMessage, NetlinkError, NetlinkSocket
+from connectx.linux.sock_diag import (
+    ALL_STATES,
+    SocketRecord,
+    TupleLookup,
+    decode_record,
+    dump,
+    encode_lookup,
+    ports_toward,
+)
+from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex, set_so_reuseaddr
+from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
+
+Open = Callable[..., socket.socket]
+
+IPV4 = socket.inet_aton("127.0.0.1")
+IPV6 = socket.inet_pton(socket.AF_INET6, "::1")
+MAPPED = socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1")
+
+UDP_LITE = pytest.param(uapi.IPPROTO_UDPLITE, id="UDP-Lite")
+DATAGRAM = [pytest.param(uapi.IPPROTO_UDP, id="UDP"), UDP_LITE]
+
+
+@pytest.fixture
+def netlink(network: Network, closing: contextlib.ExitStack) -> NetlinkSocket:  # noqa: ARG001
+    return closing.enter_context(NetlinkSocket(uapi.NETLINK_SOCK_DIAG))
+
+
+@pytest.fixture
+def open_socket(closing: contextlib.ExitStack) -> Open:
+    """A socket of a protocol, bound to and connected to what is given."""
+
+    def opened(
+        protocol: int,
+        source: tuple[str, int] | None = None,
+        destination: tuple[str, int] | None = None,
+        family: int | None = None,
+    ) -> socket.socket:
+        host = (source or destination or ("", 0))[0]
+        family = family or (socket.AF_INET6 if ":" in host else socket.AF_INET)
+        stream = protocol in {uapi.IPPROTO_TCP, uapi.IPPROTO_MPTCP}
+        kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
+        try:
+            sock = closing.enter_context(socket.socket(family, kind, protocol))
+        except OSError as error:
+            if error.errno != errno.EPROTONOSUPPORT:
+                raise
+            pytest.skip(f"kernel: no protocol {protocol}")
+        set_so_reuseaddr(sock, on=True)
+        if source:
+            sock.bind(source)
+        if destination:
+            sock.connect(destination)
+        return sock
+
+    return opened
+
+
+def pack(host: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+
+
+def lookup(protocol: int, source: str, destination: str, port: int, device: int = 0) -> TupleLookup:
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    return TupleLookup(protocol, family, pack(source), pack(destination), port, device)
+
+
+# Datagram lookups.
+
+
+@pytest.mark.parametrize("protocol", DATAGRAM)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_a_connected_socket_is_found_by_its_4_tuple(
+    netlink: NetlinkSocket, open_socket: Open, protocol: int, host: str
+) -> None:
+    sock = open_socket(protocol, (host, 20000), (host, 53))
+    found = lookup(protocol, host, host, 53)
+    assert found.find(netlink, 20000) == get_so_cookie(sock)
+    assert found.find(netlink, 20001) is None
+    assert lookup(protocol, host, host, 54).find(netlink, 20000) is None
+    record = found.find_record(netlink, 20000)
+    assert record == SocketRecord(
+        family=sock.family,
+        state=uapi.TCP_ESTABLISHED,
+        source=pack(host),
+        source_port=20000,
+        destination=pack(host),
+        destination_port=53,
+        interface=0,
+        cookie=get_so_cookie(sock),
+        uid=os.geteuid(),
+        inode=os.fstat(sock.fileno()).st_ino,
+    )
+    assert found.find_record(netlink, 20001) is None
+
+
+@pytest.mark.parametrize("protocol", DATAGRAM)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_of_two_sockets_toward_each_other_the_source_is_found(
+    netlink: NetlinkSocket, open_socket: Open, protocol: int, host: str
+) -> None:
+    """Source and destination are swapped in the request: this tells them apart."""
+    one = open_socket(protocol, (host, 20001), (host, 20002))
+    other = open_socket(protocol, (host, 20002), (host, 20001))
+    assert lookup(protocol, host, host, 20002).find(netlink, 20001) == get_so_cookie(one)
+    assert lookup(protocol, host, host, 20001).find(netlink, 20002) == get_so_cookie(other)
+
+
+def test_an_ipv4_lookup_finds_mapped_sockets_and_a_mapped_lookup_ipv4_ones(
+    netlink: NetlinkSocket, open_socket: Open
+) -> None:
+    mapped = open_socket(uapi.IPPROTO_UDP, ("::ffff:127.0.0.1", 20000), ("::ffff:127.0.0.1", 53))
+    plain = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20001), ("127.0.0.1", 53))
+    for host in ("127.0.0.1", "::ffff:127.0.0.1"):
+        found = lookup(uapi.IPPROTO_UDP, host, host, 53)
+        assert found.find(netlink, 20000) == get_so_cookie(mapped)
+        assert found.find(netlink, 20001) == get_so_cookie(plain)
+
+
+@pytest.mark.parametrize("holder", ["127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "::"])
+def test_without_a_connected_socket_a_bound_one_is_found(
+    netlink: NetlinkSocket, open_socket: Open, holder: str
+) -> None:
+    bound = open_socket(uapi.IPPROTO_UDP, (holder, 20000))
+    record = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53).find_record(netlink, 20000)
+    assert record is not None
+    assert record.cookie == get_so_cookie(bound)
+    assert record.state == uapi.TCP_CLOSE
+
+
+def test_of_bound_sockets_the_newest_is_found_and_a_connected_one_before_all(
+    netlink: NetlinkSocket, open_socket: Open
+) -> None:
+    """What makes comparing cookies a fair judge between processes that race for a port."""
+    found = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53)
+    older = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000))
+    newer = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000))
+    assert found.find(netlink, 20000) == get_so_cookie(newer)
+    older.connect(("127.0.0.1", 53))
+    assert found.find(netlink, 20000) == get_so_cookie(older)
+
+
+def test_a_device_bound_socket_is_found_only_with_its_device(
+    netlink: NetlinkSocket, open_socket: Open
+) -> None:
+    loopback = socket.if_nametoindex("lo")
+    sock = open_socket(uapi.IPPROTO_UDP)
+    set_so_bindtoifindex(sock, loopback)
+    sock.bind(("127.0.0.1", 20000))
+    sock.connect(("127.0.0.1", 53))
+    free = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20001), ("127.0.0.1", 53))
+
+    without = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53)
+    within = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53, loopback)
+    assert without.find(netlink, 20000) is None
+    assert within.find(netlink, 20000) == get_so_cookie(sock)
+    assert within.find(netlink, 20001) == get_so_cookie(free)
+    record = within.find_record(netlink, 20000)
+    assert record is not None
+    assert record.interface == loopback
+
+
+def test_a_link_local_socket_is_found_only_with_its_scope(
+    network: Network, netlink: NetlinkSocket, open_socket: Open
+) -> None:
+    network.add_device_pair("one", "two")
+    network.add_address("fe80::1", 64, "one")
+    scope = socket.if_nametoindex("one")
+    sock = open_socket(uapi.IPPROTO_UDP, family=socket.AF_INET6)
+    sock.bind(("fe80::1", 20000, 0, scope))
+    sock.connect(("fe80::2", 53, 0, scope))
+    assert lookup(uapi.IPPROTO_UDP, "fe80::1", "fe80::2", 53).find(netlink, 20000) is None
+    found = lookup(uapi.IPPROTO_UDP, "fe80::1", "fe80::2", 53, scope)
+    assert found.find(netlink, 20000) == get_so_cookie(sock)
+
+
+# TCP lookups.
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_tcp_of_two_ends_on_one_machine_the_source_is_found(
+    netlink: NetlinkSocket, servers: Servers, open_socket: Open, host: str
+) -> None:
+    """Unlike for UDP, nothing is swapped in the request."""
+    listener = servers.listen("::" if ":" in host else "0.0.0.0", 8000)
+    client = open_socket(uapi.IPPROTO_TCP, (host, 20000), (host, 8000))
+    server, _ = listener.accept()
+    with server:
+        here = lookup(uapi.IPPROTO_TCP, host, host, 8000)
+        assert here.find(netlink, 20000) == get_so_cookie(client)
+        assert here.find(netlink, 20001) is None
+        there = lookup(uapi.IPPROTO_TCP, host, host, 20000)
+        assert there.find(netlink, 8000) == get_so_cookie(server)
+
+
+def test_tcp_without_a_connection_a_listener_is_found(
+    netlink: NetlinkSocket, servers: Servers
+) -> None:
+    listener = servers.listen("127.0.0.1", 8000)
+    record = lookup(uapi.IPPROTO_TCP, "127.0.0.1", "127.0.0.9", 443).find_record(netlink, 8000)
+    assert record is not None
+    assert record.state == uapi.TCP_LISTEN
+    assert record.cookie == get_so_cookie(listener)
+
+
+def test_tcp_a_bound_socket_is_not_found(netlink: NetlinkSocket, open_socket: Open) -> None:
+    open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000))
+    assert lookup(uapi.IPPROTO_TCP, "127.0.0.1", "127.0.0.1", 443).find(netlink, 20000) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_tcp_time_wait_is_found(
+    netlink: NetlinkSocket, servers: Servers, open_socket: Open, host: str
+) -> None:
+    listener = servers.listen(host, 8000)
+    client = open_socket(uapi.IPPROTO_TCP, (host, 20000), (host, 8000))
+    server, _ = listener.accept()
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    server.close()
+    assert client.recv(1) == b""
+    client.close()
+    record = lookup(uapi.IPPROTO_TCP, host, host, 8000).find_record(netlink, 20000)
+    assert record is not None
+    assert record.state == uapi.TCP_TIME_WAIT
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bit = 1 << uapi.TCP_TIME_WAIT
+    ports = ports_toward(netlink, uapi.IPPROTO_TCP, family, None, pack(host), 8000, bit)
+    assert ports == {uapi.TCP_TIME_WAIT: array("H", [20000])}
+
+
+def test_mptcp_is_found_by_its_subflow(netlink: NetlinkSocket, open_socket: Open) -> None:
+    listener = open_socket(uapi.IPPROTO_MPTCP, ("127.0.0.1", 8000))
+    listener.listen()
+    open_socket(uapi.IPPROTO_MPTCP, ("127.0.0.1", 20000), ("127.0.0.1", 8000))
+    found = lookup(uapi.IPPROTO_MPTCP, "127.0.0.1", "127.0.0.1", 8000)
+    record = found.find_record(netlink, 20000)
+    assert record is not None
+    assert record.state == uapi.TCP_ESTABLISHED
+    assert found.find(netlink, 20001) is None
+
+
+# Whatever goes wrong with a lookup, it never says "free".
+
+
+def refusal(number: int) -> bytes:
+    header = NLMSGHDR.pack(92, uapi.NLMSG_ERROR, 0, SEQUENCE, 0)
+    return header + NETLINK_STATUS.pack(-number) + bytes(72)
+
+
+FIND = TupleLookup(uapi.IPPROTO_UDP, uapi.AF_INET, IPV4, IPV4, 53)
+
+
+def test_replayed_lookups() -> None:
+    with replaying(datagrams("lookup-udp-found")) as netlink:
+        cookie = FIND.find(netlink, 20000)
+    record = decode_record(datagrams("lookup-udp-found")[0][NLMSGHDR.size :])
+    assert cookie == record.cookie != bytes(8)
+    assert record[:6] == (uapi.AF_INET, uapi.TCP_ESTABLISHED, IPV4, 20000, IPV4, 53)
+    for name in ("lookup-udp-none", "lookup-tcp-none"):
+        with replaying(datagrams(name)) as netlink:
+            assert FIND.find(netlink, 20000) is None
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EAGAIN, errno.ENOBUFS, errno.EINVAL])
+def test_a_refusal_is_not_taken_for_a_free_port(number: int) -> None:
+    with replaying([refusal(number)] * 2) as netlink, pytest.raises(NetlinkError) as caught:
+        FIND.find(netlink, 20000)
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("reply", [b"", bytes(10), bytes(68), refusal(0), refusal(5000)])
+def test_nonsense_is_not_taken_for_a_free_port(reply: bytes) -> None:
+    with replaying([reply] * 3) as netlink, pytest.raises((MalformedMessage, NetlinkError)):
+        FIND.find(netlink, 20000)
+
+
+def test_no_reply_is_not_taken_for_a_free_port() -> None:
+    with replaying([]) as netlink, pytest.raises(NetlinkError) as caught:
+        FIND.find(netlink, 20000)
+    assert caught.value.errno == errno.EPROTO
+
+
+@given(st.integers(0, 130), st.integers(0, 255), st.integers(1, 130))
+def test_a_changed_reply_is_a_cookie_an_error_or_still_none(at: int, value: int, size: int) -> None:
+    for name in ("lookup-udp-found", "lookup-udp-none"):
+        (reply,) = datagrams(name)
+        octets = bytearray(reply)
+        octets[at : at + 1] = bytes([value])
+        with replaying([bytes(octets[:size])] * 4) as netlink:
+            try:
+                cookie = FIND.find(netlink, 20000)
+            except (MalformedMessage, OSError):
+                continue
+        if name == "lookup-udp-found":
+            assert cookie is not None
+            assert len(cookie) == 8
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_out_of_range_is_an_error(netlink: NetlinkSocket, port: int) -> None:
+    with pytest.raises(OverflowError):
+        FIND.find(netlink, port)
+
+
+def test_a_closed_netlink_socket_is_an_error(netlink: NetlinkSocket) -> None:
+    netlink.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        FIND.find(netlink, 20000)
+
+
+def test_a_reply_left_behind_is_not_taken_for_ones_own(
+    netlink: NetlinkSocket, open_socket: Open
+) -> None:
+    """As after an exception between send and recv: a KeyboardInterrupt, say."""
+    sock = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000), ("127.0.0.1", 53))
+    free = encode_lookup(uapi.IPPROTO_UDP, uapi.AF_INET, IPV4, 20001, IPV4, 53)
+    netlink._send(uapi.SOCK_DIAG_BY_FAMILY, 0, free)
+    assert FIND.find(netlink, 20000) == get_so_cookie(sock)
+    assert FIND.find(netlink, 20001) is None
+
+
+def test_a_lookup_within_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> None:
+    """As a signal handler does that comes between send and recv."""
+    sock = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000), ("127.0.0.1", 53))
+    recv, inner = netlink.recv, []
+
+    def interrupted(size: int) -> bytes:
+        netlink.recv = recv
+        inner.append(FIND.find(netlink, 20001))
+        return recv(size)
+
+    netlink.recv = interrupted
+    assert FIND.find(netlink, 20000) == get_so_cookie(sock)
+    assert inner == [None]
+
+
+def test_lost_replies_are_asked_for_again(netlink: NetlinkSocket, open_socket: Open) -> None:
+    sock = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000), ("127.0.0.1", 53))
+    free = encode_lookup(uapi.IPPROTO_UDP, uapi.AF_INET, IPV4, 20001, IPV4, 53)
+    netlink._socket.setsockopt(uapi.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    for _ in range(100):
+        netlink._send(uapi.SOCK_DIAG_BY_FAMILY, 0, free)
+    assert FIND.find(netlink, 20000) == get_so_cookie(sock)
+
+
+def test_threads_share_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> None:
+    ports = {
+        port: get_so_cookie(open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", port), ("127.0.0.1", 53)))
+        for port in range(20000, 20004)
+    }
+    found = set()
+
+    def work(port: int) -> None:
+        with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as own:
+            for _ in range(2000):
+                found.add((port, FIND.find(own, port)))
+                found.add((port + 10, FIND.find(own, port + 10)))
+
+    threads = [threading.Thread(target=work, args=(port,)) for port in ports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ports.items() | {(port + 10, None) for port in ports}
+    assert FIND.find(netlink, 20000) == ports[20000]
+
+
+@pytest.mark.parametrize(
+    "protocol, family, source, destination",
+    [
+        (1, uapi.AF_INET, IPV4, IPV4),
+        (uapi.IPPROTO_UDP, socket.AF_UNIX, IPV4, IPV4),
+        (uapi.IPPROTO_UDP, uapi.AF_INET, IPV6, IPV6),
+        (uapi.IPPROTO_UDP, uapi.AF_INET6, IPV6, IPV4),
+        (uapi.IPPROTO_UDP, uapi.AF_INET, b"", IPV4),
+    ],
+)
+def test_wrong_use(protocol: int, family: int, source: bytes, destination: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not a|do not match"):
+        TupleLookup(protocol, family, source, destination, 53)
+
+
+# Dumps.
+
+
+def half_close(client: socket.socket, server: socket.socket) -> None:
+    """Bring a client to FIN_WAIT2. The answer acknowledges its FIN, which may else wait 40 ms."""
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    server.send(b"x")
+    assert client.recv(1) == b"x"
+
+
+SS_STATES = {
+    "LISTEN": uapi.TCP_LISTEN,
+    "ESTAB": uapi.TCP_ESTABLISHED,
+    "TIME-WAIT": uapi.TCP_TIME_WAIT,
+    "UNCONN": uapi.TCP_CLOSE,
+    "FIN-WAIT-2": uapi.TCP_FIN_WAIT2,
+    "CLOSE-WAIT": uapi.TCP_CLOSE_WAIT,
+    "SYN-SENT": uapi.TCP_SYN_SENT,
+}
+
+
+def listed_by_ss(option: str) -> Iterator[tuple[int, str, int, str, int]]:
+    """What ss lists: state, source, port, destination, port."""
+    try:
+        listing = subprocess.run(
+            ["ss", "-Hna", option], check=True, capture_output=True, text=True
+        ).stdout
+    except FileNotFoundError:
+        pytest.skip("needs ss, of iproute2")
+    for line in listing.splitlines():
+        state, _, _, *ends = line.split()[:5]
+        source, destination = (re.sub(r"%\w+", "", end).rsplit(":", 1) for end in ends)
+        ports = [0 if end[1] == "*" else int(end[1]) for end in (source, destination)]
+        # What ss writes as "*" is the dual-stack wildcard.
+        hosts = [end[0].strip("[]").replace("*", "::") for end in (source, destination)]
+        yield SS_STATES[state], hosts[0], ports[0], hosts[1], ports[1]
+
+
+def listed_by_us(netlink: NetlinkSocket, protocol: int) -> list[tuple[int, str, int, str, int]]:
+    # ss leaves bound, unconnected TCP sockets out.
+    states = ALL_STATES & ~(1 << uapi.TCP_BOUND_INACTIVE)
+    # AF_INET6 has the IPv4-mapped ones as well, which AF_INET would give a second time.
+    records = dump(netlink, protocol, uapi.AF_INET6, states)
+    records += [r for r in dump(netlink, protocol, uapi.AF_INET, states) if len(r.source) == 4]
+    return [
+        (
+            r.state,
+            socket.inet_ntop(r.family, r.source),
+            r.source_port,
+            socket.inet_ntop(r.family, r.destination),
+            r.destination_port,
+        )
+        for r in records
+    ]
+
+
+def test_tcp_dump_is_what_ss_lists(
+    netlink: NetlinkSocket, servers: Servers, open_socket: Open, closing: contextlib.ExitStack
+) -> None:
+    listeners = [servers.listen(host, 8000) for host in ("127.0.0.1", "::1", "::ffff:127.0.0.2")]
+    for number, listener in enumerate(listeners):
+        host = listener.getsockname()[0]
+        for port in range(20000, 20040):
+            client = open_socket(uapi.IPPROTO_TCP, (host, port), (host, 8000))
+            server = closing.enter_context(listener.accept()[0])
+            if port % 8 == number:
+                half_close(client, server)
+            elif port % 8 == number + 3:
+                client.close()
+                server.close()
+    open_socket(uapi.IPPROTO_TCP, ("::1", 20100)).listen()
+    open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20101))
+    assert sorted(listed_by_us(netlink, uapi.IPPROTO_TCP)) == sorted(listed_by_ss("-t"))
+
+
+def test_udp_dump_is_what_ss_lists(netlink: NetlinkSocket, open_socket: Open) -> None:
+    for host in ("127.0.0.1", "::1", "::ffff:127.0.0.2"):
+        for port in range(20000, 20100):
+            peer = (host, 53) if port % 3 else None
+            open_socket(uapi.IPPROTO_UDP, (host, port), peer)
+    open_socket(uapi.IPPROTO_UDP, ("0.0.0.0", 20200))
+    open_socket(uapi.IPPROTO_UDP, ("::", 20201))
+    assert sorted(listed_by_us(netlink, uapi.IPPROTO_UDP)) == sorted(listed_by_ss("-u"))
+
+
+def test_bound_tcp_sockets_are_dumped(netlink: NetlinkSocket, open_socket: Open) -> None:
+    sock = open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000))
+    found = dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET, 1 << uapi.TCP_BOUND_INACTIVE)
+    if not found:
+        pytest.skip("kernel: before 6.8 a dump leaves bound sockets out")
+    # The state asked for is one of the filter alone: its sockets are in TCP_CLOSE.
+    assert [(r.state, r.source_port, r.cookie) for r in found] == [
+        (uapi.TCP_CLOSE, 20000, get_so_cookie(sock))
+    ]
+
+
+FILTERS: list[tuple[dict[str, bytes | int], set[int]]] = [
+    ({}, {1, 2, 3, 4, 5}),
+    ({"source": pack("127.0.0.1")}, {1, 3, 5}),
+    ({"destination": pack("127.0.0.1")}, {1, 3, 4}),
+    ({"source_port": 20002}, {2}),
+    ({"destination_port": 54}, {3, 5}),
+    ({"source": pack("127.0.0.1"), "destination": pack("127.0.0.9")}, {5}),
+    ({"destination": pack("127.0.0.1"), "destination_port": 53}, {1, 4}),
+    ({"source": pack("127.0.0.9")}, set()),
+]
+
+
+@pytest.mark.parametrize("wanted, expected", FILTERS)
+def test_filters(
+    netlink: NetlinkSocket, open_socket: Open, wanted: dict[str, bytes], expected: set[int]
+) -> None:
+    for number, source, destination, port in (
+        (1, "127.0.0.1", "127.0.0.1", 53),
+        (2, "127.0.0.2", "127.0.0.2", 53),
+        (3, "127.0.0.1", "127.0.0.1", 54),
+        # IPv4-mapped ones occupy IPv4 tuples.
+        (4, "::ffff:127.0.0.3", "::ffff:127.0.0.1", 53),
+        (5, "::ffff:127.0.0.1", "::ffff:127.0.0.9", 54),
+        (6, "::1", "::1", 53),
+    ):
+        open_socket(uapi.IPPROTO_UDP, (source, 20000 + number), (destination, port))
+    found = dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET, **wanted)  # type: ignore[arg-type]
+    assert {record.source_port - 20000 for record in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_dump_by_interface(netlink: NetlinkSocket, open_socket: Open) -> None:
+    loopback = socket.if_nametoindex("lo")
+    open_socket(uapi.IPPROTO_UDP, ("::1", 20000), ("::1", 53))
+    bound = open_socket(uapi.IPPROTO_UDP, family=socket.AF_INET6)
+    set_so_bindtoifindex(bound, loopback)
+    bound.bind(("::1", 20001))
+    bound.connect(("::1", 53))
+    (record,) = dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, interface=loopback)
+    assert (record.source_port, record.interface) == (20001, loopback)
+    ports = ports_toward(
+        netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, IPV6, IPV6, 53, interface=loopback
+    )
+    assert ports == {uapi.TCP_ESTABLISHED: array("H", [20001])}
+
+
+@pytest.mark.parametrize(
+    "family, own, mapped",
+    [
+        (uapi.AF_INET, "127.0.0.1", "::ffff:127.0.0.1"),
+        (uapi.AF_INET6, "::1", None),
+    ],
+)
+def test_ports_toward(
+    netlink: NetlinkSocket, open_socket: Open, family: int, own: str, mapped: str | None
+) -> None:
+    expected = set()
+    for port in range(20000, 20600):
+        host = mapped if mapped and port % 7 == 0 else own
+        open_socket(uapi.IPPROTO_UDP, (host, port), (host, 53 + port % 2))
+        if port % 2 == 0:
+            expected.add(port)
+    open_socket(uapi.IPPROTO_UDP, (own, 21000))
+    for source in (None, pack(own)):
+        ports = ports_toward(netlink, uapi.IPPROTO_UDP, family, source, pack(own), 53)
+        assert ports.keys() == {uapi.TCP_ESTABLISHED}
+        assert ports[uapi.TCP_ESTABLISHED].typecode == "H"
+        assert sorted(ports[uapi.TCP_ESTABLISHED]) == sorted(expected)
+    elsewhere = pack("127.0.0.2") if family == uapi.AF_INET else pack("::2")
+    assert ports_toward(netlink, uapi.IPPROTO_UDP, family, elsewhere, pack(own), 53) == {}
+    unwanted = ALL_STATES & ~(1 << uapi.TCP_ESTABLISHED)
+    assert ports_toward(netlink, uapi.IPPROTO_UDP, family, None, pack(own), 53, unwanted) == {}
+
+
+def test_ports_toward_tells_states_apart(
+    netlink: NetlinkSocket, servers: Servers, open_socket: Open, closing: contextlib.ExitStack
+) -> None:
+    listener = servers.listen("127.0.0.1", 8000)
+    half_closed = set()
+    for port in range(20000, 20300):
+        client = open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", port), ("127.0.0.1", 8000))
+        server = closing.enter_context(listener.accept()[0])
+        if port % 3 == 0:
+            half_close(client, server)
+            half_closed.add(port)
+    ports = ports_toward(netlink, uapi.IPPROTO_TCP, uapi.AF_INET, IPV4, IPV4, 8000)
+    assert set(ports[uapi.TCP_FIN_WAIT2]) == half_closed
+    assert set(ports[uapi.TCP_ESTABLISHED]) == set(range(20000, 20300)) - half_closed
+    assert sum(map(len, ports.values())) == 300
+
+
+def test_mptcp_ports_are_its_subflows(netlink: NetlinkSocket, open_socket: Open) -> None:
+    listener = open_socket(uapi.IPPROTO_MPTCP, ("127.0.0.1", 8000))
+    listener.listen()
+    open_socket(uapi.IPPROTO_MPTCP, ("127.0.0.1", 20000), ("127.0.0.1", 8000))
+    ports = ports_toward(netlink, uapi.IPPROTO_MPTCP, uapi.AF_INET, IPV4, IPV4, 8000)
+    assert ports == {uapi.TCP_ESTABLISHED: array("H", [20000])}
+
+
+def test_replayed_dumps() -> None:
+    # The second dump is of AF_INET6, and empty.
+    with replaying([*datagrams("dump-udp"), *datagrams("dump-empty")]) as netlink:
+        records = dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET)
+    assert sorted(record.source_port for record in records) == list(range(20000, 20060))
+    assert {record[:3] for record in records} == {(uapi.AF_INET, uapi.TCP_ESTABLISHED, IPV4)}
+    with replaying(datagrams("dump-tcp")) as netlink:
+        records = dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)
+    assert sorted((r.state, r.source, r.source_port, r.destination_port) for r in records) == [
+        (uapi.TCP_ESTABLISHED, IPV6, 80, 21000),
+        (uapi.TCP_ESTABLISHED, IPV6, 21000, 80),
+        (uapi.TCP_ESTABLISHED, MAPPED, 80, 21001),
+        (uapi.TCP_LISTEN, bytes(16), 80, 0),
+    ]
+
+
+INTERRUPTED = NLMSGHDR.pack(20, uapi.NLMSG_DONE, uapi.NLM_F_DUMP_INTR, SEQUENCE, 0) + bytes(4)
+
+
+def test_an_interrupted_dump_is_repeated() -> None:
+    replies = [*datagrams("dump-tcp")[:-1], INTERRUPTED, *datagrams("dump-tcp")]
+    with replaying(replies) as netlink:
+        assert len(dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)) == 4
+
+
+def test_an_interrupted_dump_is_repeated_8_times_at_most() -> None:
+    with replaying([INTERRUPTED] * 7 + datagrams("dump-tcp")) as netlink:
+        assert len(dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)) == 4
+    with replaying([INTERRUPTED] * 8) as netlink, pytest.raises(DumpInterrupted):
+        dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)
+
+
+def test_a_dump_of_something_else_is_malformed() -> None:
+    for reply in (
+        NLMSGHDR.pack(88, uapi.RTM_NEWROUTE, 0, SEQUENCE, 0) + bytes(72),
+        NLMSGHDR.pack(84, uapi.SOCK_DIAG_BY_FAMILY, 0, SEQUENCE, 0) + bytes(68),
+    ):
+        for decode in (
+            lambda netlink: dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6),
+            lambda netlink: ports_toward(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, None, IPV6, 53),
+        ):
+            with replaying([reply]) as netlink, pytest.raises(MalformedMessage):
+                decode(netlink)
+    with pytest.raises(MalformedMessage):
+        decode_record(bytes(71))
+
+
+@given(st.binary(min_size=72, max_size=72), st.integers(1, 4))
+def test_any_record_is_decoded_or_refused(record: bytes, count: int) -> None:
+    reply = NLMSGHDR.pack(88, uapi.SOCK_DIAG_BY_FAMILY, 0, SEQUENCE, 0) + record
+    done = NLMSGHDR.pack(20, uapi.NLMSG_DONE, 0, SEQUENCE, 0) + bytes(4)
+    with replaying([reply * count, done]) as netlink:
+        ports = ports_toward(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, None, IPV6, 53)
+    assert ports == {record[1]: array("H", [int.from_bytes(record[4:6], "big")] * count)}
+    if record[0] not in {uapi.AF_INET, uapi.AF_INET6}:
+        with pytest.raises(MalformedMessage):
+            decode_record(record)
+    else:
+        assert decode_record(record).source_port == int.from_bytes(record[4:6], "big")
+
+
+@pytest.mark.parametrize("protocol, family", [(1, uapi.AF_INET), (uapi.IPPROTO_UDP, 0)])
+def test_wrong_use_of_dump(netlink: NetlinkSocket, protocol: int, family: int) -> None:
+    with pytest.raises(ValueError, match="not a"):
+        dump(netlink, protocol, family)
+    with pytest.raises(ValueError, match=r"not a|do not match"):
+        ports_toward(netlink, protocol, family, IPV4, IPV6, 53)

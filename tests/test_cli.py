@@ -1,0 +1,187 @@
+"""The command line's frame: help, version, exit statuses. Subcommands have tests of their own."""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+import connectx
+from connectx.cli import main as cli
+
+Run = Callable[[argparse.Namespace], int]
+Install = Callable[[Run], None]
+
+#: Runs the command line with one subcommand, "fake", that does what the first argument says.
+FAKE_MAIN = """
+import sys, types
+from connectx.cli import main as cli
+
+fake = types.ModuleType("connectx.cli.fake")
+fake.NAME = fake.HELP = fake.EXAMPLE = "fake"
+fake.configure = lambda parser: None
+exec("def run(arguments):\\n " + sys.argv[1])
+fake.run = run
+sys.modules["connectx.cli.fake"] = fake
+cli.COMMANDS = ("fake",)
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def run(
+    *arguments: str, stdout: int = subprocess.PIPE, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Make ``fake`` the only subcommand."""
+
+    def install(function: Run) -> None:
+        fake = types.ModuleType("connectx.cli.fake_command")
+        fake.__dict__.update(
+            NAME="fake-command",
+            HELP="Do what the test says.",
+            EXAMPLE="connectx fake-command --often",
+            configure=lambda parser: parser.add_argument("--often", action="store_true"),
+            run=function,
+        )
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+        monkeypatch.setattr(cli, "COMMANDS", ("fake_command",))
+
+    return install
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+class TestStarts:
+    def test_python_m_connectx(self) -> None:
+        result = run("-m", "connectx", "--version")
+        assert (result.returncode, result.stdout) == (0, f"connectx {connectx.__version__}\n")
+
+    def test_the_installed_script(self) -> None:
+        script = os.path.join(os.path.dirname(sys.executable), "connectx")  # noqa: PTH118, PTH120
+        result = run(script, "--version")
+        assert (result.returncode, result.stdout) == (0, f"connectx {connectx.__version__}\n")
+
+    def test_version_imports_no_subcommand(self) -> None:
+        result = run("-X", "importtime", "-m", "connectx", "--version")
+        assert "connectx.cli.main" in result.stderr
+        assert "connectx.cli.demo" not in result.stderr
+
+    @pytest.mark.parametrize("option", ["--version", "--help"])
+    def test_without_the_tools_extra(self, option: str) -> None:
+        hide = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(',')))"
+        start = "from connectx.cli.main import main; sys.exit(main())"
+        result = run("-c", f"{hide}; {start}", ",".join(cli.TOOLS), option)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+class TestHelp:
+    def test_lists_every_command_and_exit_status(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["--help"])
+        shown = capsys.readouterr().out
+        for module in cli.COMMANDS:
+            assert importlib.import_module(f"connectx.cli.{module}").HELP in shown
+        assert cli.EPILOG in shown
+
+    @pytest.mark.parametrize("module", cli.COMMANDS)
+    def test_of_a_command_ends_with_its_example(
+        self, module: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = importlib.import_module(f"connectx.cli.{module}")
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([command.NAME, "--help"])
+        assert command.EXAMPLE in capsys.readouterr().out
+
+    @pytest.mark.parametrize("module", cli.COMMANDS)
+    def test_a_command_is_named_after_its_module(self, module: str) -> None:
+        command = importlib.import_module(f"connectx.cli.{module}")
+        assert command.NAME.replace("-", "_") == module
+        assert command.EXAMPLE.startswith(f"connectx {command.NAME}")
+
+
+class TestExitStatus:
+    @pytest.mark.parametrize("status", [cli.OK, cli.FAILED])
+    def test_is_the_commands(self, status: int, install: Install) -> None:
+        install(lambda arguments: status if arguments.often else 99)
+        assert cli.main(["fake-command", "--often"]) == status
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["no-such-command"], ["--no-such-option"], ["fake-command", "surplus"]]
+    )
+    def test_wrong_usage(self, arguments: Sequence[str], install: Install) -> None:
+        install(lambda _: cli.OK)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == cli.WRONG_USAGE
+
+    def test_interrupted(self, install: Install) -> None:
+        def interrupt(_: argparse.Namespace) -> int:
+            raise KeyboardInterrupt
+
+        install(interrupt)
+        assert cli.main(["fake-command"]) == cli.INTERRUPTED
+
+    @pytest.mark.parametrize("package", sorted(cli.TOOLS))
+    def test_a_package_of_the_tools_extra_is_missing(
+        self,
+        package: str,
+        install: Install,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        install(lambda _: bool(importlib.import_module(package)))
+        monkeypatch.setitem(sys.modules, package, None)
+        assert cli.main(["fake-command"]) == cli.WRONG_USAGE
+        assert "pip install 'connectx[tools]'" in capsys.readouterr().err
+
+    def test_another_missing_module_is_a_bug_and_shows_as_one(self, install: Install) -> None:
+        install(lambda _: bool(importlib.import_module("connectx.no_such_module")))
+        with pytest.raises(ModuleNotFoundError):
+            cli.main(["fake-command"])
+
+
+class TestBrokenPipe:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param("return print('.' * 1_000_000)", id="while it runs"),
+            pytest.param("return print('.')", id="as it ends"),
+        ],
+    )
+    @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+    def test_of_standard_output_is_quiet(
+        self, body: str, unbuffered: str, closed_pipe: int
+    ) -> None:
+        environment = {"PYTHONUNBUFFERED": unbuffered}
+        result = run("-c", FAKE_MAIN, body, "fake", stdout=closed_pipe, environment=environment)
+        assert (result.returncode, result.stderr) == (cli.FAILED, "")
+
+    def test_of_the_help_is_quiet(self, closed_pipe: int) -> None:
+        # The status is argparse's affair: before Python 3.12 it hides the error itself.
+        assert run("-m", "connectx", "--version", stdout=closed_pipe).stderr == ""
+
+    def test_of_another_descriptor_is_not_hidden(self) -> None:
+        result = run("-c", FAKE_MAIN, "raise BrokenPipeError('a socket')", "fake")
+        assert "BrokenPipeError: a socket" in result.stderr
