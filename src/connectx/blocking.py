@@ -14,14 +14,15 @@ from connectx.errors import ConnectxError
 from connectx.linux.uapi import MSG_FASTOPEN
 from connectx.linux.udp_claim import Contested, NotVisible
 from connectx.network import Networks
-from connectx.requests import parse, parse_literal, resolve_source
+from connectx.requests import parse_literal, resolve_source
+from connectx.techniques import claim_new, offer
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from connectx.addresses import Address
-    from connectx.network import Options, Prepared
+    from connectx.network import Prepared
     from connectx.requests import Request
 
 #: One for the process: what it holds belongs to namespaces and threads, and none
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _networks: Final = Networks()
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
-_DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
+_DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
 
 
 def connectx(
@@ -74,11 +75,9 @@ def connectx(
     borrowed = Borrowed(sock)
     request = borrowed.request(source, destination, strategy)
     try:
+        prepared = _networks.prepare(sock, request, borrowed.options)
         taken = _connect(
-            sock,
-            _networks.prepare(sock, request, borrowed.options),
-            borrowed.release,
-            data if wanted else b"",
+            sock, prepared, Attempt(prepared.plan), borrowed.release, data if wanted else b""
         )
     except BlockingIOError as error:
         if error.errno == errno.EINPROGRESS:
@@ -93,7 +92,7 @@ def connectx(
     return taken
 
 
-def create_connection(  # noqa: PLR0913 - socket.create_connection's signature, and more
+def create_connection(
     address: tuple[str | None, int | str],
     timeout: float | None = _DEFAULT_TIMEOUT,
     source_address: Address | None = None,
@@ -118,17 +117,43 @@ def create_connection(  # noqa: PLR0913 - socket.create_connection's signature, 
     Raises as `connectx` does, and socket.gaierror for a name that does not resolve.
     """
     request = parse_literal(tuple(address), source_address, type, proto, strategy)
-    if request is None:
-        return _open_by_name(address, timeout, source_address, all_errors, type, proto, strategy)
+    if request is None or all_errors:
+        return _create_any(address, timeout, source_address, all_errors, type, proto, strategy)
+    # Looked up now, so that gevent's class is used where it has taken the place.
+    sock: socket.socket
+    tracked = None
+    if socket.socket is STANDARD_SOCKET:
+        sock = tracked = TrackedSocket(request.family, request.type, request.proto)
+    else:
+        sock = socket.socket(request.family, request.type, request.proto)
     try:
-        return _open(request, timeout)
-    except OSError as error:
-        if all_errors:
-            raise ExceptionGroup("create_connection failed", [error]) from None
+        if timeout is not _DEFAULT_TIMEOUT:
+            sock.settimeout(timeout)
+        prepared = _networks.prepare(sock, request)
+        plan = prepared.plan
+        if not plan.proposes or tracked is None or not (port := plan.ledger.propose()):
+            _connect(sock, prepared, Attempt(plan), _replace)
+            return sock
+        # Nearly every attempt ends with its first proposal. That one is made here,
+        # without an Attempt, whose table would cost as much as two system calls.
+        tracked.ledger = plan.ledger
+        tracked.ledger_port = port
+        try:
+            if request.stream:
+                offer(sock, prepared, port)
+                sock.connect(request.address)
+            else:
+                claim_new(sock, prepared, port)
+        except (OSError, Contested, NotVisible) as error:
+            tracked.ledger = None
+            _connect(sock, prepared, Attempt(plan, port), _replace, opening=error)
+    except BaseException:
+        sock.close()
         raise
+    return sock
 
 
-def _open_by_name(  # noqa: PLR0913 - create_connection's arguments
+def _create_any(
     address: tuple[str | None, int | str],
     timeout: float | None,
     source_address: Address | None,
@@ -137,13 +162,19 @@ def _open_by_name(  # noqa: PLR0913 - create_connection's arguments
     proto: int,
     strategy: str,
 ) -> socket.socket:
+    """The same for a name: try its addresses in turn."""
     host, port = address
     errors: list[OSError] = []
     for family, _, _, _, destination in socket.getaddrinfo(host, port, 0, kind):
         try:
-            source = resolve_source(source_address, family, kind)
-            request = parse(family, kind, proto, strategy, source, destination)
-            return _open(request, timeout)
+            return create_connection(
+                destination,  # type: ignore[arg-type]  # of AF_INET or AF_INET6
+                timeout,
+                resolve_source(source_address, family, kind),
+                type=kind,
+                proto=proto,
+                strategy=strategy,
+            )
         except OSError as error:
             errors.append(error)
     if not errors:
@@ -157,88 +188,73 @@ def _open_by_name(  # noqa: PLR0913 - create_connection's arguments
         errors.clear()
 
 
-def _open(request: Request, timeout: float | None) -> socket.socket:
-    """A new socket, connected; closed again if that fails."""
-    # Looked up now, so that gevent's class is used where it has taken the place.
-    factory = TrackedSocket if socket.socket is STANDARD_SOCKET else socket.socket
-    sock = factory(request.family, request.type, request.proto)
-    try:
-        if timeout is not _DEFAULT_TIMEOUT:
-            sock.settimeout(timeout)
-        _connect(sock, _networks.prepare(sock, request), _replace)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def _connect(
     sock: socket.socket,
     prepared: Prepared,
+    attempt: Attempt,
     renew: Callable[[socket.socket], None],
     data: bytes | bytearray | memoryview = b"",
     *,
+    opening: OSError | Contested | NotVisible | None = None,
     again: bool = True,
 ) -> int:
     """Connect a socket; returns how many bytes of data were taken.
 
     renew: makes a socket that is bound to a port give it up.
+    opening: why the attempt's first proposal has failed, if that was made already.
     again: whether to try once more if what was known turns out to be out of date.
     """
-    plan, request = prepared.plan, prepared.request
-    # Nearly every attempt ends with its first proposal, and needs no table until then.
-    port = plan.ledger.propose() if plan.proposes else 0
-    attempt = None if port else Attempt(plan)
+    request = prepared.request
     taken = 0
     try:
+        if opening is not None:
+            steps.refused(sock, prepared, attempt, opening, renew)
         while True:
             try:
-                if attempt is None:
-                    connected = steps.put(sock, prepared, port)
-                else:
-                    connected = steps.advance(sock, prepared, attempt, renew)
-                if not connected:
-                    if data and request.stream:
-                        taken = _connect_with(sock, request.address, data)
-                    else:
-                        sock.connect(request.address)
+                if not steps.advance(sock, prepared, attempt, renew):
+                    taken = _connect_with(sock, request, data)
                 break
             except (OSError, Contested, NotVisible) as error:
-                if attempt is None:
-                    attempt = Attempt(plan, port)
                 steps.refused(sock, prepared, attempt, error, renew)
+        steps.settle(sock, prepared, attempt)
+    except BlockingIOError as error:
+        if error.errno == errno.EINPROGRESS:
+            steps.settle(sock, prepared, attempt)
+        else:
+            attempt.abandon()
+        raise
     except ConnectxError:
-        steps.abandon(prepared, attempt, port)
+        attempt.abandon()
         renewed = _networks.prepare_again(prepared) if again else None
         if renewed is None:
             raise
         renew(sock)
-        return _connect(sock, renewed, renew, data, again=False)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno == errno.EINPROGRESS:
-            steps.settle(sock, prepared, attempt, port)
-        else:
-            steps.abandon(prepared, attempt, port)
+        return _connect(sock, renewed, Attempt(renewed.plan), renew, data, again=False)
+    except BaseException:
+        attempt.abandon()
         raise
-    steps.settle(sock, prepared, attempt, port)
     return sock.send(data) if data and not request.stream else taken
 
 
-def _connect_with(sock: socket.socket, address: Address, data: bytes | bytearray | memoryview) -> int:
-    """Connect a stream socket and send the first bytes, with the SYN where that is possible."""
+def _connect_with(
+    sock: socket.socket, request: Request, data: bytes | bytearray | memoryview
+) -> int:
+    """connect(), for a stream with the first bytes of data, in the SYN where that is possible."""
+    if not data or not request.stream:
+        sock.connect(request.address)
+        return 0
     try:
-        return sock.sendto(data, MSG_FASTOPEN, address)
+        return sock.sendto(data, MSG_FASTOPEN, request.address)
     except BlockingIOError:
         # No cookie yet. A socket with a timeout waits in send() until the handshake
         # is done, a non-blocking one tells its user, as connect() would.
         if not sock.gettimeout():
             raise
-        return sock.send(data)
     except OSError as error:
         # Clients may not (net.ipv4.tcp_fastopen), or MPTCP cannot (before 6.2).
         if error.errno != errno.EOPNOTSUPP:
             raise
-    sock.connect(address)
+        sock.connect(request.address)
     return sock.send(data)
 
 

@@ -31,7 +31,17 @@ class Borrowed:
     port or connected, and OSError as getsockname() does.
     """
 
-    __slots__ = ("_name", "_reuse", "_sock", "_window", "family", "options", "proto", "source", "type")
+    __slots__ = (
+        "_name",
+        "_reuse",
+        "_sock",
+        "_window",
+        "family",
+        "options",
+        "proto",
+        "source",
+        "type",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         if not isinstance(sock, socket.SocketType | socket.socket):
@@ -59,11 +69,10 @@ class Borrowed:
             self._window if self._window != _NO_WINDOW else None,
         )
 
-    def request(
-        self, source: Address | None, destination: Address, strategy: str
-    ) -> Request:
+    def request(self, source: Address | None, destination: Address, strategy: str) -> Request:
         """What a call on this socket asks for; errors as `connectx.requests.parse`."""
-        source, destination = with_scope_id(source), with_scope_id(destination)
+        destination = with_scope_id(destination)
+        source = with_scope_id(source) if source else source
         if self.source is not None and (source is None or not source[0]):
             # Its user has bound it to an address, without a port.
             source = (self.source[0], source[1] if source else 0, *self.source[2:])

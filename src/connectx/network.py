@@ -19,6 +19,7 @@ import socket
 import threading
 import weakref
 from array import array
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -27,7 +28,7 @@ from connectx.core import strategies
 from connectx.core.attempt import FULL_RANGE, Plan
 from connectx.core.ledger import Ledger, template
 from connectx.core.strategies import Action, Case, Need
-from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
+from connectx.errors import NotSupported, RangeNotHonoured
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
 from connectx.linux.netlink import NetlinkSocket
@@ -36,6 +37,9 @@ from connectx.linux.sock_diag import TupleLookup
 from connectx.linux.uapi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, SO_NETNS_COOKIE, SOL_SOCKET
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from connectx.addresses import Address
     from connectx.core.strategies import Program, Strategy
     from connectx.requests import Request
 
@@ -93,11 +97,21 @@ class Prepared:
     bind() takes it; empty for any.
     binds: whether the source's host was asked for, and not chosen by routing.
     suffix: what comes after host and port in the source's address tuple.
-    lookup: finds the socket on one of the 4-tuples; None where the source is the
+    lookup: finds the socket on one of the 4-tuples; unset where the source is the
     kernel's to choose, as it is for TCP unless a port was asked for.
     """
 
-    __slots__ = ("binds", "host", "lookup", "network", "options", "plan", "request", "source", "suffix")
+    __slots__ = (
+        "binds",
+        "host",
+        "lookup",
+        "network",
+        "options",
+        "plan",
+        "request",
+        "source",
+        "suffix",
+    )
 
     def __init__(
         self,
@@ -111,12 +125,13 @@ class Prepared:
         self.request = request
         self.options = options
         self.plan = plan
+        self.lookup: TupleLookup
         self.source = source
         self.host = request.source_host(source) if source else ""
         self.suffix = request.source_suffix
         self.binds = bool(request.source.host)
-        self.lookup = (
-            TupleLookup(
+        if source:
+            self.lookup = TupleLookup(
                 request.diag_protocol,
                 request.wire_family,
                 source,
@@ -124,9 +139,11 @@ class Prepared:
                 request.destination.port,
                 options.interface or request.destination.scope_id,
             )
-            if source
-            else None
-        )
+
+    def source_at(self, port: int) -> Address:
+        """The source as bind() takes it."""
+        # Not unpacked, which would take twice the time.
+        return (self.host, port) + self.suffix  # type: ignore[return-value] # noqa: RUF005
 
 
 class Network:
@@ -153,7 +170,9 @@ class Network:
         self._registry = registry
         self.sockets = _NetlinkSockets()
         self._templates: dict[PortRange, bytes] = {}
-        self._ledgers: weakref.WeakValueDictionary[tuple[object, ...], Ledger] = weakref.WeakValueDictionary()
+        self._ledgers: weakref.WeakValueDictionary[tuple[object, ...], Ledger] = (
+            weakref.WeakValueDictionary()
+        )
         self.prepared: dict[object, Prepared] = {}
         self._former: dict[object, Prepared] = {}
 
@@ -210,21 +229,19 @@ class Network:
     def _prepare(self, request: Request, options: Options) -> Prepared:
         chosen = strategies.named(request.strategy)
         if self.ports is None and (not request.stream or request.source.port or options.ports):
-            raise error(
+            raise request.error(
                 NotSupported,
                 "the socket belongs to another network namespace than the calling thread, "
                 "so its port range and its sockets cannot be looked up: call from a thread "
                 "in the socket's namespace",
-                request,
             )
         case = _case(request)
         available = self._available(request, options)
         program = chosen.program(case, available)
         if program is None:
-            raise error(
+            raise request.error(
                 NotSupported,
                 _unserved(chosen, case, available, request.protocol),
-                request,
             )
         source = request.wire_source
         if not source and _needs_source(program):
@@ -258,11 +275,10 @@ class Network:
         """Refuse a window the kernel would ignore: it clamps each end without a word."""
         wanted, ports = options.ports, self.ports
         if wanted and ports and not (ports.low <= wanted.low <= wanted.high <= ports.high):
-            raise error(
+            raise request.error(
                 RangeNotHonoured,
                 f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {ports}: "
                 "the kernel would silently use that range instead",
-                request,
             )
 
     def _routed_source(self, request: Request, options: Options) -> bytes:
@@ -316,31 +332,12 @@ def _needs_source(program: Program) -> bool:
     return any(state.action in (Action.LOOK, Action.CLAIM) for state in program.values())
 
 
-def _unserved(
-    strategy: Strategy, case: Case, available: frozenset[Need], protocol: str
-) -> str:
+def _unserved(strategy: Strategy, case: Case, available: frozenset[Need], protocol: str) -> str:
     missing = strategy.missing(case, available)
     if not missing:
         return f"strategy {strategy.name!r} does not serve {protocol}: use 'auto'"
     needs = " and ".join(sorted(need.value for need in missing))
     return f"strategy {strategy.name!r} needs {needs}"
-
-
-def error(
-    kind: type[ConnectxError],
-    message: str,
-    request: Request,
-    number: int | None = None,
-) -> ConnectxError:
-    """An error about a request; number: its errno, where that is not its class's own."""
-    return kind(
-        message,
-        errno=number,
-        protocol=request.protocol,
-        source=request.source,
-        destination=request.destination,
-        strategy=request.strategy,
-    )
 
 
 class _NetlinkSockets(threading.local):
@@ -351,22 +348,28 @@ class _NetlinkSockets(threading.local):
 
 
 class _Thread(threading.local):
-    """Which namespace a thread has netlink sockets into."""
+    """The namespace a thread has netlink sockets into, if it still exists."""
 
-    network: weakref.ref[Network] | None = None
+    def __init__(self) -> None:
+        self.network: Callable[[], Network | None] = lambda: None
 
 
 class Networks:
     """The namespaces that were used of late, and each thread's netlink sockets."""
+
+    _networks: dict[Identity, Network]
+    _thread: _Thread
 
     def __init__(self) -> None:
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
     def prepare(
-        self, sock: socket.socket, request: Request, options: Options = NEW_SOCKET
+        self, sock: socket.socket, request: Request, options: Options | None = None
     ) -> Prepared:
         """The request as it is carried out in the namespace of a socket.
+
+        options: None for a socket that was made for the request.
 
         Raises ConnectxError where it cannot be carried out there, and OSError as
         reading sysctls and the routing table does.
@@ -378,8 +381,9 @@ class Networks:
         network = self._networks.get(identity)
         if network is None or network.fresh_until < monotonic():
             network = self._look(identity)
-        key = request if options is NEW_SOCKET else (request, options)
-        return network.prepared.get(key) or network.prepare(request, options)
+        if options is None:
+            return network.prepared.get(request) or network.prepare(request, NEW_SOCKET)
+        return network.prepared.get((request, options)) or network.prepare(request, options)
 
     def prepare_again(self, prepared: Prepared) -> Prepared | None:
         """The same with sysctls and routes read anew, or None if nothing has changed."""
@@ -396,7 +400,7 @@ class Networks:
         """
         if _thread_identity() != network.identity:
             raise OSError(errno.EXDEV, "the socket belongs to another network namespace")
-        former = self._thread.network and self._thread.network()
+        former = self._thread.network()
         if former is not None and former is not network:
             # An open netlink socket keeps its namespace alive, which a thread that
             # has moved on must not do.
@@ -405,7 +409,8 @@ class Networks:
 
     def _look(self, identity: Identity) -> Network:
         network = self._networks.get(identity)
-        ports, reserved = None, ()
+        ports: PortRange | None = None
+        reserved: tuple[PortRange, ...] = ()
         if _thread_identity() == identity:
             ports, reserved = sysctl.read_port_range(), sysctl.read_reserved_ports()
         elif network is not None:
@@ -422,7 +427,7 @@ class Networks:
         return network
 
     def _forget(self) -> None:
-        self._networks: dict[Identity, Network] = {}
+        self._networks = {}
         self._thread = _Thread()
 
 
@@ -444,5 +449,5 @@ def identity_of(sock: socket.socket) -> Identity:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-    status = os.stat("/proc/thread-self/ns/net")
+    status = Path("/proc/thread-self/ns/net").stat()
     return status.st_dev, status.st_ino

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import HIGHEST_PORT, Address, Endpoint
 from connectx.linux import uapi
+
+if TYPE_CHECKING:
+    from connectx.errors import ConnectxError
 
 AF_INET: Final = int(socket.AF_INET)
 AF_INET6: Final = int(socket.AF_INET6)
@@ -108,6 +111,19 @@ class Request:
         host = socket.inet_ntop(self.wire_family, wire_source)
         return host if self.family == self.wire_family else _V4_MAPPED + host
 
+    def error(
+        self, kind: type[ConnectxError], message: str, number: int | None = None
+    ) -> ConnectxError:
+        """An error about this request; number: its errno, where that is not its class's own."""
+        return kind(
+            message,
+            errno=number,
+            protocol=self.protocol,
+            source=self.source,
+            destination=self.destination,
+            strategy=self.strategy,
+        )
+
     def _wire(self, host: str) -> bytes:
         return socket.inet_pton(self.wire_family, host.removeprefix(_V4_MAPPED))
 
@@ -135,7 +151,8 @@ def parse(
     """
     if (kind, proto) not in PROTOCOLS:
         raise ValueError(
-            f"connectx serves TCP, MPTCP, UDP and UDP-Lite sockets, not type {kind} protocol {proto}"
+            "connectx serves TCP, MPTCP, UDP and UDP-Lite sockets, "
+            f"not type {kind}, protocol {proto}"
         )
     if family not in (0, AF_INET, AF_INET6):
         raise ValueError(f"connectx serves AF_INET and AF_INET6 sockets, not family {family}")
@@ -159,7 +176,7 @@ def parse(
 
 def _loopback(to: Endpoint, destination: Address) -> Endpoint:
     """Where a connection to the wildcard address goes: Linux takes the loopback address."""
-    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(destination[0])  # noqa: S104
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(destination[0])
     if loopback is None:
         raise ValueError(f"the destination has no host: {destination!r}")
     return to._replace(host=loopback)
@@ -167,19 +184,19 @@ def _loopback(to: Endpoint, destination: Address) -> Endpoint:
 
 @functools.lru_cache(maxsize=512)
 def parse_literal(
-    destination: tuple[str | None, int | str],
+    destination: tuple[str | None, int | str] | Address,
     source: Address | None,
     kind: int,
     proto: int,
     strategy: str,
 ) -> Request | None:
     """The request for a destination and a source that need no resolver; None for others."""
-    host, port = destination
+    host, port = destination[:2]
     if not isinstance(port, int) or not is_literal(host):
         return None
     if source is not None and source[0] and not is_literal(source[0]):
         return None
-    return parse(0, kind, proto, strategy, source, destination)  # type: ignore[arg-type]  # host is text
+    return parse(0, kind, proto, strategy, source, destination)
 
 
 def is_literal(host: object) -> bool:
@@ -201,7 +218,7 @@ def with_scope_id(address: Address) -> Address:
         index = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
     except OSError as error:
         raise ValueError(f"no interface {scope!r} for the scope of {address!r}") from error
-    return host, address[1], address[2] if len(address) > 2 else 0, index  # noqa: PLR2004
+    return host, address[1], address[2] if len(address) > 2 else 0, index
 
 
 def resolve_source(source: Address | None, family: int, kind: int) -> Address | None:
@@ -240,8 +257,8 @@ def _endpoint(role: str, address: Address) -> tuple[int, Endpoint]:
             f"the {role}'s host is an IP address, not {host!r}: "
             "create_connection() resolves names, connectx() does not"
         )
-    family = AF_INET if len(packed) == 4 else AF_INET6  # noqa: PLR2004
-    if family == AF_INET and len(address) != 2:  # noqa: PLR2004
+    family = AF_INET if len(packed) == 4 else AF_INET6
+    if family == AF_INET and len(address) != 2:
         raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
     return family, Endpoint(_text(family, packed), *numbers)
 
@@ -266,7 +283,7 @@ def _text(family: int, packed: bytes) -> str:
     """The kernel's text for an address, "" for the wildcard."""
     if not any(packed):
         return ""
-    if packed[:12] == b"\0" * 10 + b"\xff\xff" and len(packed) == 16:  # noqa: PLR2004
+    if packed[:12] == b"\0" * 10 + b"\xff\xff" and len(packed) == 16:
         host = socket.inet_ntop(AF_INET, packed[12:])
         return "" if not any(packed[12:]) else _V4_MAPPED + host
     return socket.inet_ntop(family, packed)

@@ -251,16 +251,17 @@ class Sockets:
 
     def outcome(self, technique: Technique, port: int = FIRST) -> str:
         """The same, but say what came of it: OK, or the errno and the call that gave it."""
-        sock = self.transport.socket()
-        call = "bind"
-        try:
-            prepare(sock, technique, self.transport.source)
-            call = "connect"
-            sock.connect((self.transport.source, port))
-        except OSError as error:
-            sock.close()
-            return f"{errno.errorcode[error.errno or 0]} at {call}"
-        self.opened.append(self._stack.enter_context(sock))
+        with contextlib.ExitStack() as on_error:
+            sock = on_error.enter_context(self.transport.socket())
+            call = "bind"
+            try:
+                prepare(sock, technique, self.transport.source)
+                call = "connect"
+                sock.connect((self.transport.source, port))
+            except OSError as error:
+                return f"{errno.errorcode[error.errno or 0]} at {call}"
+            self._stack.push(on_error.pop_all())
+        self.opened.append(sock)
         return OK
 
     def fill(self, technique: Technique, port: int = FIRST, *, limit: int) -> tuple[int, str]:

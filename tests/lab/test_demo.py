@@ -19,6 +19,7 @@ import pytest
 
 from connectx.cli.main import main
 from connectx.lab import demo
+from connectx.lab.workers import Held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,30 +234,39 @@ class TestRefusal:
         assert "MiB of memory" in capsys.readouterr().err
 
 
+@pytest.fixture
+def held(closing: contextlib.ExitStack) -> Held:
+    first, second = socket.socketpair()
+    closing.enter_context(first)
+    closing.enter_context(second)
+    held = Held([], (first, second))
+
+    def close() -> None:
+        for sock in held.sockets:
+            sock.close()
+
+    closing.callback(close)
+    return held
+
+
 class TestOpening:
     def test_stops_when_it_takes_too_long(
-        self,
-        network: Network,  # noqa: ARG002 -- the sockets are to be in it
-        monkeypatch: pytest.MonkeyPatch,
-        closing: contextlib.ExitStack,
+        self, network: Network, monkeypatch: pytest.MonkeyPatch, held: Held
     ) -> None:
+        del network  # It is enough that the sockets are in it.
         monkeypatch.setattr(demo, "PATIENCE", -1.0)
-        sockets: list[socket.socket] = []
         opening = demo.open_connections(
-            sockets, print, demo.connect, socket.SOCK_DGRAM, ("127.0.0.2", 7), 10, demo.Opening()
+            held, print, demo.connect, socket.SOCK_DGRAM, ("127.0.0.2", 7), 10, demo.Opening()
         )
-        for sock in sockets:
-            closing.enter_context(sock)
         assert (opening.opened, opening.stopped) == (1, demo.SLOW)
 
-    def test_goes_on_from_where_another_worker_stopped(
-        self, network: Network, servers: Servers, closing: contextlib.ExitStack
+    def test_goes_on_from_where_descriptors_were_used_up(
+        self, network: Network, servers: Servers, held: Held
     ) -> None:
         network.port_range(40000, 40009)
         servers.listen("127.0.0.2", 7)
-        sockets: list[socket.socket] = []
         opening = demo.open_connections(
-            sockets,
+            held,
             print,
             demo.connect,
             socket.SOCK_STREAM,
@@ -264,20 +274,18 @@ class TestOpening:
             10,
             demo.Opening(opened=7, seconds=3.0, spent=4.0),
         )
-        for sock in sockets:
-            closing.enter_context(sock)
-        assert len(sockets) == 3
+        assert len(held.sockets) == 3
         assert (opening.opened, opening.stopped) == (10, demo.FULL)
         assert 4.0 < opening.seconds < demo.PATIENCE
 
     @pytest.mark.parametrize("technique", demo.TECHNIQUES.values(), ids=demo.TECHNIQUES)
     def test_does_not_take_a_broken_experiment_for_a_finding(
-        self, technique: demo.Technique, network: Network
+        self, technique: demo.Technique, network: Network, held: Held
     ) -> None:
         del network
         with pytest.raises(ConnectionRefusedError):
             demo.open_connections(
-                [], print, technique, socket.SOCK_STREAM, ("127.0.0.2", 7), 10, demo.Opening()
+                held, print, technique, socket.SOCK_STREAM, ("127.0.0.2", 7), 10, demo.Opening()
             )
 
 

@@ -104,8 +104,8 @@ def test_sysctls_of_the_whole_machine_are_refused(network: Network, name: str) -
 @pytest.mark.parametrize(
     "change",
     [
-        lambda private: private.set_sysctl("net.core.somaxconn", 7),
-        lambda private: private.get_sysctl("net.core.somaxconn"),
+        lambda private: private.set_sysctl("net.ipv4.tcp_fin_timeout", 7),
+        lambda private: private.get_sysctl("net.ipv4.tcp_fin_timeout"),
         lambda private: private.add_address("192.0.2.7"),
         lambda private: private.add_device_pair("left", "right"),
     ],
@@ -114,10 +114,10 @@ def test_nothing_is_changed_from_another_namespace(
     network: Network, change: Callable[[netns.PrivateNetwork], object]
 ) -> None:
     with netns.private_network() as inner:
-        before = inner.get_sysctl("net.core.somaxconn")
+        before = inner.get_sysctl("net.ipv4.tcp_fin_timeout")
         with pytest.raises(RuntimeError, match="nothing was changed"):
             change(network.namespace)
-        assert inner.get_sysctl("net.core.somaxconn") == before
+        assert inner.get_sysctl("net.ipv4.tcp_fin_timeout") == before
         assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 

@@ -1,0 +1,1 @@
+"""The decisions: what to try, what its failure means, and when to stop. No I/O."""

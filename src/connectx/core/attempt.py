@@ -17,7 +17,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import HIGHEST_PORT
-from connectx.core.strategies import Action, Outcome, Pick, State, Verdict
+from connectx.core.strategies import (
+    REFUSALS_WORTH_A_SURVEY,
+    Action,
+    Outcome,
+    Pick,
+    State,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,9 +52,21 @@ class Plan:
     window: how many ports a random window holds.
     asked: the source port asked for, 0 for any.
     proposes: whether the program begins with a port that the ledger proposes.
+    surveys: whether it can ask the kernel which ports are in use.
     """
 
-    __slots__ = ("asked", "draw", "ledger", "ports", "program", "proposes", "search", "start", "window")
+    __slots__ = (
+        "asked",
+        "draw",
+        "ledger",
+        "ports",
+        "program",
+        "proposes",
+        "search",
+        "start",
+        "surveys",
+        "window",
+    )
 
     def __init__(
         self,
@@ -69,6 +88,7 @@ class Plan:
         self.asked = asked
         self.start = next(iter(program.values()))
         self.proposes = self.start.pick is Pick.LEDGER
+        self.surveys = any(state.action is Action.SURVEY for state in program.values())
 
 
 class Attempt:
@@ -82,7 +102,8 @@ class Attempt:
     __slots__ = ("_plan", "_state", "_times", "failures", "high", "low")
 
     def __init__(self, plan: Plan, proposed: int = 0) -> None:
-        """
+        """Begin with the plan's first state.
+
         proposed: the port of the first proposal, if that was made already. Most
         attempts end with it, and a driver may take it from the ledger and save
         itself the rest.
@@ -134,6 +155,8 @@ class Attempt:
         """Settle the ports of the action; whether there are any."""
         plan = self._plan
         if pick is Pick.LEDGER:
+            if plan.surveys and plan.ledger.refusals >= REFUSALS_WORTH_A_SURVEY:
+                return False
             self.low = self.high = plan.ledger.propose()
             return self.low != 0
         if pick is Pick.ASKED:

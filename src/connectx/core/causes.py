@@ -33,8 +33,10 @@ CONNECTED: Final = Cause(
         "use more source addresses: each has a whole range of ports of its own",
         "use fewer, longer-lived connections: pool them, or multiplex (HTTP/2, HTTP/3)",
         "spread over more destination addresses or ports, if the service has them",
-        "widen net.ipv4.ip_local_port_range, keeping listeners' ports out of it with "
-        "net.ipv4.ip_local_reserved_ports",
+        (
+            "widen net.ipv4.ip_local_port_range, keeping listeners' ports out of it with "
+            "net.ipv4.ip_local_reserved_ports"
+        ),
     ),
 )
 
@@ -42,12 +44,18 @@ TIME_WAIT: Final = Cause(
     "time-wait",
     "Connections that this host closed first hold their ports for 60 seconds in TIME_WAIT.",
     (
-        "keep connections open longer, or let the other side close first: who closes "
-        "first holds the TIME_WAIT",
-        "set net.ipv4.tcp_tw_reuse=1: with TCP timestamps, connect() may then take over "
-        "a TIME_WAIT that is older than a second",
-        "net.ipv4.tcp_fin_timeout does not shorten TIME_WAIT, and SO_REUSEADDR does not "
-        "help a client against it",
+        (
+            "keep connections open longer, or let the other side close first: who closes "
+            "first holds the TIME_WAIT"
+        ),
+        (
+            "set net.ipv4.tcp_tw_reuse=1: with TCP timestamps, connect() may then take over "
+            "a TIME_WAIT that is older than a second"
+        ),
+        (
+            "net.ipv4.tcp_fin_timeout does not shorten TIME_WAIT, and SO_REUSEADDR does not "
+            "help a client against it"
+        ),
     ),
 )
 
@@ -55,10 +63,14 @@ HELD: Final = Cause(
     "held",
     "Listeners, or sockets bound before connecting, hold ports against every destination.",
     (
-        "in programs that bind a source address before they connect, set "
-        "IP_BIND_ADDRESS_NO_PORT (or use connectx): without it bind() takes a whole port",
-        "move listeners out of net.ipv4.ip_local_port_range, or reserve their ports in "
-        "net.ipv4.ip_local_reserved_ports",
+        (
+            "in programs that bind a source address before they connect, set "
+            "IP_BIND_ADDRESS_NO_PORT (or use connectx): without it bind() takes a whole port"
+        ),
+        (
+            "move listeners out of net.ipv4.ip_local_port_range, or reserve their ports in "
+            "net.ipv4.ip_local_reserved_ports"
+        ),
     ),
 )
 
@@ -66,10 +78,14 @@ HELD_DATAGRAM: Final = Cause(
     "held",
     "UDP sockets without SO_REUSEADDR hold ports against every destination.",
     (
-        "open them with connectx, which shares ports: a plain UDP connect() or bind() "
-        "takes a whole port",
-        "move servers out of net.ipv4.ip_local_port_range, or reserve their ports in "
-        "net.ipv4.ip_local_reserved_ports",
+        (
+            "open them with connectx, which shares ports: a plain UDP connect() or bind() "
+            "takes a whole port"
+        ),
+        (
+            "move servers out of net.ipv4.ip_local_port_range, or reserve their ports in "
+            "net.ipv4.ip_local_reserved_ports"
+        ),
     ),
 )
 
@@ -101,8 +117,10 @@ PORT_HELD: Final = Cause(
     (
         "ask for another source port, or for port 0",
         "`ss -tlnp` or `ss -uanp` with `'sport = :PORT'` shows the owner",
-        "reserve ports that you ask for by number in net.ipv4.ip_local_reserved_ports, so "
-        "that nobody is given them by chance",
+        (
+            "reserve ports that you ask for by number in net.ipv4.ip_local_reserved_ports, so "
+            "that nobody is given them by chance"
+        ),
     ),
 )
 

@@ -53,6 +53,8 @@ class Ledger:
     Safe under threads without a lock, which would cost every connection more than
     what it prevents: should two threads come to propose the same port, the kernel
     refuses one of them.
+
+    refusals: ports refused since the kernel was last asked which are in use.
     """
 
     __slots__ = (
@@ -64,12 +66,12 @@ class Ledger:
         "_proposals",
         "_states",
         "_template",
+        "refusals",
     )
 
-    def __init__(
-        self, low: int, template: bytes, draw: Callable[[int], Sequence[int]]
-    ) -> None:
-        """
+    def __init__(self, low: int, template: bytes, draw: Callable[[int], Sequence[int]]) -> None:
+        """Begin with nothing open.
+
         low: the first port of the range.
         template: the states of its ports while nothing is open.
         draw: gives as many numbers as asked for, of 32 bits each, that nobody else
@@ -82,6 +84,7 @@ class Ledger:
         self._proposals: list[int] = []
         self._batch = 1
         self._in_use = 0
+        self.refusals = 0
 
     def propose(self) -> int:
         """A port that may be free, or 0 when none is known to be.
@@ -111,6 +114,7 @@ class Ledger:
     def refused(self, port: int) -> None:
         """The kernel refused the port: from now on a map is worth its size."""
         self._in_use -= 1
+        self.refusals += 1
         if self._states is self._template:
             self._states = bytearray(self._template)
             for proposal in self._proposals:
@@ -145,18 +149,20 @@ class Ledger:
 
         Each is a random port, or the next free one after it: RFC 6056, algorithm 1.
         """
-        states = self._states
+        states, low = self._states, self._low
         size = len(states)
         proposals = []
         for number in self._draw(self._batch):
-            index = states.find(FREE, number % size)
-            if index < 0:
-                index = states.find(FREE)
+            index = number % size
+            if states[index] != FREE:
+                index = states.find(FREE, index)
                 if index < 0:
-                    break
+                    index = states.find(FREE)
+                    if index < 0:
+                        break
             if states is not self._template:
                 states[index] = PROPOSED  # type: ignore[index]  # a bytearray, by now
-            proposals.append(self._low + index)
+            proposals.append(low + index)
         self._batch = min(2 * self._batch, _BATCH)
         port = proposals.pop() if proposals else 0
         self._proposals = proposals
@@ -166,6 +172,7 @@ class Ledger:
         self._states = states
         self._proposals = []
         self._batch = 1
+        self.refusals = 0
 
     def _mark(self, port: int, state: int) -> None:
         states = self._states

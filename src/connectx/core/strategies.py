@@ -165,8 +165,13 @@ class Strategy(NamedTuple):
 PROPOSALS_BEFORE_FAST_SEARCH: Final = 2
 PROPOSALS_BEFORE_SLOW_SEARCH: Final = 64
 
-#: Refused claims before the list of sockets is read: 64 cost about what it does.
+#: Refused claims in one attempt before the list of sockets is read: half a millisecond.
 CLAIMS_BEFORE_SURVEY: Final = 64
+
+#: Refusals in all attempts that cost what reading the list of sockets costs (5 to
+#: 10 ms for a full range). Whoever knows nothing of the sockets of other processes
+#: so pays at most twice what the best choice of moment would have cost.
+REFUSALS_WORTH_A_SURVEY: Final = 512
 
 #: Surveys in one attempt. One settles it unless other processes are at the same
 #: ports at the same moment: a claim that is only being tried refuses us as well.
@@ -215,9 +220,7 @@ _EXCLUSIVE: Final[Program] = {
 }
 
 _SEARCH: Final[Program] = {
-    "search": State(
-        Action.WINDOW, Pick.FULL_RANGE, {Outcome.UNAVAILABLE: Verdict.EXHAUSTED}
-    ),
+    "search": State(Action.WINDOW, Pick.FULL_RANGE, {Outcome.UNAVAILABLE: Verdict.EXHAUSTED}),
 }
 
 _SHIFT: Final[Program] = {

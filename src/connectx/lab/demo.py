@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import connectx
 from connectx.addresses import PortRange
 from connectx.lab import echo
-from connectx.lab.workers import SPARE_DESCRIPTORS, Crew, Worker, descriptor_limit, descriptors_free
+from connectx.lab.workers import (
+    SPARE_DESCRIPTORS,
+    Crew,
+    Held,
+    Holders,
+    descriptor_limit,
+    descriptors_free,
+)
 from connectx.testing.namespaces import experiment_network
 from connectx.testing.servers import Servers
 
@@ -203,7 +210,7 @@ TECHNIQUES: Final[Mapping[str, Technique]] = {
 
 
 def open_connections(
-    sockets: list[socket.socket],
+    held: Held,
     report: Report,
     technique: Technique,
     kind: socket.SocketKind,
@@ -215,8 +222,9 @@ def open_connections(
 
     Once there are as many as ports, one more try shows the errno of an exhausted range.
 
-    before: how far other workers have come.
+    before: how far it had come when the descriptors were used up before.
     """
+    sockets = held.sockets
     room = len(sockets) + descriptors_free()
     opened, seconds, spent, failures, number, stopped = before
     begun = time.monotonic() - spent
@@ -250,10 +258,10 @@ def open_connections(
     return Opening(opened, seconds, spent, failures, number, stopped)
 
 
-def four_tuples(sockets: Sequence[socket.socket], _: Report) -> list[bytes]:
+def four_tuples(held: Held, _: Report) -> list[bytes]:
     """The 4-tuples that the sockets say they are on, packed, since there are so many."""
     packed = []
-    for sock in sockets:
+    for sock in held.sockets:
         host, port = sock.getsockname()
         peer, peer_port = sock.getpeername()
         packed.append(
@@ -284,7 +292,7 @@ def run(
             # way back from these even where there is none from the first.
             stack.enter_context(experiment_network())
         except OSError as error:
-            raise CannotStartError(str(error)) from error
+            raise CannotStartError(error.strerror or str(error)) from error
         ways = tuple(
             _Trial(protocol, technique, ports, watch).run()
             for protocol in PROTOCOLS
@@ -328,44 +336,46 @@ class _Trial:
         self._technique = technique
         self._ports = ports
         self._watch = watch
-        self._crew = Crew()
-        self._clients: list[Worker[list[socket.socket]]] = []
 
     def run(self) -> Way:
         """Open, count, echo, and leave nothing behind."""
-        with experiment_network() as network, Servers() as servers, self._crew:
+        with (
+            experiment_network() as network,
+            Servers() as servers,
+            Crew() as crew,
+            Holders(crew) as holders,
+        ):
             network.port_range(*self._ports)
             stream = self._kind == socket.SOCK_STREAM
             make = servers.listen if stream else servers.receive
             server_sockets = [make(*destination) for destination in DESTINATIONS]
 
-            self._clients.append(self._crew.fork([]))
             openings: list[Opening] = []
             for destination in DESTINATIONS:
-                openings.append(self._open(destination, sum(each.opened for each in openings)))
+                before = sum(opening.opened for opening in openings)
+                openings.append(self._open(holders, destination, before))
 
-            held = [client.start(four_tuples).result() for client in self._clients]
-            total = sum(len(share) for share in held)
+            shares = [worker.start(four_tuples).result() for worker in holders.workers]
+            total = sum(len(share) for share in shares)
 
             if stream:
-                self._accept(server_sockets, [opening.opened for opening in openings])
+                _accept(crew, server_sockets, [opening.opened for opening in openings])
             else:
-                self._crew.fork(server_sockets).start(echo.serve_datagrams)
+                crew.fork(server_sockets).start(echo.serve_datagrams)
             return Way(
                 self._protocol,
                 self._technique,
                 tuple(openings),
-                duplicates=total - len(set().union(*held)),
-                echoed=self._echo([len(share) for share in held]),
+                duplicates=total - len(set().union(*shares)),
+                echoed=self._echo(holders, [len(share) for share in shares]),
             )
 
-    def _open(self, destination: Address, already: int) -> Opening:
-        progress = functools.partial(
-            self._tell, "opening", self._ports.size * len(DESTINATIONS), already
-        )
+    def _open(self, holders: Holders, destination: Address, before: int) -> Opening:
+        total = self._ports.size * len(DESTINATIONS)
+        progress = functools.partial(self._tell, "opening", total, before)
         opening = Opening()
         while True:
-            job = self._clients[-1].start(
+            job = holders.opener.start(
                 open_connections,
                 TECHNIQUES[self._technique],
                 self._kind,
@@ -377,35 +387,38 @@ class _Trial:
             progress(opening.opened)
             if opening.stopped:
                 return opening
-            self._clients.append(self._crew.fork([]))
+            holders.relieve()
 
-    def _accept(self, listeners: list[socket.socket], waiting: list[int]) -> None:
-        # Up to now the connections waited in the accept queues, where they need
-        # no descriptor and no server takes time from those that open them.
-        while any(waiting):
-            server = self._crew.fork(listeners)
-            room = descriptors_free()
-            counts = []
-            for index, count in enumerate(waiting):
-                counts.append(min(count, room))
-                room -= counts[-1]
-                waiting[index] -= counts[-1]
-            server.start(echo.serve_streams, counts)
-
-    def _echo(self, shares: Sequence[int]) -> int:
+    def _echo(self, holders: Holders, shares: Sequence[int]) -> int:
         total = sum(shares)
         echoed = done = 0
-        # One client after the other, so that what is under way stays within the
+        # One after the other, so that what is under way stays within the
         # server's receive buffers.
-        for client, share in zip(self._clients, shares, strict=True):
+        for worker, share in zip(holders.workers, shares, strict=True):
             progress = functools.partial(self._tell, "echoing", total, done)
             if self._kind == socket.SOCK_STREAM:
-                job = client.start(echo.echo_streams, done)
+                job = worker.start(echo.echo_streams, done)
             else:
-                job = client.start(echo.echo_datagrams, done, MARKER_SOURCE, DESTINATIONS)
+                job = worker.start(echo.echo_datagrams, done, MARKER_SOURCE, DESTINATIONS)
             echoed += job.result(progress)
             done += share
         return echoed
 
     def _tell(self, phase: str, total: int, before: int, count: int) -> None:
         self._watch(Moment(self._protocol, self._technique, phase, before + count, total))
+
+
+def _accept(crew: Crew, listeners: list[socket.socket], waiting: list[int]) -> None:
+    """Have workers accept the connections and echo.
+
+    Until now they waited in the accept queues, where they take no descriptor,
+    and no server took time from whoever opened them.
+    """
+    while any(waiting):
+        room = descriptors_free()
+        counts = []
+        for index, count in enumerate(waiting):
+            counts.append(min(count, room))
+            waiting[index] -= counts[-1]
+            room -= counts[-1]
+        crew.fork(listeners).start(echo.serve_streams, counts)

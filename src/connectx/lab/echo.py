@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from connectx.lab.workers import Report
+    from connectx.lab.workers import Held, Report
 
 #: How long a reply may take, in seconds; on the loopback it never takes as long.
 TIMEOUT: Final = 30.0
@@ -67,7 +67,7 @@ def serve_datagrams(sockets: Sequence[socket.socket], _: Report) -> NoReturn:
             sock.sendto(data, sender)
 
 
-def echo_streams(sockets: Sequence[socket.socket], report: Report, first: int) -> int:
+def echo_streams(held: Held, report: Report, first: int) -> int:
     """Send a token over every connection and count those that come back.
 
     first: the first socket's token; the others have those that follow.
@@ -75,7 +75,7 @@ def echo_streams(sockets: Sequence[socket.socket], report: Report, first: int) -
     Raises TimeoutError after TIMEOUT without a reply, OSError as send(2) and recv(2).
     """
     echoed = 0
-    for window in _windows(sockets, first):
+    for window in _windows(held.sockets, first):
         for sock, token in window:
             sock.settimeout(TIMEOUT)
             sock.sendall(token)
@@ -87,7 +87,7 @@ def echo_streams(sockets: Sequence[socket.socket], report: Report, first: int) -
 
 
 def echo_datagrams(
-    sockets: Sequence[socket.socket],
+    held: Held,
     report: Report,
     first: int,
     marker_source: str,
@@ -109,7 +109,7 @@ def echo_datagrams(
         marker.bind((marker_source, 0))
         marker.settimeout(TIMEOUT)
         sent = 0
-        for window in _windows(sockets, first):
+        for window in _windows(held.sockets, first):
             for sock, token in window:
                 sock.settimeout(0)
                 sock.send(token)
@@ -121,7 +121,7 @@ def echo_datagrams(
             report(sent)
     # Only now, when other sockets' tokens that came to the wrong one are there as well.
     return sum(
-        _has_come(sock, token) for window in _windows(sockets, first) for sock, token in window
+        _has_come(sock, token) for window in _windows(held.sockets, first) for sock, token in window
     )
 
 

@@ -2,9 +2,9 @@
 
 Holding every connection of a full port range takes more descriptors than most
 processes may have, and raising the hard limit takes CAP_SYS_RESOURCE. So the
-sockets live in as many workers as it takes, and the experiment tells each what
-to do with its share. A task is a function at the top of a module: it is sent
-to the worker by name and finds there what earlier tasks have left.
+sockets live in as many workers as it takes (Holders), and the experiment tells
+each what to do with its share. A task is a function at the top of a module: it
+is sent to the worker by name and finds there what earlier tasks have left.
 
 Workers are forked, not started afresh: they are in their creator's network
 namespace, can be given its sockets, and are ready within milliseconds.
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
+import socket
 import traceback
 import warnings
 from multiprocessing import Pipe
@@ -52,6 +54,10 @@ Arguments = ParamSpec("Arguments")
 #: Descriptors left free in a worker, for what a task opens besides the sockets it holds.
 SPARE_DESCRIPTORS: Final = 32
 
+#: Descriptors in one message; the kernel takes up to SCM_MAX_FD, which is 253.
+_HANDOVER: Final = 250
+_HANDOVER_TIMEOUT: Final = 30.0  # seconds
+
 
 class _Progress(NamedTuple):
     done: int
@@ -73,8 +79,8 @@ def descriptor_limit() -> int:
 def descriptors_free() -> int:
     """How many sockets the calling worker can still open, less SPARE_DESCRIPTORS.
 
-    Asked in its creator: how many a new worker could open, or a few more, since
-    it does not keep the creator's pipes to other workers.
+    Asked in its creator: what a new worker can open at the least. The creator
+    has pipes to other workers besides.
     """
     return descriptor_limit() - len(list(Path("/proc/self/fd").iterdir())) - SPARE_DESCRIPTORS
 
@@ -161,6 +167,97 @@ class Worker(Generic[State]):
         """
         self._connection.send((task, arguments, keywords))
         return Job(self._connection)
+
+
+class Held(NamedTuple):
+    """The state of a worker that holds sockets.
+
+    channel: between the worker that gives sockets away and the one that takes them.
+    """
+
+    sockets: list[socket.socket]
+    channel: tuple[socket.socket, socket.socket]
+
+
+class Holders:
+    """Workers that together hold more sockets than one process may have.
+
+    One of them, the opener, opens all the sockets, as a single program would;
+    when it has no descriptor left, the others take over what it has opened.
+    Were they to take turns at opening, each would have to find out anew which
+    ports the ones before it had used.
+
+    Close it, or use it as a context manager; the workers end with the crew.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in self._channel:
+            end.settimeout(_HANDOVER_TIMEOUT)
+        self.opener = self._fork()
+        #: All of them, the opener first.
+        self.workers = [self.opener]
+
+    def relieve(self) -> None:
+        """Have a new worker take over all that the opener holds.
+
+        Raises ChildProcessError, or the OSError that one of the two met with.
+        """
+        worker = self._fork()
+        self.workers.append(worker)
+        take = worker.start(_take)
+        self.opener.start(_give).result()
+        take.result()
+
+    def close(self) -> None:
+        """Close this process's ends of the channel between the workers."""
+        for end in self._channel:
+            end.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _fork(self) -> Worker[Held]:
+        return self._crew.fork(Held([], self._channel))
+
+
+def _give(held: Held, _: Report) -> None:
+    giving, _taking = held.channel
+    while held.sockets:
+        # detach() and not close(): the connection lives on, and connectx is not
+        # to take its port for free.
+        descriptors = [sock.detach() for sock in held.sockets[-_HANDOVER:]]
+        del held.sockets[-_HANDOVER:]
+        socket.send_fds(giving, [b"+"], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        # One batch at a time: the kernel lets a user have no more descriptors
+        # under way than a process may have open (ETOOMANYREFS, unix(7)).
+        if not giving.recv(1):
+            return  # The other worker has failed, and raises why.
+    giving.send(b".")
+
+
+def _take(held: Held, _: Report) -> None:
+    _giving, taking = held.channel
+    while True:
+        data, descriptors, flags, _address = socket.recv_fds(taking, 1, _HANDOVER)
+        held.sockets.extend(socket.socket(fileno=descriptor) for descriptor in descriptors)
+        if flags & socket.MSG_CTRUNC:
+            taking.shutdown(socket.SHUT_RDWR)
+            raise OSError(errno.EMFILE, "a worker could not take over all the sockets given to it")
+        if data != b"+":
+            return
+        taking.send(b"+")
 
 
 class Job(Generic[Result]):

@@ -1,0 +1,1 @@
+"""The kernel's interface: constants, layouts, options, netlink, /proc. Nothing else knows them."""

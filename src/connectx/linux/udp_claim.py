@@ -24,7 +24,7 @@ udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from connectx.linux.sockopts import set_ip_local_port_range
 from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET, TCP_ESTABLISHED

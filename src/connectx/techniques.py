@@ -1,0 +1,121 @@
+"""How one source port is put to the kernel: a window for streams, the lock for datagrams.
+
+All raise what `connectx.steps.refused` takes: OSError as bind() and connect(),
+Contested, NotVisible, ConnectxError.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+from connectx.errors import SourceNotLocal, TupleInUse
+from connectx.linux.uapi import (
+    IP_BIND_ADDRESS_NO_PORT,
+    IP_FREEBIND,
+    IP_LOCAL_PORT_RANGE,
+    IPPROTO_IP,
+    SO_REUSEADDR,
+    SOL_SOCKET,
+    TCP_ESTABLISHED,
+)
+from connectx.linux.udp_claim import Contested, claim, claim_releasable
+
+if TYPE_CHECKING:
+    from connectx.addresses import Address
+    from connectx.errors import ConnectxError
+    from connectx.network import Prepared
+    from connectx.requests import Request
+
+
+def offer(sock: socket.socket, prepared: Prepared, port: int) -> None:
+    """Narrow a stream socket down to a port; it has yet to connect."""
+    # SO_REUSEADDR does not help us, it helps others: a tool that binds the port
+    # explicitly gets in beside us, and can take over our TIME_WAIT.
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    if prepared.binds:
+        sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        bind(sock, prepared, 0)
+    # As an int, which setsockopt() takes quickest; unsigned for the kernel and
+    # signed for Python, hence the wrap.
+    sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, port * 0x10001 - (port >> 15 << 32))
+
+
+def claim_new(sock: socket.socket, prepared: Prepared, port: int) -> None:
+    """Connect a new datagram socket from a port, by the lock."""
+    network = prepared.network
+    claim(
+        sock,
+        prepared.lookup,
+        network.sockets.diag or network.diag,
+        prepared.source_at(port),
+        prepared.request.address,
+    )
+
+
+def claim_for_good(sock: socket.socket, prepared: Prepared, port: int) -> None:
+    """The same for a socket that cannot be replaced: do not get it stuck on the port."""
+    lookup, netlink, request = prepared.lookup, prepared.network.diag, prepared.request
+    source = prepared.source_at(port)
+    if prepared.network.honours(request.protocol, port):
+        if not prepared.options.interface:
+            _require_sharable(request, source)
+        claim_releasable(sock, lookup, netlink, source, request.address)
+        return
+    rival = lookup.find_record(netlink, port)
+    if rival is not None and rival.state == TCP_ESTABLISHED:
+        raise Contested(connected=True)
+    try:
+        claim(sock, lookup, netlink, source, request.address)
+    except Contested as contest:
+        # Another process was quicker by microseconds, and there is no way back.
+        raise request.error(
+            TupleInUse,
+            "another socket took the 4-tuple at the same moment; this one stays bound "
+            "to the port and has to be closed (create_connection() replaces it by itself)",
+            number=errno.EADDRINUSE,
+        ) from contest
+
+
+def _require_sharable(request: Request, source: Address) -> None:
+    """Raise OSError (EADDRINUSE) if the port's holder does not share it.
+
+    A window that is refused costs milliseconds, for the search it ends in ignores
+    its size; a refused bind of another socket, which need not be kept, microseconds.
+    """
+    with socket.socket(request.family, request.type, request.proto) as scratch:
+        scratch.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        # Whether the address is local is the real socket's affair: it may be
+        # transparent, or have this option itself.
+        scratch.setsockopt(IPPROTO_IP, IP_FREEBIND, 1)
+        scratch.bind(source)
+
+
+def bind_source(sock: socket.socket, prepared: Prepared) -> None:
+    """Bind the source's host, if one was asked for, without taking a port yet."""
+    if not prepared.binds:
+        return
+    # For TCP the port is then connect()'s to choose and to share. UDP knows the
+    # option as well, but chooses an exclusive port all the same.
+    sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    bind(sock, prepared, 0)
+
+
+def bind(sock: socket.socket, prepared: Prepared, port: int) -> None:
+    """Bind the source and a port, and say so if the source is not local."""
+    try:
+        sock.bind(prepared.source_at(port))
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise source_not_local(prepared) from error
+        raise
+
+
+def source_not_local(prepared: Prepared) -> ConnectxError:
+    """The error for EADDRNOTAVAIL from bind()."""
+    return prepared.request.error(
+        SourceNotLocal,
+        f"the source address {prepared.host} is not local in this network namespace: "
+        "add it to an interface, or set IP_FREEBIND on the socket if it is routed here",
+    )

@@ -1,0 +1,31 @@
+import contextlib
+
+import pytest
+
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.api.calls import CALLS, Call, Client, is_stream
+from tests.kernel.raw import FIRST, SECOND, THIRD, Transport
+
+
+@pytest.fixture(params=list(CALLS))
+def call(request: pytest.FixtureRequest) -> Call:
+    """create_connection(), and connectx() on a socket of the test's own."""
+    return CALLS[request.param]
+
+
+@pytest.fixture
+def client(
+    transport: Transport,
+    call: Call,
+    network: Network,  # noqa: ARG001 -- it lives there
+    servers: Servers,
+    closing: contextlib.ExitStack,
+) -> Client:
+    """A client over the test's transport, for each of the calls, with the servers listening."""
+    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
+    # Datagrams need nobody at the destination: connect() sends nothing.
+    if is_stream(transport):
+        for port in (FIRST, SECOND, THIRD):
+            servers.listen(transport.source, port, protocol=transport.protocol)
+    return Client(transport, call, closing)
