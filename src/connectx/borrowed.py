@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from connectx.addresses import PortRange
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect
+from connectx.linux.uapi import IPPROTO_MPTCP
 from connectx.network import options_of_socket
 from connectx.requests import parse, with_scope_id
 
@@ -87,8 +88,15 @@ class Borrowed:
 
     def restore_window(self) -> None:
         """Set IP_LOCAL_PORT_RANGE as it was, so that it does not bind a later connect()."""
-        if self._window is not None:
+        if self._window is None:
+            return
+        try:
             sockopts.set_ip_local_port_range(self._sock, *self._window)
+        except OSError as error:
+            # MPTCP takes no such option any more once it is connected or about to be
+            # (__mptcp_nmpc_sk); the window then binds nothing, for it cannot reconnect.
+            if self.proto != IPPROTO_MPTCP or error.errno != errno.EINVAL:
+                raise
 
     def restore(self) -> None:
         """After a failure: leave the socket unbound and its options as they were found.

@@ -19,7 +19,6 @@ import socket
 import threading
 import weakref
 from array import array
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -31,16 +30,17 @@ from connectx.core.strategies import Action, Case, Need
 from connectx.errors import NotSupported, RangeNotHonoured
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
-from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.route import RouteLookup
-from connectx.linux.sock_diag import TupleLookup
 from connectx.linux.uapi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, SO_NETNS_COOKIE, SOL_SOCKET
 
+# Netlink is imported where it is first needed: programs that leave the source port
+# of TCP connections to us never need it, and it is a third of what importing us takes.
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from connectx.addresses import Address
     from connectx.core.strategies import Program, Strategy
+    from connectx.linux.netlink import NetlinkSocket
+    from connectx.linux.sock_diag import TupleLookup
     from connectx.requests import Request
 
 #: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
@@ -131,6 +131,8 @@ class Prepared:
         self.suffix = request.source_suffix
         self.binds = bool(request.source.host)
         if source:
+            from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - see above
+
             self.lookup = TupleLookup(
                 request.diag_protocol,
                 request.wire_family,
@@ -210,16 +212,14 @@ class Network:
         Raises OSError (EXDEV) where the thread is in another one.
         """
         if self.sockets.diag is None:
-            self._registry.enter(self)
-            self.sockets.diag = NetlinkSocket(NETLINK_SOCK_DIAG)
+            self.sockets.diag = self._registry.open_netlink(self, NETLINK_SOCK_DIAG)
         return self.sockets.diag
 
     @property
     def route(self) -> NetlinkSocket:
         """The same for NETLINK_ROUTE."""
         if self.sockets.route is None:
-            self._registry.enter(self)
-            self.sockets.route = NetlinkSocket(NETLINK_ROUTE)
+            self.sockets.route = self._registry.open_netlink(self, NETLINK_ROUTE)
         return self.sockets.route
 
     def leave(self) -> None:
@@ -282,6 +282,8 @@ class Network:
             )
 
     def _routed_source(self, request: Request, options: Options) -> bytes:
+        from connectx.linux.route import RouteLookup  # noqa: PLC0415 - see above
+
         lookup = RouteLookup(
             request.wire_family,
             request.wire_destination,
@@ -393,8 +395,8 @@ class Networks:
             return None
         return renewed
 
-    def enter(self, network: Network) -> None:
-        """Prepare to open a netlink socket into a namespace from the calling thread.
+    def open_netlink(self, network: Network, protocol: int) -> NetlinkSocket:
+        """A netlink socket into a namespace for the calling thread.
 
         Raises OSError (EXDEV) where the thread is in another one.
         """
@@ -406,6 +408,9 @@ class Networks:
             # has moved on must not do.
             former.leave()
         self._thread.network = weakref.ref(network)
+        from connectx.linux.netlink import NetlinkSocket  # noqa: PLC0415 - see above
+
+        return NetlinkSocket(protocol)
 
     def _look(self, identity: Identity) -> Network:
         network = self._networks.get(identity)
@@ -449,5 +454,5 @@ def identity_of(sock: socket.socket) -> Identity:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-    status = Path("/proc/thread-self/ns/net").stat()
+    status = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - importing pathlib takes 3 ms
     return status.st_dev, status.st_ino

@@ -23,8 +23,6 @@ from connectx.errors import (
     RangeNotHonoured,
     TupleInUse,
 )
-from connectx.explanation import explain
-from connectx.linux.sock_diag import ports_toward
 from connectx.linux.sockopts import set_ip_local_port_range
 from connectx.linux.uapi import (
     SO_REUSEADDR,
@@ -174,8 +172,14 @@ def failure(verdict: Verdict, prepared: Prepared, attempt: Attempt) -> ConnectxE
         strategy=request.strategy,
         attempts=attempt.failures,
         errno=stream_errno if request.stream else datagram_errno,
-        explanation=functools.partial(explain, verdict, prepared),
+        explanation=functools.partial(_explain, verdict, prepared),
     )
+
+
+def _explain(verdict: Verdict, prepared: Prepared) -> str:
+    from connectx.explanation import explain  # noqa: PLC0415 - only where somebody asks
+
+    return explain(verdict, prepared)
 
 
 def _bind_port(sock: socket.socket, prepared: Prepared, attempt: Attempt, action: Action) -> bool:
@@ -196,6 +200,8 @@ def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
     request = prepared.request
     netlink = prepared.network.diag
     if action is Action.SURVEY:
+        from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
+
         in_use = ports_toward(
             netlink,
             request.diag_protocol,

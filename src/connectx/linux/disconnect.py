@@ -6,7 +6,6 @@ family; hence the C library.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,8 @@ def disconnect(sock: socket.socket) -> None:
 
     Raises OSError as connect(2).
     """
+    import ctypes  # noqa: PLC0415 - a millisecond that most users of the library never need
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) != 0:
         number = ctypes.get_errno()

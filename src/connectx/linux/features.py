@@ -17,8 +17,6 @@ import re
 import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.sock_diag import Filter, encode_dump
 from connectx.linux.sockopts import (
     get_so_cookie,
     get_so_netns_cookie,
@@ -133,6 +131,10 @@ def _dumps(protocol: int) -> bool:
     # A dump, not a lookup: a kernel without tcp_diag or udp_diag refuses both with
     # ENOENT, but only to a lookup could that also mean "no such socket". With no
     # state asked for, the answer is empty.
+    # Imported here, since what most programs probe needs no netlink.
+    from connectx.linux.netlink import NetlinkSocket  # noqa: PLC0415
+    from connectx.linux.sock_diag import Filter, encode_dump  # noqa: PLC0415
+
     request = encode_dump(AF_INET, AF_INET, Filter(protocol, states=0))
     try:
         with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:

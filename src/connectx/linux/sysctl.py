@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Final
 
 from connectx.addresses import HIGHEST_PORT, PortRange
@@ -65,7 +64,7 @@ def read(name: str) -> str:
     except FileNotFoundError as error:
         cause = (
             f"this kernel has no sysctl net.ipv4.{name}"
-            if Path(_DIRECTORY).is_dir()
+            if os.access(_DIRECTORY, os.F_OK)
             else f"cannot read the sysctl net.ipv4.{name}: is /proc mounted?"
         )
         raise FileNotFoundError(errno.ENOENT, cause, _DIRECTORY + name) from error

@@ -35,13 +35,16 @@ import errno
 import itertools
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
+from connectx.core.attempt import Attempt
+from connectx.core.strategies import Action, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from connectx.core.attempt import Plan
 
 #: A source of which nothing has been chosen yet.
 _UNBOUND: Final = Endpoint("", 0)
@@ -161,7 +164,7 @@ class KernelModel:
         return ModelSocket(stream, reuseaddr, reuseport, bind_address_no_port, local_port_range)
 
     def bind(self, sock: ModelSocket, host: str, port: int) -> None:
-        """bind(2): host "" is the wildcard, port 0 any (with IP_BIND_ADDRESS_NO_PORT none yet).
+        """Bind a socket: host "" is the wildcard, port 0 any, or with NO_PORT none yet.
 
         EINVAL for a socket that has a port, EADDRINUSE.
         """
@@ -179,7 +182,7 @@ class KernelModel:
         sock.port_locked |= bool(port)
 
     def listen(self, sock: ModelSocket) -> None:
-        """listen(2): EADDRINUSE where another socket listens, or does not share the port."""
+        """Listen: EADDRINUSE where another socket does, or does not share the port."""
         sock.state = State.LISTEN
         try:
             self._get_port(sock, sock.source.port)
@@ -188,18 +191,18 @@ class KernelModel:
             raise
 
     def connect(self, sock: ModelSocket, destination: Endpoint) -> None:
-        """connect(2): EADDRNOTAVAIL (TCP) or EAGAIN (UDP) where there is no port or 4-tuple."""
+        """Connect a socket: EADDRNOTAVAIL (TCP), EAGAIN (UDP) where nothing is free."""
         self.probes = []
         if sock.stream:
             self._connect_stream(sock, destination)
         else:
-            self._connect_datagram(sock, destination)
+            self._connect_datagram(sock)
         sock.destination = destination
         sock.state = State.ESTABLISHED
         sock.order = next(self._counter)
 
     def disconnect(self, sock: ModelSocket) -> None:
-        """connect(2) to AF_UNSPEC: takes back what the kernel chose, keeps what bind() was told."""
+        """Undo connect() by AF_UNSPEC: what the kernel chose goes, what bind() was told stays."""
         self._vacate(sock)
         if not sock.host_locked:
             self._move(sock, "")
@@ -354,7 +357,7 @@ class KernelModel:
         self._tuples[source, destination] = sock
 
     def _search_to_connect(self, sock: ModelSocket, host: str, destination: Endpoint) -> int:
-        """__inet_hash_connect(): all ports of a window, or the low end's parity before the other."""
+        """__inet_hash_connect(): a window port by port, else the low end's parity first."""
         ports, window = self._range_of(sock)
         step = 1 if window and self.step_of_one else 2
         size = ports.size & ~1 if step > 1 and ports.size > 1 else ports.size
@@ -414,7 +417,7 @@ class KernelModel:
 
     # UDP.
 
-    def _connect_datagram(self, sock: ModelSocket, destination: Endpoint) -> None:
+    def _connect_datagram(self, sock: ModelSocket) -> None:
         if not sock.source.port:
             # Before routing has chosen an address: the port must be free on all of them.
             try:
@@ -589,7 +592,7 @@ def drive(
     """
     attempt = Attempt(plan)
     driver = _Driver(kernel, plan, destination, host, stream=stream)
-    actions = []
+    actions: list[Action] = []
     while True:
         action = attempt.next_step()
         if isinstance(action, Verdict):
