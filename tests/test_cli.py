@@ -102,7 +102,9 @@ class TestHelp:
             cli.main(["--help"])
         shown = capsys.readouterr().out
         for module in cli.COMMANDS:
-            assert importlib.import_module(f"connectx.cli.{module}").HELP in shown
+            # argparse wraps it at the terminal's width.
+            summary = importlib.import_module(f"connectx.cli.{module}").HELP
+            assert summary in " ".join(shown.split())
         assert cli.EPILOG in shown
 
     @pytest.mark.parametrize("module", cli.COMMANDS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from connectx.linux import features, uapi
+from connectx.linux import features, netlink, sock_diag, uapi
 from connectx.linux.features import FEATURES, Feature, Probe, kernel_version, probe
 from connectx.testing.namespaces import Network
 
@@ -106,7 +106,7 @@ def test_without_descriptors_nothing_can_be_told(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(features, "NetlinkSocket", refuse)
+    monkeypatch.setattr(netlink, "NetlinkSocket", refuse)
     assert probe(feature) is Probe.UNKNOWN
 
 
@@ -132,7 +132,7 @@ def test_what_a_namespace_switches_off_says_nothing_of_the_kernel(
 
 def test_without_udp_diag(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     """A protocol without a diag module stands in for it."""
-    monkeypatch.setattr(features, "encode_dump", lambda *_: bytes([uapi.AF_INET, 33]) + bytes(54))
+    monkeypatch.setattr(sock_diag, "encode_dump", lambda *_: bytes([uapi.AF_INET, 33]) + bytes(54))
     assert probe(features.SOCK_DIAG_UDP) is Probe.NO
 
 

@@ -337,18 +337,14 @@ class KernelModel:
     def _connect_stream(self, sock: ModelSocket, destination: Endpoint) -> None:
         if sock.state is not State.CLOSE:
             raise _error(errno.EISCONN)
-        host = sock.source.host or self.address
-        source = Endpoint(host, sock.source.port)
-        if not source.port:
-            source = Endpoint(host, self._search_to_connect(sock, host, destination))
-            bucket = self._buckets.setdefault(source.port, _Bucket(connect_class=True))
-            bucket.owners.append(sock)
-            sock.chosen_by_connect = True
-        elif not self._is_unique(source, destination, explicit=True):
-            if not sock.port_locked:
-                self._release(sock)
-            raise _error(errno.EADDRNOTAVAIL)
-        sock.source = source
+        self._move(sock, sock.source.host or self.address)
+        try:
+            source = self._take_tuple(sock, destination)
+        except OSError:
+            self._vacate(sock)
+            if not sock.host_locked:
+                self._move(sock, "")
+            raise
         sock.timestamps = self.tcp_timestamps
         former = self._tuples.get((source, destination))
         if former is not None:
@@ -356,12 +352,23 @@ class KernelModel:
             self._release(former)
         self._tuples[source, destination] = sock
 
-    def _search_to_connect(self, sock: ModelSocket, host: str, destination: Endpoint) -> int:
+    def _take_tuple(self, sock: ModelSocket, destination: Endpoint) -> Endpoint:
+        if sock.source.port:
+            if not self._is_unique(sock.source, destination, explicit=True):
+                raise _error(errno.EADDRNOTAVAIL)
+            return sock.source
+        port = self._search_to_connect(sock, destination)
+        self._buckets.setdefault(port, _Bucket(connect_class=True)).owners.append(sock)
+        sock.chosen_by_connect = True
+        sock.source = sock.source._replace(port=port)
+        return sock.source
+
+    def _search_to_connect(self, sock: ModelSocket, destination: Endpoint) -> int:
         """__inet_hash_connect(): a window port by port, else the low end's parity first."""
         ports, window = self._range_of(sock)
         step = 1 if window and self.step_of_one else 2
         size = ports.size & ~1 if step > 1 and ports.size > 1 else ports.size
-        key = host, destination
+        key = sock.source.host, destination
         offset = self._offsets.setdefault(key, self._random.getrandbits(32))
         first = offset % size // step * step
         walk = itertools.chain.from_iterable(
@@ -371,7 +378,7 @@ class KernelModel:
             bucket = self._buckets.get(port)
             if bucket is None or (
                 bucket.connect_class
-                and self._is_unique(Endpoint(host, port), destination, explicit=False)
+                and self._is_unique(sock.source._replace(port=port), destination, explicit=False)
             ):
                 gone = (port - ports.low - first) % size // step * step
                 self._offsets[key] = offset + max(gone, self._random.randrange(8) * step) + step

@@ -1,0 +1,378 @@
+"""The model of the kernel's ports against the kernel: the same operations, the same results."""
+
+import contextlib
+import errno
+import socket, sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from connectx.addresses import Endpoint, PortRange
+from connectx.linux import features, uapi
+from connectx.linux.disconnect import disconnect
+from connectx.linux.features import Probe
+from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.sock_diag import TupleLookup
+from connectx.testing.kernel_model import KernelModel, ModelSocket, State
+from connectx.testing.namespaces import experiment_network
+from connectx.testing.servers import Servers
+from tests.kernel.raw import TCP, abort, cookie, destroy, kernel_release, look_up, set_window
+
+HOST: Final = "127.0.0.1"
+HOSTS: Final = (HOST, "127.0.0.2")
+DESTINATIONS: Final = (Endpoint(HOST, 9000), Endpoint(HOST, 9001))
+# Of even size: in steps of two an odd range leaves a port out, and which one is chance.
+PORTS: Final = PortRange(20000, 20003)
+OUTSIDE: Final = 40000
+RESERVED: Final = 20002
+REUSE_DELAY: Final = "net.ipv4.tcp_tw_reuse_delay"
+
+windows = st.sampled_from(
+    [(0, 0), (1, 65535), (20001, 20002), (20002, 65535), (19000, 20001)]
+    + [(port, port) for port in (*range(PORTS.low, PORTS.high + 1), OUTSIDE)]
+)
+ports = st.sampled_from([0, 0, *range(PORTS.low, PORTS.high + 1), OUTSIDE])
+
+
+class SteeredModel(KernelModel):
+    """A model that searches the ports it would, but takes the one that the kernel took.
+
+    taken: that port; 0 where the kernel took none, and so the model is free to.
+    """
+
+    taken = 0
+
+    def _probe(self, candidates: Any) -> Iterator[int]:
+        return (port for port in super()._probe(candidates) if self.taken in (0, port))
+
+
+@dataclass
+class Pair:
+    """A socket and its model.
+
+    accepted: the server's side of the connection.
+    """
+
+    real: socket.socket
+    model: ModelSocket
+    accepted: socket.socket | None = None
+
+
+class KernelComparison(RuleBasedStateMachine):
+    """One namespace and its model; every operation is done in both."""
+
+    pairs = Bundle("pairs")
+
+    def __init__(self, *, stream: bool) -> None:
+        super().__init__()
+        self.stream = stream
+        self.stack = contextlib.ExitStack()
+        self.log=[]; self.bad=False
+        self.network = self.stack.enter_context(experiment_network())
+        self.network.port_range(*PORTS)
+        servers = self.stack.enter_context(Servers())
+        self.listeners = {
+            destination: servers.listen(*destination[:2]) if stream else None
+            for destination in DESTINATIONS
+        }
+        self.netlink = self.stack.enter_context(NetlinkSocket(uapi.NETLINK_SOCK_DIAG))
+        self.has_windows = features.probe(features.IP_LOCAL_PORT_RANGE) is Probe.YES
+        self.has_delay = Path("/proc/sys", *REUSE_DELAY.split(".")).exists()
+        self.kernel = SteeredModel(
+            PORTS,
+            step_of_one=kernel_release() >= (6, 8),
+            recovers=kernel_release() >= (6, 18),
+        )
+        self.open: list[Pair] = []
+        # What was left in TIME_WAIT or FIN_WAIT2, and the sources of the latter.
+        self.left: list[ModelSocket] = []
+        self.unanswered: set[Endpoint] = set()
+
+    @initialize(
+        reserved=st.booleans(),
+        reuse=st.sampled_from([0, 1, 2]),
+        after=st.sampled_from([1, 60_000]),
+        timestamps=st.booleans(),
+    )
+    def set_sysctls(self, *, reserved: bool, reuse: int, after: int, timestamps: bool) -> None:
+        if reserved:
+            self.network.reserved_ports(str(RESERVED))
+            self.kernel.reserved = frozenset([RESERVED])
+        if not self.has_delay:
+            # Whether the fixed second has passed would be a matter of timing.
+            reuse = 0
+        else:
+            self.network.sysctl(REUSE_DELAY, after)
+        self.network.sysctl("net.ipv4.tcp_tw_reuse", reuse)
+        self.network.sysctl("net.ipv4.tcp_timestamps", int(timestamps))
+        self.kernel.tcp_tw_reuse = reuse
+        self.kernel.tcp_tw_reuse_delay = after
+        self.kernel.tcp_timestamps = timestamps
+
+    @rule(target=pairs, share=st.sampled_from(["", "", "addr", "addr", "port"]))
+    def make(self, share: str) -> Pair:
+        return self.new(reuseaddr=share == "addr", reuseport=share == "port")
+
+    @rule(
+        target=pairs,
+        reuseaddr=st.booleans(),
+        host=st.sampled_from(["", *HOSTS]),
+        window=windows,
+        destination=st.sampled_from(DESTINATIONS),
+    )
+    def open_in_the_connect_class(
+        self, *, reuseaddr: bool, host: str, window: tuple[int, int], destination: Endpoint
+    ) -> Pair:
+        pair = self.new(reuseaddr=reuseaddr)
+        self.set_window(pair, window)
+        if host:
+            self.set_no_port(pair)
+            self.bind(pair, host, 0)
+        self.connect(pair, destination)
+        return pair
+
+    @rule(
+        target=pairs,
+        reuseaddr=st.booleans(),
+        host=st.sampled_from(HOSTS),
+        port=ports,
+        destination=st.sampled_from(DESTINATIONS),
+    )
+    def open_in_the_bind_class(
+        self, *, reuseaddr: bool, host: str, port: int, destination: Endpoint
+    ) -> Pair:
+        pair = self.new(reuseaddr=reuseaddr)
+        self.bind(pair, host, port)
+        if pair.model.source.port:
+            self.connect(pair, destination)
+        return pair
+
+    def new(self, *, reuseaddr: bool = False, reuseport: bool = False) -> Pair:
+        kind = socket.SOCK_STREAM if self.stream else socket.SOCK_DGRAM
+        real = socket.socket(socket.AF_INET, kind)
+        real.settimeout(0)
+        real.setsockopt(socket.SOL_SOCKET, uapi.SO_REUSEADDR, reuseaddr)
+        real.setsockopt(socket.SOL_SOCKET, uapi.SO_REUSEPORT, reuseport)
+        model = self.kernel.socket(stream=self.stream, reuseaddr=reuseaddr, reuseport=reuseport)
+        pair = Pair(real, model)
+        self.open.append(pair)
+        return pair
+
+    @rule(pair=pairs, on=st.booleans())
+    def set_reuseaddr(self, pair: Pair, *, on: bool) -> None:
+        pair.real.setsockopt(socket.SOL_SOCKET, uapi.SO_REUSEADDR, on)
+        pair.model.reuseaddr = on; self.log.append(f'reuse {on} '+short(pair.model))
+
+    @rule(pair=pairs)
+    def set_no_port(self, pair: Pair) -> None:
+        pair.real.setsockopt(uapi.IPPROTO_IP, uapi.IP_BIND_ADDRESS_NO_PORT, 1)
+        pair.model.bind_address_no_port = True
+
+    @rule(pair=pairs, window=windows)
+    def set_window(self, pair: Pair, window: tuple[int, int]) -> None:
+        if self.has_windows:
+            set_window(pair.real, *window)
+            pair.model.local_port_range = window
+
+    @rule(pair=pairs, host=st.sampled_from(["", *HOSTS]), port=ports)
+    def bind(self, pair: Pair, host: str, port: int) -> None:
+        if host or not pair.model.reuseport:  # What the model leaves out.
+            self.both(
+                pair,
+                lambda: pair.real.bind((host, port)),
+                lambda: self.kernel.bind(pair.model, host, port),
+            )
+
+    @rule(pair=pairs, destination=st.sampled_from(DESTINATIONS))
+    def connect(self, pair: Pair, destination: Endpoint) -> None:
+        source = pair.model.source
+        if self.stream and (
+            pair.model.state is not State.CLOSE
+            or (source.port and not source.host)  # What the model leaves out.
+        ):
+            return
+        number = self.both(
+            pair,
+            lambda: pair.real.connect(destination[:2]),
+            lambda: self.kernel.connect(pair.model, destination),
+        )
+        if self.stream and not number:
+            pair.accepted = self.accept(destination, pair)
+
+    def accept(self, destination: Endpoint, pair: Pair) -> socket.socket | None:
+        """The server's side of a new connection; None while a former one is in its way."""
+        if pair.model.source in self.unanswered:
+            return None
+        listener = self.listeners[destination]
+        assert listener
+        while True:
+            accepted, peer = listener.accept()
+            self.stack.enter_context(accepted)
+            if peer == pair.model.source[:2] and is_established(accepted):
+                return accepted
+
+    @rule(pair=pairs)
+    def listen(self, pair: Pair) -> None:
+        if self.stream and pair.model.state is State.CLOSE and pair.model.source.port:
+            self.both(pair, lambda: pair.real.listen(1), lambda: self.kernel.listen(pair.model))
+
+    @rule(pair=pairs)
+    def disconnect(self, pair: Pair) -> None:
+        if pair.model.state is not State.LISTEN:
+            self.both(
+                pair, lambda: disconnect(pair.real), lambda: self.kernel.disconnect(pair.model)
+            )
+
+    @rule(pair=consumes(pairs))
+    def close(self, pair: Pair) -> None:
+        self.log.append('close '+short(pair.model));abort(pair.real)
+        self.kernel.close(pair.model)
+        self.open.remove(pair)
+
+    @rule(pair=consumes(pairs), state=st.sampled_from([State.TIME_WAIT, State.FIN_WAIT2]))
+    def leave(self, pair: Pair, state: State) -> None:
+        """Close a connection in order, and wait until it is in the state."""
+        model = pair.model
+        if model.destination is None or pair.accepted is None or model.source.host != HOST:
+            self.close(pair)
+            return
+        self.log.append(f'leave {state} '+short(pair.model));pair.real.close()
+        if state is State.TIME_WAIT:
+            pair.accepted.close()
+        else:
+            # The server answers no new handshake on this 4-tuple at once.
+            self.unanswered.add(model.source)
+        self.open.remove(pair)
+        self.kernel.close(model, leaving=state)
+        self.left.append(model)
+        self.wait_for(model, state)
+
+    def wait_for(self, model: ModelSocket, state: State) -> None:
+        number = uapi.TCP_TIME_WAIT if state is State.TIME_WAIT else uapi.TCP_FIN_WAIT2
+        # Of the minute that a TIME_WAIT lasts, so much must have passed that the
+        # kernel's coarsest clock (10 ms) agrees that it is older than one millisecond.
+        age = 30 if self.kernel.tcp_tw_reuse_delay == 1 and state is State.TIME_WAIT else 0
+        deadline = time.monotonic() + 10
+        assert model.destination
+        while time.monotonic() < deadline:
+            found = look_up(TCP, model.source.port, model.destination.port)
+            if found and found.state == number and found.expires <= 60_000 - age:
+                self.kernel.now += age
+                return
+        raise TimeoutError(f"no {state} that is {age} ms old: {found}")
+
+    @rule(number=st.integers(0, 9))
+    def end_a_time_wait(self, number: int) -> None:
+        left = [model for model in self.left if model.state is not State.CLOSE]
+        if left:
+            model = left[number % len(left)]
+            assert model.destination
+            destroy(TCP, model.source.port, model.destination.port)
+            self.log.append('end tw '+short(model)); self.kernel.close(model)
+
+    @rule(
+        host=st.sampled_from(HOSTS),
+        port=st.sampled_from(range(PORTS.low, PORTS.high + 1)),
+        destination=st.sampled_from(DESTINATIONS),
+    )
+    def look_up(self, host: str, port: int, destination: Endpoint) -> None:
+        protocol = uapi.IPPROTO_TCP if self.stream else uapi.IPPROTO_UDP
+        lookup = TupleLookup(
+            protocol,
+            uapi.AF_INET,
+            socket.inet_aton(host),
+            socket.inet_aton(destination.host),
+            destination.port,
+        )
+        record = lookup.find_record(self.netlink, port)
+        self.bad=True
+        model = self.kernel.lookup(Endpoint(host, port), destination, stream=self.stream)
+        if model is None or record is None:
+            assert (model, record) == (None, None)
+        elif model in self.left:
+            assert record.state in (uapi.TCP_TIME_WAIT, uapi.TCP_FIN_WAIT2)
+        elif not model.reuseport:  # Of a group, a hash chooses one.
+            (real,) = (pair.real for pair in self.open if pair.model is model)
+            assert record.cookie == cookie(real)
+        self.bad=False
+
+    def both(self, pair: Pair, real: Callable[[], object], model: Callable[[], object]) -> int:
+        """Do it to the socket and to the model; the errno, which is 0 for success."""
+        before = short(pair.model)
+        number = errno_of(real)
+        import sys
+        fr=sys._getframe(1); fl=fr.f_locals
+        self.log.append(f"{before} {fr.f_code.co_name} {fl.get('destination') or ''} {fl.get('host','-')} {fl.get('port','-')} => {number} {pair.real.getsockname()}")
+        self.kernel.taken = 0 if number else pair.real.getsockname()[1]
+        self.bad=True
+        m=errno_of(model)
+        assert m == number, (m, number, pair.model)
+        self.bad=False
+        return number
+
+    @invariant()
+    def names_agree(self) -> None:
+        self.bad=True
+        for pair in self.open:
+            host, port = pair.real.getsockname()
+            source = pair.model.source
+            assert host.replace("0.0.0.0", "") == source.host
+            # A stream's getsockname() goes on naming a port that was released.
+            assert port == source.port or (self.stream and not source.port)
+        self.bad=False
+
+    def teardown(self) -> None:
+        if self.bad: print('\n'.join(['LOG',str(vars(self.kernel))[:300]]+self.log), file=sys.stderr)
+        for pair in self.open:
+            abort(pair.real)
+        self.stack.close()
+
+
+def errno_of(operation: Callable[[], object]) -> int:
+    try:
+        operation()
+    except BlockingIOError as error:
+        # The first is how a connect() that does not wait succeeds.
+        return 0 if error.errno == errno.EINPROGRESS else errno.EAGAIN
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def is_established(sock: socket.socket) -> bool:
+    # struct tcp_info: the state comes first.
+    state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state == uapi.TCP_ESTABLISHED
+
+
+@pytest.mark.usefixtures("network")
+@pytest.mark.parametrize("stream", [True, False], ids=["TCP", "UDP"])
+def test_random_operations_have_the_same_results(*, stream: bool) -> None:
+    run_state_machine_as_test(
+        lambda: KernelComparison(stream=stream),
+        settings=settings(
+            max_examples=int(__import__('os').environ.get('N','100')), phases=[__import__('hypothesis').Phase.generate],
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def short(m):
+    return f"[{id(m)%10000} {'A' if m.reuseaddr else ''}{'P' if m.reuseport else ''}{'N' if m.bind_address_no_port else ''} w{m.local_port_range} {m.source}->{m.destination} {m.state.name} {'c' if m.chosen_by_connect else ''}{'h' if m.host_locked else ''}{'p' if m.port_locked else ''}]"
