@@ -12,10 +12,10 @@ from connectx.borrowed import Borrowed
 from connectx.core.attempt import Attempt
 from connectx.errors import ConnectxError
 from connectx.linux.uapi import MSG_FASTOPEN
-from connectx.linux.udp_claim import Contested, NotVisible
+from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.network import Networks
 from connectx.requests import parse_literal, resolve_source
-from connectx.techniques import claim_new, offer
+from connectx.techniques import offer
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def create_connection(
 
     Raises as `connectx` does, and socket.gaierror for a name that does not resolve.
     """
-    request = parse_literal(tuple(address), source_address, type, proto, strategy)
+    if not isinstance(address, tuple):
+        address = tuple(address)
+    request = parse_literal(address, source_address, type, proto, strategy)
     if request is None or all_errors:
         return _create_any(address, timeout, source_address, all_errors, type, proto, strategy)
     # Looked up now, so that gevent's class is used where it has taken the place.
@@ -143,7 +145,15 @@ def create_connection(
                 offer(sock, prepared, port)
                 sock.connect(request.address)
             else:
-                claim_new(sock, prepared, port)
+                network = prepared.network
+                claim(
+                    sock,
+                    prepared.lookup,
+                    network.sockets.diag or network.diag,
+                    # Not unpacked, which would take twice the time.
+                    (prepared.host, port) + prepared.suffix,  # type: ignore[arg-type] # noqa: RUF005
+                    request.address,
+                )
         except (OSError, Contested, NotVisible) as error:
             tracked.ledger = None
             _connect(sock, prepared, Attempt(plan, port), _replace, opening=error)

@@ -30,7 +30,13 @@ from connectx.core.strategies import Action, Case, Need
 from connectx.errors import NotSupported, RangeNotHonoured
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
-from connectx.linux.uapi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, SO_NETNS_COOKIE, SOL_SOCKET
+from connectx.linux.uapi import (
+    AF_INET6,
+    NETLINK_ROUTE,
+    NETLINK_SOCK_DIAG,
+    SO_NETNS_COOKIE,
+    SOL_SOCKET,
+)
 
 # Netlink is imported where it is first needed: programs that leave the source port
 # of TCP connections to us never need it, and it is a third of what importing us takes.
@@ -96,12 +102,14 @@ class Prepared:
     source, host: the source's address, packed as it goes on the wire and in text as
     bind() takes it; empty for any.
     binds: whether the source's host was asked for, and not chosen by routing.
+    any_port: the source as bind() takes it, for a port that is yet to be chosen.
     suffix: what comes after host and port in the source's address tuple.
     lookup: finds the socket on one of the 4-tuples; unset where the source is the
     kernel's to choose, as it is for TCP unless a port was asked for.
     """
 
     __slots__ = (
+        "any_port",
         "binds",
         "host",
         "lookup",
@@ -129,6 +137,7 @@ class Prepared:
         self.source = source
         self.host = request.source_host(source) if source else ""
         self.suffix = request.source_suffix
+        self.any_port = self.source_at(0)
         self.binds = bool(request.source.host)
         if source:
             from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - see above
@@ -144,8 +153,7 @@ class Prepared:
 
     def source_at(self, port: int) -> Address:
         """The source as bind() takes it."""
-        # Not unpacked, which would take twice the time.
-        return (self.host, port) + self.suffix  # type: ignore[return-value] # noqa: RUF005
+        return (self.host, port, *self.suffix)
 
 
 class Network:
@@ -245,7 +253,7 @@ class Network:
             )
         source = request.wire_source
         if not source and _needs_source(program):
-            source = self._routed_source(request, options)
+            source = self.routed_source(request, options)
         ports = options.ports or self.ports or PortRange(*FULL_RANGE)
         self._require_honoured(request, options)
         plan = Plan(
@@ -281,7 +289,8 @@ class Network:
                 "the kernel would silently use that range instead",
             )
 
-    def _routed_source(self, request: Request, options: Options) -> bytes:
+    def routed_source(self, request: Request, options: Options) -> bytes:
+        """The source address, packed, that routing chooses; raises OSError as connect() would."""
         from connectx.linux.route import RouteLookup  # noqa: PLC0415 - see above
 
         lookup = RouteLookup(
@@ -293,7 +302,12 @@ class Network:
             protocol=request.diag_protocol,
             destination_port=request.destination.port,
         )
-        return lookup.find(self.route).source
+        try:
+            return lookup.find(self.route).source
+        except OSError as error:
+            if request.wire_family == AF_INET6 and error.errno == errno.ENETUNREACH:
+                _require_ipv6(error)
+            raise
 
     def _ledger(
         self, request: Request, source: bytes, options: Options, ports: PortRange
@@ -321,6 +335,19 @@ def windows_work(protocol: str) -> bool:
     if protocol == "mptcp":
         feature = features.IP_LOCAL_PORT_RANGE_MPTCP
     return features.probe(feature) is Probe.YES
+
+
+def _require_ipv6(error: OSError) -> None:
+    """Raise what connect() raises where no interface has an IPv6 address."""
+    # Not /proc/net, which shows the namespace of the process's first thread.
+    with open("/proc/thread-self/net/if_inet6", "rb") as addresses:  # noqa: PTH123 - as above
+        if addresses.read(1):
+            return
+    raise OSError(
+        errno.EADDRNOTAVAIL,
+        "no interface in this network namespace has an IPv6 address: "
+        "is net.ipv6.conf.all.disable_ipv6 set?",
+    ) from error
 
 
 def _case(request: Request) -> Case:

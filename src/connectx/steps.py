@@ -32,13 +32,12 @@ from connectx.linux.uapi import (
     TCP_LISTEN,
     TCP_TIME_WAIT,
 )
-from connectx.linux.udp_claim import Contested, NotVisible
+from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.techniques import (
     bind,
     bind_source,
     claim_for_good,
-    claim_new,
-    source_not_local,
+    require_local,
 )
 from connectx.tracked import TrackedSocket
 
@@ -83,8 +82,7 @@ def advance(
     while True:
         action = attempt.next_step()
         if action is Action.CLAIM:
-            take = claim_new if prepared.options.replaceable else claim_for_good
-            take(sock, prepared, attempt.low)
+            _claim(sock, prepared, attempt.low)
             return True
         if action is Action.WINDOW:
             if not attempt.failures:
@@ -128,12 +126,12 @@ def refused(
         ) from error
     elif isinstance(error, ConnectxError):
         raise error
-    elif error.errno == errno.EADDRNOTAVAIL and not prepared.request.stream:
-        raise source_not_local(prepared) from error
-    elif error.errno in _OUTCOMES:
-        outcome = _OUTCOMES[error.errno]
     else:
-        raise error
+        if not prepared.request.stream:
+            require_local(prepared, error)
+        if error.errno not in _OUTCOMES:
+            raise error
+        outcome = _OUTCOMES[error.errno]
     if not attempt.feed(outcome):
         raise error
 
@@ -160,9 +158,7 @@ def failure(verdict: Verdict, prepared: Prepared, attempt: Attempt) -> ConnectxE
     """The error for a verdict."""
     request = prepared.request
     kind, stream_errno, datagram_errno = _FAILURES[verdict]
-    source = request.source
-    if prepared.host:
-        source = source._replace(host=prepared.host)
+    source = request.source._replace(host=prepared.host or _routed_host(prepared))
     subject = FourTuple(request.protocol, source, request.destination)
     return kind(
         f"{verdict.value}: {subject}",
@@ -180,6 +176,26 @@ def _explain(verdict: Verdict, prepared: Prepared) -> str:
     from connectx.explanation import explain  # noqa: PLC0415 - only where somebody asks
 
     return explain(verdict, prepared)
+
+
+def _routed_host(prepared: Prepared) -> str:
+    """The source that routing chooses, where nobody else has.
+
+    Raises OSError where there is none, as for ::1 with IPv6 switched off: connect()
+    says EADDRNOTAVAIL then, too, but no port would change that.
+    """
+    network, request = prepared.network, prepared.request
+    if network.ports is None:
+        return ""
+    return request.source_host(network.routed_source(request, prepared.options))
+
+
+def _claim(sock: socket.socket, prepared: Prepared, port: int) -> None:
+    if prepared.options.replaceable:
+        source, address = prepared.source_at(port), prepared.request.address
+        claim(sock, prepared.lookup, prepared.network.diag, source, address)
+    else:
+        claim_for_good(sock, prepared, port)
 
 
 def _bind_port(sock: socket.socket, prepared: Prepared, attempt: Attempt, action: Action) -> bool:

@@ -24,7 +24,6 @@ from connectx.linux.udp_claim import Contested, claim, claim_releasable
 
 if TYPE_CHECKING:
     from connectx.addresses import Address
-    from connectx.errors import ConnectxError
     from connectx.network import Prepared
     from connectx.requests import Request
 
@@ -36,26 +35,18 @@ def offer(sock: socket.socket, prepared: Prepared, port: int) -> None:
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     if prepared.binds:
         sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        bind(sock, prepared, 0)
+        try:
+            sock.bind(prepared.any_port)
+        except OSError as error:
+            require_local(prepared, error)
+            raise
     # As an int, which setsockopt() takes quickest; unsigned for the kernel and
     # signed for Python, hence the wrap.
     sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, port * 0x10001 - (port >> 15 << 32))
 
 
-def claim_new(sock: socket.socket, prepared: Prepared, port: int) -> None:
-    """Connect a new datagram socket from a port, by the lock."""
-    network = prepared.network
-    claim(
-        sock,
-        prepared.lookup,
-        network.sockets.diag or network.diag,
-        prepared.source_at(port),
-        prepared.request.address,
-    )
-
-
 def claim_for_good(sock: socket.socket, prepared: Prepared, port: int) -> None:
-    """The same for a socket that cannot be replaced: do not get it stuck on the port."""
+    """The lock for a datagram socket that cannot be replaced: do not get it stuck on the port."""
     lookup, netlink, request = prepared.lookup, prepared.network.diag, prepared.request
     source = prepared.source_at(port)
     if prepared.network.honours(request.protocol, port):
@@ -107,15 +98,15 @@ def bind(sock: socket.socket, prepared: Prepared, port: int) -> None:
     try:
         sock.bind(prepared.source_at(port))
     except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise source_not_local(prepared) from error
+        require_local(prepared, error)
         raise
 
 
-def source_not_local(prepared: Prepared) -> ConnectxError:
-    """The error for EADDRNOTAVAIL from bind()."""
-    return prepared.request.error(
-        SourceNotLocal,
-        f"the source address {prepared.host} is not local in this network namespace: "
-        "add it to an interface, or set IP_FREEBIND on the socket if it is routed here",
-    )
+def require_local(prepared: Prepared, error: OSError) -> None:
+    """Raise SourceNotLocal if that is what an error of bind() means."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        raise prepared.request.error(
+            SourceNotLocal,
+            f"the source address {prepared.host} is not local in this network namespace: "
+            "add it to an interface, or set IP_FREEBIND on the socket if it is routed here",
+        ) from error

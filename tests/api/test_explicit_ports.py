@@ -273,9 +273,11 @@ class Leaver:
         port = port_of(client)
         server, _ = self._listener.accept()
         with server:
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             client.close()
             assert server.recv(1) == b""
             if state == uapi.TCP_FIN_WAIT2:
+                self._wait_for(state, port)
                 # Gone without a word: a reset would end the client's side, and a peer that
                 # is still there would hold up a new connection with a challenge ACK.
                 server.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)

@@ -135,6 +135,17 @@ def prepare(sock: socket.socket, technique: Technique, source: str) -> None:
         sock.bind((source, technique.bind))
 
 
+def available(transport: Transport, techniques: list[Technique]) -> list[Technique]:
+    """Those techniques whose options this kernel has for the protocol."""
+    found = []
+    for technique in techniques:
+        # Only the options: without bind() there is nothing else to go wrong.
+        with contextlib.suppress(pytest.skip.Exception), transport.socket() as sock:
+            prepare(sock, replace(technique, bind=None), transport.source)
+            found.append(technique)
+    return found
+
+
 def kernel_release() -> tuple[int, int]:
     """The running kernel's version, for facts that changed; the library must not ask for it."""
     major, minor = re.findall(r"\d+", platform.release())[:2]
@@ -175,7 +186,12 @@ def look_up(transport: Transport, port: int, destination: int) -> Found | None:
 def destroy(transport: Transport, port: int, destination: int) -> None:
     """Close a stream whoever owns it, or nobody: SOCK_DESTROY."""
     address = socket.inet_pton(transport.family, transport.source).ljust(16, b"\0")
-    exchange(uapi.SOCK_DESTROY, transport, (port, destination), address)
+    try:
+        exchange(uapi.SOCK_DESTROY, transport, (port, destination), address)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            pytest.skip(f"kernel: built without INET_DIAG_DESTROY: {error}")
+        raise
 
 
 def exchange(

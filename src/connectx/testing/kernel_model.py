@@ -17,7 +17,8 @@ tests/test_kernel_model.py. The rules, in words:
   one bound last.
 
 One protocol family, one user, no devices, and a server that accepts everything.
-SO_REUSEPORT is to be set before bind(), and a socket bound to the wildcard and a
+SO_REUSEPORT is to be set before bind(), and a UDP socket to be disconnected before it
+is connected elsewhere (the kernel's table of 4-tuples keeps the former one). A socket bound to the wildcard and a
 port not to be connected where the port's bucket holds sockets of the connect class:
 the kernel's state is then inconsistent (__inet_bhash2_update_saddr moves the socket
 into a bucket that still counts as connect class), which nothing here relies on.
@@ -95,11 +96,9 @@ class _Bucket:
     """The sockets on one TCP port (struct inet_bind_bucket).
 
     connect_class: fastreuse and fastreuseport are both -1.
-    fastreuse: all were bound with SO_REUSEADDR, so that another one need not be checked.
     """
 
     connect_class: bool
-    fastreuse: bool = False
     owners: list[ModelSocket] = field(default_factory=list)
 
 
@@ -203,7 +202,8 @@ class KernelModel:
 
     def disconnect(self, sock: ModelSocket) -> None:
         """Undo connect() by AF_UNSPEC: what the kernel chose goes, what bind() was told stays."""
-        self._vacate(sock)
+        if sock.state is not State.CLOSE or not sock.stream:
+            self._vacate(sock)
         if not sock.host_locked:
             self._move(sock, "")
 
@@ -276,16 +276,12 @@ class KernelModel:
         if not sock.stream:
             self._bind_datagram(sock, port)
             return
-        reuse = sock.reuseaddr and sock.state is not State.LISTEN
         if not port:
             port = self._search_to_bind(sock)
-        elif not (reuse and port in self._buckets and self._buckets[port].fastreuse) and any(
-            _conflict(sock, other, shared=True) for other in self._owners(port)
-        ):
+        elif any(_conflict(sock, other, shared=True) for other in self._owners(port)):
             raise _error(errno.EADDRINUSE)
-        bucket = self._buckets.setdefault(port, _Bucket(connect_class=False, fastreuse=True))
+        bucket = self._buckets.setdefault(port, _Bucket(connect_class=False))
         bucket.connect_class = False
-        bucket.fastreuse = bucket.fastreuse and reuse
         if sock not in bucket.owners:
             bucket.owners.append(sock)
         sock.source = sock.source._replace(port=port)
@@ -326,7 +322,6 @@ class KernelModel:
             del self._buckets[port]
         elif self.recovers and all(owner.chosen_by_connect for owner in bucket.owners):
             bucket.connect_class = True
-            bucket.fastreuse = False
 
     # TCP.
 
