@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from connectx.addresses import Endpoint, PortRange
+from connectx.core.attempt import FULL_RANGE
 from connectx.linux import features, uapi
 from connectx.linux.disconnect import disconnect
 from connectx.linux.features import Probe
@@ -31,7 +32,19 @@ from connectx.linux.sock_diag import TupleLookup
 from connectx.testing.kernel_model import KernelModel, ModelSocket, State
 from connectx.testing.namespaces import experiment_network
 from connectx.testing.servers import Servers
-from tests.kernel.raw import TCP, abort, cookie, destroy, kernel_release, look_up, set_window
+from tests.kernel.raw import (
+    NOTAVAIL,
+    OK,
+    TCP,
+    Technique,
+    abort,
+    cookie,
+    destroy,
+    kernel_release,
+    look_up,
+    set_window,
+)
+from tests.kernel.test_mixing_matrix import COLUMNS, DATAGRAM_MATRIX, ROWS, STREAM_MATRIX, P
 
 HOST: Final = "127.0.0.1"
 HOSTS: Final = (HOST, "127.0.0.2")
@@ -76,11 +89,12 @@ class Pair:
 class KernelComparison(RuleBasedStateMachine):
     """One namespace and its model; every operation is done in both."""
 
+    stream: ClassVar[bool]
     pairs = Bundle("pairs")
 
-    def __init__(self, *, stream: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stream = stream
+        stream = self.stream
         self.stack = contextlib.ExitStack()
         self.network = self.stack.enter_context(experiment_network())
         self.network.port_range(*PORTS)
@@ -346,15 +360,187 @@ def is_established(sock: socket.socket) -> bool:
     return state == uapi.TCP_ESTABLISHED
 
 
+class StreamComparison(KernelComparison):
+    stream = True
+
+
+class DatagramComparison(KernelComparison):
+    stream = False
+
+
 @pytest.mark.usefixtures("network")
-@pytest.mark.parametrize("stream", [True, False], ids=["TCP", "UDP"])
-def test_random_operations_have_the_same_results(*, stream: bool) -> None:
+@pytest.mark.parametrize("machine", [StreamComparison, DatagramComparison])
+def test_random_operations_have_the_same_results(machine: type[KernelComparison]) -> None:
     run_state_machine_as_test(
-        lambda: KernelComparison(stream=stream),
+        machine,
         settings=settings(
-            max_examples=100,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# The tables that tests/kernel holds against the kernel, held against the model.
+
+
+def outcome(
+    kernel: KernelModel, technique: Technique, destination: Endpoint, *, stream: bool
+) -> str:
+    sock = kernel.socket(
+        stream=stream,
+        reuseaddr=technique.reuseaddr,
+        reuseport=technique.reuseport,
+        bind_address_no_port=technique.no_port,
+        local_port_range=technique.window or (0, 0),
+    )
+    call = "bind"
+    try:
+        if technique.bind is not None:
+            kernel.bind(sock, HOST, technique.bind)
+        call = "connect"
+        kernel.connect(sock, destination)
+    except OSError as error:
+        return f"{errno.errorcode[error.errno or 0]} at {call}"
+    return OK
+
+
+@pytest.mark.parametrize(
+    "stream, row, column, expected",
+    [
+        (stream, row, column, expected)
+        for stream, matrix in ((True, STREAM_MATRIX), (False, DATAGRAM_MATRIX))
+        for row, cells in matrix.items()
+        for column, expected in zip(COLUMNS, cells, strict=True)
+    ],
+)
+def test_cell_of_the_mixing_matrix(*, stream: bool, row: str, column: str, expected: str) -> None:
+    for held in ROWS[row]:
+        for wanted in COLUMNS[column]:
+            kernel = KernelModel(PortRange(P, P))
+            assert outcome(kernel, held, DESTINATIONS[0], stream=stream) == OK
+            assert outcome(kernel, wanted, DESTINATIONS[1], stream=stream) == expected
+
+
+def ports_taken(
+    kernel: KernelModel, *, stream: bool = True, window: tuple[int, int] = (0, 0)
+) -> list[int]:
+    """The ports of connections to one destination, in order, until there is no other."""
+    taken: list[int] = []
+
+    def exhaust() -> None:
+        while True:
+            sock = kernel.socket(stream=stream, local_port_range=window)
+            kernel.connect(sock, DESTINATIONS[0])
+            taken.append(sock.source.port)
+
+    with pytest.raises(OSError, match="EADDRNOTAVAIL" if stream else "EAGAIN"):
+        exhaust()
+    return taken
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["TCP", "UDP"])
+@pytest.mark.parametrize(
+    "window, low, high",
+    [
+        ((20003, 20006), 20003, 20006),
+        ((0, 20006), 20001, 20006),
+        ((20003, 0), 20003, 20008),
+        ((19000, 20006), 20001, 20006),
+        ((20003, 60000), 20003, 20008),
+        ((19000, 19999), 20001, 20008),
+        ((30000, 30007), 20001, 20008),
+        (FULL_RANGE, 20001, 20008),
+        ((20005, 20005), 20005, 20005),
+    ],
+)
+def test_an_end_of_a_window_outside_of_the_range_is_replaced(
+    *, stream: bool, window: tuple[int, int], low: int, high: int
+) -> None:
+    kernel = KernelModel(PortRange(20001, 20008), reserved=[20004])
+    taken = ports_taken(kernel, stream=stream, window=window)
+    assert sorted(taken) == [port for port in range(low, high + 1) if port != 20004]
+
+
+@pytest.mark.parametrize("low", [20000, 20001])
+def test_without_a_window_the_low_ends_parity_comes_first(low: int) -> None:
+    taken = ports_taken(KernelModel(PortRange(low, low + 63)))
+    assert [port % 2 for port in taken] == [low % 2] * 32 + [1 - low % 2] * 32
+
+
+@pytest.mark.parametrize("step_of_one, mixed", [(True, True), (False, False)])
+def test_with_a_window_it_does_not_since_linux_6_8(*, step_of_one: bool, mixed: bool) -> None:
+    kernel = KernelModel(PortRange(20001, 20064), step_of_one=step_of_one)
+    taken = ports_taken(kernel, window=FULL_RANGE)
+    assert (len({port % 2 for port in taken[:32]}) == 2) is mixed
+    assert sorted(taken) == list(range(20001, 20065))
+
+
+@pytest.mark.parametrize("window, count", [((0, 0), 2), (FULL_RANGE, 3)])
+def test_in_steps_of_two_the_last_of_three_ports_is_never_taken(
+    window: tuple[int, int], count: int
+) -> None:
+    assert len(ports_taken(KernelModel(PortRange(20001, 20003)), window=window)) == count
+    old = KernelModel(PortRange(20001, 20003), step_of_one=False)
+    assert len(ports_taken(old, window=window)) == 2
+
+
+def test_searches_begin_anywhere() -> None:
+    first = {ports_taken(KernelModel(PORTS, seed=seed))[0] for seed in range(50)}
+    assert first == {20000, 20002}
+    first = {ports_taken(KernelModel(PORTS, seed=seed), window=FULL_RANGE)[0] for seed in range(50)}
+    assert first == set(range(20000, 20004))
+
+
+def test_the_same_seed_does_the_same() -> None:
+    runs = [ports_taken(KernelModel(PortRange(20000, 20099), seed=7)) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+class TestProbes:
+    """What a search costs: the ports it looked at."""
+
+    @pytest.mark.parametrize("window, probes", [((0, 0), 1000), ((20007, 20007), 1)])
+    def test_a_search_in_vain_looks_at_every_port_once(
+        self, window: tuple[int, int], probes: int
+    ) -> None:
+        kernel = KernelModel(PortRange(20000, 20999))
+        assert len(ports_taken(kernel)) == 1000
+        sock = kernel.socket(local_port_range=window)
+        with pytest.raises(OSError, match="EADDRNOTAVAIL"):
+            kernel.connect(sock, DESTINATIONS[0])
+        assert len(kernel.probes) == len(set(kernel.probes)) == probes
+
+    def test_past_half_of_the_range_a_plain_connect_looks_at_the_first_half_in_vain(self) -> None:
+        kernel = KernelModel(PortRange(20000, 20999))
+        for _ in range(501):
+            kernel.connect(kernel.socket(), DESTINATIONS[0])
+        assert len(kernel.probes) > 500
+        kernel.connect(kernel.socket(local_port_range=FULL_RANGE), DESTINATIONS[0])
+        assert len(kernel.probes) < 100
+
+    def test_in_an_empty_range_the_first_will_do(self) -> None:
+        for stream in (True, False):
+            kernel = KernelModel(PortRange(20000, 20999), reserved=range(20000, 20500))
+            kernel.connect(kernel.socket(stream=stream), DESTINATIONS[0])
+            assert len(kernel.probes) == 1
+
+    def test_an_explicit_bind_searches_nothing(self) -> None:
+        kernel = KernelModel(PORTS)
+        sock = kernel.socket()
+        kernel.bind(sock, HOST, 20001)
+        kernel.connect(sock, DESTINATIONS[0])
+        assert kernel.probes == []
+
+
+def test_a_bucket_recovers_when_its_last_explicit_binder_leaves_since_linux_6_18() -> None:
+    for recovers, expected in ((True, OK), (False, NOTAVAIL)):
+        kernel = KernelModel(PortRange(P, P), recovers=recovers)
+        window = Technique("", reuseaddr=True, window=(P, P))
+        assert outcome(kernel, window, DESTINATIONS[0], stream=True) == OK
+        binder = kernel.socket(reuseaddr=True)
+        kernel.bind(binder, HOST, P)
+        assert outcome(kernel, window, DESTINATIONS[1], stream=True) == NOTAVAIL
+        kernel.close(binder)
+        assert outcome(kernel, window, DESTINATIONS[1], stream=True) == expected

@@ -75,20 +75,21 @@ def connectx(
     borrowed = Borrowed(sock)
     request = borrowed.request(source, destination, strategy)
     try:
+        borrowed.begin()
         prepared = _networks.prepare(sock, request, borrowed.options)
         taken = _connect(
             sock, prepared, Attempt(prepared.plan), borrowed.release, data if wanted else b""
         )
     except BlockingIOError as error:
         if error.errno == errno.EINPROGRESS:
-            borrowed.restore_window()
+            borrowed.connected()
         else:
             borrowed.restore()
         raise
     except BaseException:
         borrowed.restore()
         raise
-    borrowed.restore_window()
+    borrowed.connected()
     return taken
 
 

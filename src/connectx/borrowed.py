@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from connectx.addresses import PortRange
 from connectx.linux import sockopts
@@ -14,9 +15,13 @@ from connectx.network import options_of_socket
 from connectx.requests import parse, with_scope_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from connectx.addresses import Address
     from connectx.network import Options
     from connectx.requests import Request
+
+_T = TypeVar("_T")
 
 _NO_WINDOW: Final = PortRange(0, 0)
 
@@ -24,46 +29,37 @@ _NO_WINDOW: Final = PortRange(0, 0)
 class Borrowed:
     """What a socket was like when it was handed to us.
 
-    family, type, proto: as integers.
-    source: the address it was bound to without a port, or None.
-    options: what else bears on its source.
+    options: what is set on it that bears on its source.
 
     Raises TypeError for what is no socket, ValueError for one that is bound to a
     port or connected, and OSError as getsockname() does.
     """
 
     __slots__ = (
+        "_family",
+        "_kind",
         "_name",
+        "_no_port",
+        "_proto",
         "_reuse",
         "_sock",
         "_window",
-        "family",
         "options",
-        "proto",
-        "source",
-        "type",
     )
 
     def __init__(self, sock: socket.socket) -> None:
         if not isinstance(sock, socket.SocketType | socket.socket):
             raise TypeError(f"connectx() takes a socket, not {sock!r}")
         self._sock = sock
-        self.family = int(sock.family)
-        self.type = int(sock.type)
-        self.proto = int(sock.proto)
-        if self.family not in (socket.AF_INET, socket.AF_INET6):
+        self._family = int(sock.family)
+        self._kind = int(sock.type)
+        self._proto = int(sock.proto)
+        if self._family not in (socket.AF_INET, socket.AF_INET6):
             raise ValueError(f"connectx() takes AF_INET and AF_INET6 sockets, not {sock!r}")
-        name = sock.getsockname()
-        if name[1]:
-            raise ValueError(
-                f"the socket is bound to a port or connected already (getsockname() gives "
-                f"{name!r}): connectx() takes one that is neither"
-            )
-        self._name: Address = name
-        bound = any(socket.inet_pton(self.family, name[0]))
-        self.source: Address | None = name if bound else None
+        self._no_port = _if_known(sockopts.get_ip_bind_address_no_port, sock)
+        self._name: Address = _unbound_name(sock, stream=self._kind == socket.SOCK_STREAM)
         self._reuse = sockopts.get_so_reuseaddr(sock)
-        self._window = _window(sock)
+        self._window = _if_known(sockopts.get_ip_local_port_range, sock)
         self.options: Options = options_of_socket(
             sockopts.get_so_mark(sock),
             sockopts.get_so_bindtoifindex(sock),
@@ -74,10 +70,19 @@ class Borrowed:
         """What a call on this socket asks for; errors as `connectx.requests.parse`."""
         destination = with_scope_id(destination)
         source = with_scope_id(source) if source else source
-        if self.source is not None and (source is None or not source[0]):
+        if (source is None or not source[0]) and any(socket.inet_pton(self._family, self._name[0])):
             # Its user has bound it to an address, without a port.
-            source = (self.source[0], source[1] if source else 0, *self.source[2:])
-        return parse(self.family, self.type, self.proto, strategy, source, destination)
+            source = (self._name[0], source[1] if source else 0, *self._name[2:])
+        request = parse(self._family, self._kind, self._proto, strategy, source, destination)
+        if self._family != request.wire_family and sockopts.get_ipv6_v6only(self._sock):
+            raise OSError(errno.ENETUNREACH, "IPV6_V6ONLY is set, and the destination is IPv4")
+        return request
+
+    def begin(self) -> None:
+        """Set what a claim of a UDP port needs, and cannot do each time."""
+        if self._kind == socket.SOCK_DGRAM and self._no_port:
+            # The lock is on a port, so bind() has to take one.
+            sockopts.set_ip_bind_address_no_port(self._sock, on=False)
 
     def release(self, sock: socket.socket) -> None:
         """Give the socket's port back, if bind() was not given it explicitly."""
@@ -86,45 +91,86 @@ class Borrowed:
             # connect(AF_UNSPEC) has cleared it.
             sockopts.set_so_bindtoifindex(sock, self.options.interface)
 
-    def restore_window(self) -> None:
-        """Set IP_LOCAL_PORT_RANGE as it was, so that it does not bind a later connect()."""
-        if self._window is None:
-            return
-        try:
-            sockopts.set_ip_local_port_range(self._sock, *self._window)
-        except OSError as error:
-            # MPTCP takes no such option any more once it is connected or about to be
-            # (__mptcp_nmpc_sk); the window then binds nothing, for it cannot reconnect.
-            if self.proto != IPPROTO_MPTCP or error.errno != errno.EINVAL:
-                raise
+    def connected(self) -> None:
+        """Set back what only finding a port has needed, so that it binds no later connect()."""
+        if self._kind == socket.SOCK_DGRAM and self._no_port:
+            sockopts.set_ip_bind_address_no_port(self._sock, on=True)
+        self._restore_window()
 
     def restore(self) -> None:
         """After a failure: leave the socket unbound and its options as they were found.
 
-        What cannot be undone is a port that bind() was given explicitly (see
-        `connectx.linux.disconnect`), and for TCP a connection that came to nothing
-        leaves the socket in the state that connect() would have left it in.
+        Two things cannot be undone: a port that bind() was given explicitly (see
+        `connectx.linux.disconnect`), and, without CAP_NET_RAW, the device that a
+        link-local source has bound a stream socket to.
         """
         sock = self._sock
         if sock.fileno() < 0:
             return
-        if self.type == socket.SOCK_DGRAM:
+        if self._kind == socket.SOCK_DGRAM:
             self.release(sock)
-        self.restore_window()
-        sockopts.set_so_reuseaddr(sock, on=self._reuse)
+        self._restore_window()
+        with self._unless_mptcp_is_past_it():
+            sockopts.set_so_reuseaddr(sock, on=self._reuse)
         name = sock.getsockname()
         if not name[1] and name != self._name:
-            # The option, which is on since we bound the source, makes this second
-            # bind() take no port either.
+            # With the option this second bind() takes no port either.
             sockopts.set_ip_bind_address_no_port(sock, on=True)
             sock.bind(self._name)
+        if self._no_port is not None:
+            with self._unless_mptcp_is_past_it():
+                sockopts.set_ip_bind_address_no_port(sock, on=self._no_port)
+        if sockopts.get_so_bindtoifindex(sock) != self.options.interface:
+            with contextlib.suppress(PermissionError):
+                sockopts.set_so_bindtoifindex(sock, self.options.interface)
+
+    def _restore_window(self) -> None:
+        if self._window is not None:
+            with self._unless_mptcp_is_past_it():
+                sockopts.set_ip_local_port_range(self._sock, *self._window)
+
+    @contextlib.contextmanager
+    def _unless_mptcp_is_past_it(self) -> Iterator[None]:
+        """Let pass that MPTCP takes no such options once it is connecting (__mptcp_nmpc_sk).
+
+        They have no meaning for it any more then: it cannot connect again.
+        """
+        try:
+            yield
+        except OSError as error:
+            if self._proto != IPPROTO_MPTCP or error.errno != errno.EINVAL:
+                raise
 
 
-def _window(sock: socket.socket) -> PortRange | None:
-    """IP_LOCAL_PORT_RANGE, or None where the kernel does not know it."""
+def _unbound_name(sock: socket.socket, *, stream: bool) -> Address:
+    """getsockname() of a socket without a port; ValueError for one that has one."""
+    name: Address = sock.getsockname()
+    if not name[1]:
+        return name
+    if stream:
+        # After a refused connection the name goes on showing a port that was given
+        # up. An unbound socket takes this bind() and forgets it, another refuses it
+        # (EINVAL) before anything is changed (__inet_bind).
+        sockopts.set_ip_bind_address_no_port(sock, on=True)
+        try:
+            sock.bind((name[0], 0, *name[2:]))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            unbound: Address = sock.getsockname()
+            return unbound
+    raise ValueError(
+        f"the socket is bound to a port or connected already (getsockname() gives {name!r}): "
+        "connectx() takes one that is neither"
+    )
+
+
+def _if_known(getter: Callable[[socket.socket], _T], sock: socket.socket) -> _T | None:
+    """What an option is set to, or None where this kernel does not know it on such a socket."""
     try:
-        return sockopts.get_ip_local_port_range(sock)
+        return getter(sock)
     except OSError as error:
-        if error.errno == errno.ENOPROTOOPT:
+        if error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             return None
         raise

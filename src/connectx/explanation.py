@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 from connectx.addresses import Endpoint, FourTuple
 from connectx.core import causes
 from connectx.core.strategies import Verdict
-from connectx.linux.sock_diag import dump, ports_toward
-from connectx.linux.uapi import AF_INET, AF_INET6, TCP_TIME_WAIT
+from connectx.linux.sock_diag import dump
+from connectx.linux.uapi import AF_INET, AF_INET6
 
 if TYPE_CHECKING:
     from connectx.network import Prepared
@@ -43,16 +42,16 @@ def take_census(prepared: Prepared) -> causes.Census:
     netlink = network.diag
     ports = prepared.plan.ports
     within = set(range(ports.low, ports.high + 1))
-    toward = ports_toward(
+    toward = dump(
         netlink,
         request.diag_protocol,
         request.wire_family,
-        prepared.source or request.wire_source or None,
-        request.wire_destination,
-        request.destination.port,
+        source=prepared.source or request.wire_source or None,
+        destination=request.wire_destination,
+        destination_port=request.destination.port,
     )
-    time_wait = within.intersection(toward.pop(TCP_TIME_WAIT, ()))
-    connected = within.intersection(itertools.chain.from_iterable(toward.values())) - time_wait
+    time_wait = within.intersection(r.source_port for r in toward if r.in_time_wait)
+    connected = within.intersection(r.source_port for r in toward) - time_wait
     # A port that is bound on any address, of either family, is closed to every
     # connect() that is to choose one (__inet_hash_connect looks at no address).
     anywhere = {

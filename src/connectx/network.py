@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from connectx.addresses import Address
     from connectx.core.strategies import Program, Strategy
     from connectx.linux.netlink import NetlinkSocket
+    from connectx.linux.route import Route
     from connectx.linux.sock_diag import TupleLookup
     from connectx.requests import Request
 
@@ -128,6 +129,7 @@ class Prepared:
         options: Options,
         plan: Plan,
         source: bytes,
+        interface: int,
     ) -> None:
         self.network = network
         self.request = request
@@ -148,7 +150,7 @@ class Prepared:
                 source,
                 request.wire_destination,
                 request.destination.port,
-                options.interface or request.destination.scope_id,
+                interface,
             )
 
     def source_at(self, port: int) -> Address:
@@ -252,20 +254,22 @@ class Network:
                 _unserved(chosen, case, available, request.protocol),
             )
         source = request.wire_source
-        if not source and _needs_source(program):
-            source = self.routed_source(request, options)
-        ports = options.ports or self.ports or PortRange(*FULL_RANGE)
-        self._require_honoured(request, options)
+        interface = 0
+        if _looks_at_tuples(program):
+            source = source or self.routed_source(request, options)
+            interface = self._interface(request, options, source)
+        within = self._within(request, options)
+        ports = within or self.ports or PortRange(*FULL_RANGE)
         plan = Plan(
             program,
             self._ledger(request, source, options, ports),
             draw,
             ports,
-            search=options.ports or FULL_RANGE,
+            search=within or FULL_RANGE,
             window=chosen.window,
             asked=request.source.port,
         )
-        return Prepared(self, request, options, plan, source)
+        return Prepared(self, request, options, plan, source, interface)
 
     def _available(self, request: Request, options: Options) -> frozenset[Need]:
         available = set()
@@ -279,18 +283,29 @@ class Network:
             available.add(Need.OWN_SOCKET)
         return frozenset(available)
 
-    def _require_honoured(self, request: Request, options: Options) -> None:
-        """Refuse a window the kernel would ignore: it clamps each end without a word."""
-        wanted, ports = options.ports, self.ports
-        if wanted and ports and not (ports.low <= wanted.low <= wanted.high <= ports.high):
+    def _within(self, request: Request, options: Options) -> PortRange | None:
+        """The ports to stay within, if the options name any.
+
+        Refuses a window that the kernel would ignore: it clamps each end without a word.
+        """
+        ports = self.ports
+        if options.ports is None or ports is None:
+            return None
+        # 0 is the range's own end.
+        wanted = PortRange(options.ports.low or ports.low, options.ports.high or ports.high)
+        if not ports.low <= wanted.low <= wanted.high <= ports.high:
             raise request.error(
                 RangeNotHonoured,
                 f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {ports}: "
                 "the kernel would silently use that range instead",
             )
+        return wanted
 
     def routed_source(self, request: Request, options: Options) -> bytes:
         """The source address, packed, that routing chooses; raises OSError as connect() would."""
+        return self._route(request, options, b"").source
+
+    def _route(self, request: Request, options: Options, source: bytes) -> Route:
         from connectx.linux.route import RouteLookup  # noqa: PLC0415 - see above
 
         lookup = RouteLookup(
@@ -301,13 +316,31 @@ class Network:
             uid=os.geteuid(),
             protocol=request.diag_protocol,
             destination_port=request.destination.port,
+            source=source,
         )
         try:
-            return lookup.find(self.route).source
+            return lookup.find(self.route)
         except OSError as error:
-            if request.wire_family == AF_INET6 and error.errno == errno.ENETUNREACH:
+            number = error.errno or 0
+            if request.wire_family == AF_INET6 and number == errno.ENETUNREACH:
                 _require_ipv6(error)
-            raise
+            # In the class that connect() would raise it in: PermissionError and so on.
+            raise OSError(number, os.strerror(number)) from error
+
+    def _interface(self, request: Request, options: Options, source: bytes) -> int:
+        """The device that packets from the destination come in on, as far as routing tells.
+
+        A lookup has to name it, or it misses sockets that are bound to it.
+        """
+        known = options.interface or request.destination.scope_id
+        if known:
+            return known
+        try:
+            return self._route(request, options, source).interface
+        except OSError:
+            # No route, which connect() will say itself; or a source that is not
+            # local, with IP_FREEBIND, about which routing tells nothing.
+            return 0
 
     def _ledger(
         self, request: Request, source: bytes, options: Options, ports: PortRange
@@ -356,7 +389,7 @@ def _case(request: Request) -> Case:
     return Case.DATAGRAM_ASKED_PORT if request.source.port else Case.DATAGRAM_ANY_PORT
 
 
-def _needs_source(program: Program) -> bool:
+def _looks_at_tuples(program: Program) -> bool:
     """Whether a program looks at 4-tuples, and so has to know the source beforehand."""
     return any(state.action in (Action.LOOK, Action.CLAIM) for state in program.values())
 

@@ -30,7 +30,6 @@ from connectx.linux.uapi import (
     TCP_BOUND_INACTIVE,
     TCP_CLOSE,
     TCP_LISTEN,
-    TCP_TIME_WAIT,
 )
 from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.techniques import (
@@ -231,4 +230,4 @@ def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
     record = prepared.lookup.find_record(netlink, attempt.low)
     if record is None or record.state in _UNCONNECTED_STATES:
         return Outcome.NOTHING
-    return Outcome.TIME_WAIT if record.state == TCP_TIME_WAIT else Outcome.OCCUPIED
+    return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED

@@ -117,13 +117,15 @@ def fresh_sockets(transport: Transport) -> Iterator[Sockets]:
 @pytest.mark.usefixtures("network")
 @pytest.mark.parametrize("transport, row, column, expected", CELLS)
 def test_cell(transport: Transport, row: str, column: str, expected: str) -> None:
-    transport.socket().close()
+    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
     outcomes = {}
     for held in available(transport, ROWS[row]):
         for wanted in available(transport, COLUMNS[column]):
             with fresh_sockets(transport) as sockets:
                 sockets.open(held, FIRST)
                 outcomes[f"{held}, then {wanted}"] = sockets.outcome(wanted, SECOND)
+    if not outcomes:
+        pytest.skip(f"kernel: no way to a cell of {row}, then {column}")
     assert outcomes == dict.fromkeys(outcomes, expected)
 
 

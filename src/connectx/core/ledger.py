@@ -154,15 +154,15 @@ class Ledger:
         proposals = []
         for number in self._draw(self._batch):
             index = number % size
-            if states[index] != FREE:
+            if states[index]:
                 index = states.find(FREE, index)
                 if index < 0:
                     index = states.find(FREE)
                     if index < 0:
                         break
-            if states is not self._template:
-                states[index] = PROPOSED  # type: ignore[index]  # a bytearray, by now
             proposals.append(low + index)
+            if isinstance(states, bytearray):
+                states[index] = PROPOSED
         self._batch = min(2 * self._batch, _BATCH)
         port = proposals.pop() if proposals else 0
         self._proposals = proposals

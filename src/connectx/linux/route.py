@@ -26,6 +26,7 @@ from connectx.linux.uapi import (
     RTA_MARK,
     RTA_OIF,
     RTA_PREFSRC,
+    RTA_SRC,
     RTA_UID,
     RTM_GETROUTE,
 )
@@ -56,12 +57,13 @@ class RouteLookup:
     interface: the device it is bound to, or the scope of a link-local destination.
     uid: the socket's owner; None for the calling process.
     protocol, destination_port: for rules that look at them; 0 leaves them out.
+    source: the address it is bound to, which must be local; b"" for none.
 
     Immutable, hence shared by threads at will; each brings its own netlink socket
     (NETLINK_ROUTE).
     """
 
-    __slots__ = ("_family", "_request")
+    __slots__ = ("_family", "_request", "_source")
 
     def __init__(
         self,
@@ -74,9 +76,13 @@ class RouteLookup:
         tos: int = 0,
         protocol: int = 0,
         destination_port: int = 0,
+        source: bytes = b"",
     ) -> None:
         self._family = family
+        self._source = source
         attributes = {RTA_DST: destination}
+        if source:
+            attributes[RTA_SRC] = source
         if interface:
             attributes[RTA_OIF] = _u32(interface)
         if mark:
@@ -100,7 +106,8 @@ class RouteLookup:
         or blackhole, EADDRNOTAVAIL where no source address fits; ENODEV or
         ENETUNREACH for a device that is not there. MalformedMessage.
         """
-        return decode_route(self._family, netlink.request(RTM_GETROUTE, self._request))
+        reply = netlink.request(RTM_GETROUTE, self._request)
+        return decode_route(self._family, reply, self._source)
 
 
 def source_address(
@@ -134,18 +141,22 @@ def encode_request(family: int, tos: int, attributes: dict[int, bytes]) -> bytes
     destination = attributes[RTA_DST]
     if len(destination) != {AF_INET: 4, AF_INET6: 16}.get(family):
         raise ValueError("family and destination do not match")
-    request = RTMSG.pack(family, 8 * len(destination), 0, tos, 0, 0, 0, 0, 0)
+    bits = 8 * len(destination)
+    request = RTMSG.pack(family, bits, bits if RTA_SRC in attributes else 0, tos, 0, 0, 0, 0, 0)
     for kind, value in attributes.items():
         request += RTATTR.pack(RTATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
     return request
 
 
-def decode_route(family: int, payload: bytes) -> Route:
-    """The route in an RTM_NEWROUTE message without its netlink header."""
+def decode_route(family: int, payload: bytes, asked: bytes = b"") -> Route:
+    """The route in an RTM_NEWROUTE message without its netlink header.
+
+    asked: the source that was asked for, which the kernel then does not repeat.
+    """
     if len(payload) < RTMSG.size or payload[0] != family:
         raise MalformedMessage("not an rtmsg of the family asked for")
     found = dict(attributes_in(memoryview(payload)[RTMSG.size :]))
-    source, interface = found.get(RTA_PREFSRC, b""), found.get(RTA_OIF, bytes(4))
+    source, interface = found.get(RTA_PREFSRC, asked), found.get(RTA_OIF, bytes(4))
     if not source:
         # Every address of the device is tentative, or it has none of this family.
         raise NetlinkError(errno.EADDRNOTAVAIL, "no source address fits the destination")

@@ -43,6 +43,8 @@ from connectx.linux.uapi import (
     NLM_F_REQUEST,
     NLMSG_ERROR,
     SOCK_DIAG_BY_FAMILY,
+    TCP_FIN_WAIT2,
+    TCP_TIME_WAIT,
 )
 
 if TYPE_CHECKING:
@@ -105,6 +107,15 @@ class SocketRecord(NamedTuple):
     cookie: bytes
     uid: int
     inode: int
+
+    @property
+    def in_time_wait(self) -> bool:
+        """Whether only a TIME_WAIT is left of it.
+
+        One whose peer has not closed yet is reported in its substate, FIN_WAIT2
+        (tw_substate), and has no inode, like any socket that nobody owns any more.
+        """
+        return self.state == TCP_TIME_WAIT or (self.state == TCP_FIN_WAIT2 and not self.inode)
 
 
 class TupleLookup:

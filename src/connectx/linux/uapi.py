@@ -102,6 +102,7 @@ TCP_BOUND_INACTIVE: Final = 13  # a bound, unconnected TCP socket; reported sinc
 RTM_GETROUTE: Final = 26  # linux/rtnetlink.h, always
 RTM_NEWROUTE: Final = 24  # linux/rtnetlink.h, always
 RTA_DST: Final = 1  # linux/rtnetlink.h, always
+RTA_SRC: Final = 2  # linux/rtnetlink.h, always
 RTA_OIF: Final = 4  # linux/rtnetlink.h, always
 RTA_PREFSRC: Final = 7  # linux/rtnetlink.h, always
 RTA_MARK: Final = 16  # linux/rtnetlink.h, 2.6.39

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 #: The library keeps netlink sockets open between calls, per thread and namespace,
 #: and drops them later; more than this many are not dropped any more.
 _KEPT_NETLINK_SOCKETS = 32
+
+#: Where getpass.getuser() looks for the user's name first.
+_USER_VARIABLES = {"LOGNAME", "USER", "LNAME", "USERNAME"}
 
 _WORKER_INPUT = "connectx_machine_namespace"
 
@@ -66,9 +70,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     worker_input: dict[str, Any] = getattr(config, "workerinput", {})
     machine = netns.Identity(*worker_input.get(_WORKER_INPUT, netns.current()))
-    refusal = ""
+    refusal, user = "", os.geteuid()
     try:
-        netns.unshare_network()
+        rootless = netns.unshare_network().rootless
+        # pytest names its temporary directory after the user, who reads as root from
+        # now on unless the environment says otherwise; and root's is another's.
+        if rootless and not _USER_VARIABLES & os.environ.keys():
+            os.environ["LOGNAME"] = str(user)
     except OSError as error:
         # Not fatal here: tests that touch no network can still run. Those that
         # ask for one are skipped with this reason.

@@ -16,12 +16,11 @@ tests/test_kernel_model.py. The rules, in words:
   Nobody looks at 4-tuples; a packet goes to the socket connected last, then to the
   one bound last.
 
-One protocol family, one user, no devices, and a server that accepts everything.
-SO_REUSEPORT is to be set before bind(), and a UDP socket to be disconnected before it
-is connected elsewhere (the kernel's table of 4-tuples keeps the former one). A socket bound to the wildcard and a
-port not to be connected where the port's bucket holds sockets of the connect class:
-the kernel's state is then inconsistent (__inet_bhash2_update_saddr moves the socket
-into a bucket that still counts as connect class), which nothing here relies on.
+One protocol family, one user, no devices, and a server that accepts everything. What
+the kernel does in three more cases, in which its tables contradict each other, is left
+out: SO_REUSEPORT is to be set before bind() and not for the wildcard; a UDP socket is to
+be disconnected before it is connected elsewhere; and a TCP socket bound to the wildcard
+and a port is not to be connected where connect() has put others on that port.
 
 Source: __inet_hash_connect() and __inet_check_established() in
 net/ipv4/inet_hashtables.c, inet_csk_get_port() and inet_csk_find_open_port() in
