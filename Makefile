@@ -4,7 +4,7 @@
 #   make test ARGS='-k udp'         ARGS goes to the command behind the target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs lock clean
+.PHONY: help demo test test-kernels lint format bench docs lock clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -16,13 +16,16 @@ RUN := .venv/bin/python
 SOURCES := pyproject.toml README.md LICENSE $(shell find src -name __pycache__ -prune -o -print)
 
 help:  ## print this list
-	@awk -F ':.*## +' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMPS)/demo $(STAMPS)/installed  ## open every connection one address can have, and show what stops the usual ways
 	@$(RUN) -m connectx demo $(ARGS)
 
 test: $(STAMPS)/test $(STAMPS)/installed  ## run the whole test suite against the built wheel
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+
+test-kernels: $(STAMPS)/test $(STAMPS)/installed  ## run the quick tests under another kernel: KERNEL=directory with an unpacked linux-image package
+	scripts/test-kernel $(ARGS)
 
 lint: $(STAMPS)/lint $(STAMPS)/installed  ## check style, types and the layers
 	$(RUN) -m ruff check

@@ -134,7 +134,7 @@ def create_connection(
             sock.settimeout(timeout)
         prepared = _networks.prepare(sock, request)
         plan = prepared.plan
-        if not plan.proposes or tracked is None or not (port := plan.ledger.propose()):
+        if not plan.quick or tracked is None or not (port := plan.ledger.propose()):
             _connect(sock, prepared, Attempt(plan), _replace)
             return sock
         # Nearly every attempt ends with its first proposal. That one is made here,

@@ -75,7 +75,9 @@ class Borrowed:
             source = (self._name[0], source[1] if source else 0, *self._name[2:])
         request = parse(self._family, self._kind, self._proto, strategy, source, destination)
         if self._family != request.wire_family and sockopts.get_ipv6_v6only(self._sock):
-            raise OSError(errno.ENETUNREACH, "IPV6_V6ONLY is set, and the destination is IPv4")
+            # bind() would say the one, connect() the other.
+            number = errno.EINVAL if request.source.host else errno.ENETUNREACH
+            raise OSError(number, "IPV6_V6ONLY is set, and the destination is IPv4")
         return request
 
     def begin(self) -> None:
@@ -149,10 +151,10 @@ def _unbound_name(sock: socket.socket, *, stream: bool) -> Address:
         return name
     if stream:
         # After a refused connection the name goes on showing a port that was given
-        # up. An unbound socket takes this bind() and forgets it, another refuses it
-        # (EINVAL) before anything is changed (__inet_bind).
-        sockopts.set_ip_bind_address_no_port(sock, on=True)
+        # up. An unbound socket takes this bind() and forgets it; another refuses it, or
+        # MPTCP the option before it, with EINVAL before anything is changed (__inet_bind).
         try:
+            sockopts.set_ip_bind_address_no_port(sock, on=True)
             sock.bind((name[0], 0, *name[2:]))
         except OSError as error:
             if error.errno != errno.EINVAL:

@@ -226,7 +226,7 @@ def resolve_source(source: Address | None, family: int, kind: int) -> Address | 
 
     Raises OSError (socket.gaierror) where the name has no address of the family.
     """
-    if source is None or not source[0] or is_literal(source[0]):
+    if source is None or not source[0]:
         return source
     return socket.getaddrinfo(source[0], source[1], family, kind)[0][4]  # type: ignore[return-value]
 

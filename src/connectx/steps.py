@@ -139,7 +139,10 @@ def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
     """Note which port a connected socket has, and make sure that it is the one asked for."""
     plan = prepared.plan
     if plan.proposes:
-        port = attempt.low if attempt.low == attempt.high else sock.getsockname()[1]
+        proposed = attempt.low == attempt.high
+        port = attempt.low if proposed else sock.getsockname()[1]
+        if not proposed:
+            plan.ledger.found(port)
         if isinstance(sock, TrackedSocket):
             sock.ledger = plan.ledger
             sock.ledger_port = port

@@ -17,14 +17,22 @@ class TrackedSocket(socket.socket):
 
     ledger, ledger_port: whom to tell, and which port; unset until it is connected.
 
-    The report is a hint: after detach(), dup() or a fork the port stays in use
-    longer, and the kernel says so to whoever tries it.
+    The report is a hint: after dup() or a fork the port stays in use longer, and
+    the kernel says so to whoever tries it.
     """
 
     __slots__ = ("ledger", "ledger_port")
 
     ledger: Ledger | None
     ledger_port: int
+
+    def detach(self) -> int:
+        """As socket.detach(); the descriptor's new owner will not report its end."""
+        ledger = getattr(self, "ledger", None)
+        if ledger is not None:
+            self.ledger = None
+            ledger.held(self.ledger_port)
+        return super().detach()
 
     def _real_close(self, *args: Any) -> None:
         # The hook that close() and the last makefile() end in; ssl relies on it too.

@@ -52,7 +52,8 @@ class Plan:
     window: how many ports a random window holds.
     asked: the source port asked for, 0 for any.
     proposes: whether the program begins with a port that the ledger proposes.
-    surveys: whether it can ask the kernel which ports are in use.
+    quick: whether that is all it begins with, so that a driver may do it by itself.
+    survey_after: the state to leave early, once surveying costs less than refusals.
     """
 
     __slots__ = (
@@ -62,9 +63,10 @@ class Plan:
         "ports",
         "program",
         "proposes",
+        "quick",
         "search",
         "start",
-        "surveys",
+        "survey_after",
         "window",
     )
 
@@ -88,7 +90,9 @@ class Plan:
         self.asked = asked
         self.start = next(iter(program.values()))
         self.proposes = self.start.pick is Pick.LEDGER
-        self.surveys = any(state.action is Action.SURVEY for state in program.values())
+        self.quick = self.proposes and self.start.action in (Action.WINDOW, Action.CLAIM)
+        surveys = any(state.action is Action.SURVEY for state in program.values())
+        self.survey_after = self.start if surveys else None
 
 
 class Attempt:
@@ -118,7 +122,7 @@ class Attempt:
         """What to do now, or why there is nothing left to do."""
         while isinstance(self._state, State):
             state = self._state
-            if self._times < state.limit and self._pick(state.pick):
+            if self._times < state.limit and self._pick(state):
                 self._times += 1
                 return state.action
             self._enter(state.spent)
@@ -137,6 +141,7 @@ class Attempt:
             self.failures += 1
         if state.pick is Pick.LEDGER:
             self._plan.ledger.refused(self.low)
+            self._plan.ledger.refusals += state is self._plan.start
         self._enter(state.then[outcome])
         return True
 
@@ -151,11 +156,11 @@ class Attempt:
             self._state = state
             self._times = 0
 
-    def _pick(self, pick: Pick) -> bool:
-        """Settle the ports of the action; whether there are any."""
-        plan = self._plan
+    def _pick(self, state: State) -> bool:
+        """Settle the ports of the state's action; whether there are any."""
+        plan, pick = self._plan, state.pick
         if pick is Pick.LEDGER:
-            if plan.surveys and plan.ledger.refusals >= REFUSALS_WORTH_A_SURVEY:
+            if state is plan.survey_after and plan.ledger.refusals >= REFUSALS_WORTH_A_SURVEY:
                 return False
             self.low = self.high = plan.ledger.propose()
             return self.low != 0

@@ -31,6 +31,9 @@ RESERVED: Final = 3
 _FREE_BYTE: Final = bytes([FREE])
 _TAKEN_BYTE: Final = bytes([TAKEN])
 
+#: Refused ports are few where they are less than one in so many.
+_FEW: Final = 64
+
 #: Ports drawn at once for a busy destination. Drawing them one by one would cost a
 #: connection as much as two of its system calls.
 _BATCH: Final = 64
@@ -54,7 +57,8 @@ class Ledger:
     what it prevents: should two threads come to propose the same port, the kernel
     refuses one of them.
 
-    refusals: ports refused since the kernel was last asked which are in use.
+    refusals: first proposals refused since the kernel was last asked which ports are
+    in use; for `connectx.core.attempt` to count.
     """
 
     __slots__ = (
@@ -100,6 +104,11 @@ class Ledger:
         self._in_use += 1
         return port
 
+    def found(self, port: int) -> None:
+        """The kernel has chosen this port by itself; as if it had been proposed."""
+        self._in_use += 1
+        self._mark(port, PROPOSED)
+
     def released(self, port: int) -> None:
         """The port is free again, or has not been used after all."""
         self._in_use -= 1
@@ -114,7 +123,9 @@ class Ledger:
     def refused(self, port: int) -> None:
         """The kernel refused the port: from now on a map is worth its size."""
         self._in_use -= 1
-        self.refusals += 1
+        if port in self._proposals:
+            # Drawn twice, while there was no map to tell.
+            self._proposals = [other for other in self._proposals if other != port]
         if self._states is self._template:
             self._states = bytearray(self._template)
             for proposal in self._proposals:
@@ -122,7 +133,8 @@ class Ledger:
         self._mark(port, TAKEN)
 
     def held(self, port: int) -> None:
-        """The port is in use by a socket whose end nobody will report."""
+        """A proposed port is in use by a socket whose end nobody will report."""
+        self._in_use -= 1
         self._mark(port, TAKEN)
 
     def survey(self, taken: Iterable[int]) -> bool:
@@ -130,7 +142,7 @@ class Ledger:
         states = bytearray(self._template)
         low, size = self._low, len(states)
         for port in taken:
-            if 0 <= port - low < size:
+            if 0 <= port - low < size and states[port - low] == FREE:
                 states[port - low] = TAKEN
         self._forget(states)
         return states.find(FREE) >= 0
@@ -138,11 +150,16 @@ class Ledger:
     def recycle(self) -> None:
         """Where no port is left, give those that were refused another chance.
 
-        Whoever held them may be gone; nobody told us.
+        Whoever held them may be gone; nobody told us. And where they are few, begin
+        again: sockets that were thrown away unclosed have not told us either.
         """
         states = self._states
-        if not self._proposals and states.find(FREE) < 0:
+        if self._proposals or states.find(FREE) >= 0:
+            return
+        if states.count(TAKEN) * _FEW >= len(states):
             self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
+        else:
+            self._forget(bytearray(self._template))
 
     def _propose_anew(self) -> int:
         """Draw a batch of ports; returns one of them, 0 if there are none.

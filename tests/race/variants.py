@@ -1,0 +1,93 @@
+"""The UDP lock with one of its protections taken out, to show that each is needed.
+
+They take the place of connectx.linux.udp_claim.claim and have its arguments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET
+from connectx.linux.udp_claim import Contested
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from connectx.addresses import Address
+    from connectx.linux.netlink import NetlinkSocket
+    from connectx.linux.sock_diag import TupleLookup
+
+
+def without_lock(
+    sock: socket.socket,
+    lookup: TupleLookup,
+    netlink: NetlinkSocket,
+    source: Address,
+    destination: Address,
+) -> None:
+    """SO_REUSEADDR stays on, so that others can bind the port at any time."""
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(source)
+    if lookup.find(netlink, source[1]) != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+        raise Contested(connected=True)
+    sock.connect(destination)
+
+
+def without_lookup(
+    sock: socket.socket,
+    lookup: TupleLookup,  # noqa: ARG001 - the signature of claim()
+    netlink: NetlinkSocket,  # noqa: ARG001 - as above
+    source: Address,
+    destination: Address,
+) -> None:
+    """The port is locked, but nobody looks who is on the 4-tuple."""
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(source)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+    sock.connect(destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+
+
+def lookup_before_lock(
+    sock: socket.socket,
+    lookup: TupleLookup,
+    netlink: NetlinkSocket,
+    source: Address,
+    destination: Address,
+) -> None:
+    """What was seen may have changed by the time the port is locked."""
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(source)
+    found = lookup.find(netlink, source[1])
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+    if found != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+        raise Contested(connected=True)
+    sock.connect(destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+
+
+def without_comparison(
+    sock: socket.socket,
+    lookup: TupleLookup,
+    netlink: NetlinkSocket,
+    source: Address,
+    destination: Address,
+) -> None:
+    """Only a connected socket counts: of several that hold the lock, all go on."""
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(source)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+    rival = lookup.find_record(netlink, source[1])
+    if rival is not None and rival.state == 1:
+        raise Contested(connected=True)
+    sock.connect(destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+
+
+VARIANTS: Final[dict[str, Callable[..., None]]] = {
+    "without lock": without_lock,
+    "without lookup": without_lookup,
+    "lookup before lock": lookup_before_lock,
+    "without comparison": without_comparison,
+}
