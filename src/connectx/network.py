@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from connectx.requests import Request
 
 #: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
-#: kernel has none (before 5.14) the device and inode of the thread's namespace.
-Identity: TypeAlias = bytes | tuple[int, int]
+#: kernel has none (before 5.14) what `identity_of` puts together.
+Identity: TypeAlias = bytes | tuple[int, int, int]
 
 #: How old what is known of sysctls and of the routing table may be, in seconds.
 FRESH: Final = 1.0
@@ -281,6 +281,9 @@ class Network:
             available.add(Need.PORT_IN_RANGE)
         if options.replaceable:
             available.add(Need.OWN_SOCKET)
+        if not request.source.host or request.protocol != "mptcp" or Need.WINDOW in available:
+            # MPTCP learnt both options in the same version.
+            available.add(Need.LATE_PORT)
         return frozenset(available)
 
     def _within(self, request: Request, options: Options) -> PortRange | None:
@@ -391,7 +394,8 @@ def _case(request: Request) -> Case:
 
 def _looks_at_tuples(program: Program) -> bool:
     """Whether a program looks at 4-tuples, and so has to know the source beforehand."""
-    return any(state.action in (Action.LOOK, Action.CLAIM) for state in program.values())
+    looks = (Action.LOOK, Action.CLAIM, Action.SURVEY)
+    return any(state.action in looks for state in program.values())
 
 
 def _unserved(strategy: Strategy, case: Case, available: frozenset[Need], protocol: str) -> str:
@@ -515,4 +519,7 @@ def identity_of(sock: socket.socket) -> Identity:
         if error.errno != errno.ENOPROTOOPT:
             raise
     status = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - importing pathlib takes 3 ms
-    return status.st_dev, status.st_ino
+    # A namespace's inode number is given to the next one when it is gone; that of its
+    # own sysctl comes from a counter (get_next_ino).
+    sysctl_status = os.stat("/proc/sys/net/ipv4/ip_local_port_range")  # noqa: PTH116 - as above
+    return status.st_dev, status.st_ino, sysctl_status.st_ino

@@ -30,6 +30,7 @@ from connectx.linux.uapi import (
     TCP_BOUND_INACTIVE,
     TCP_CLOSE,
     TCP_LISTEN,
+    TCP_TIME_WAIT,
 )
 from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.techniques import (
@@ -139,7 +140,7 @@ def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
     """Note which port a connected socket has, and make sure that it is the one asked for."""
     plan = prepared.plan
     if plan.proposes:
-        proposed = attempt.low == attempt.high
+        proposed = attempt.low == attempt.high != 0
         port = attempt.low if proposed else sock.getsockname()[1]
         if not proposed:
             plan.ledger.found(port)
@@ -228,6 +229,8 @@ def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
             request.wire_destination,
             request.destination.port,
         )
+        # A TIME_WAIT may be taken over; the kernel decides.
+        in_use.pop(TCP_TIME_WAIT, None)
         free = prepared.plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
         return Outcome.SOME_FREE if free else Outcome.NONE_FREE
     record = prepared.lookup.find_record(netlink, attempt.low)

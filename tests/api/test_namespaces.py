@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -47,16 +48,12 @@ class Place:
             finally:
                 netns.enter(home)
         finally:
-            with contextlib.suppress(OSError):
-                import os
-
-                os.close(home)
+            os.close(home)
 
 
 @pytest.fixture
 def places(transport: Transport, network: Network, closing: contextlib.ExitStack) -> list[Place]:
     """Three of them; the test begins in the first."""
-    import os
 
     def furnish(where: Network, low: int) -> Place:
         where.port_range(low, low + 3)
@@ -192,8 +189,11 @@ class TestSocketFromElsewhere:
         sock = self.socket_from(places[1], transport, known, closing)
         with pytest.raises(PortsExhausted) as caught:
             connectx.connectx(sock, source, (transport.source, FIRST))
-        # It cannot count there, and says so.
-        assert "another network namespace" in caught.value.explain()
+        # It cannot count there and says so, unless it has a netlink socket left from before.
+        text = caught.value.explain()
+        assert "another network namespace" in text or (
+            known == "to this thread" and "3 connected" in text
+        )
         with places[1].visit():
             assert "3 connected" in caught.value.explain()
 

@@ -5,6 +5,7 @@ may go on, until its next system call. What chance would show in one of a thousa
 runs on a real kernel (tests/test_udp_race.py) is met here for certain.
 """
 
+import contextlib
 import errno
 import itertools
 import threading
@@ -54,16 +55,14 @@ class Process:
 
     def step(self) -> None:
         """Let it make its next system call."""
-        if self._thread.is_alive():
+        if not self.outcome:
             self._go.release()
             self._arrived.acquire()
 
     def kill(self) -> None:
         """End it before its next system call; the kernel closes its socket."""
-        if not self.outcome:
-            self._killed = True
-            self.step()
-            self.outcome = "killed"
+        self._killed = True
+        self.step()
         self._kernel.close(self._model)
 
     def finish(self) -> None:
@@ -72,20 +71,25 @@ class Process:
         self._thread.join()
 
     def _run(self) -> None:
+        outcome = "killed"
         try:
-            self._wait()
+            with contextlib.suppress(Killed):
+                self._wait()
+                outcome = self._attempt()
+        finally:
+            self.outcome = outcome
+            self._arrived.release()
+
+    def _attempt(self) -> str:
+        try:
             self._claim(self, self, None, (HOST, PORT), self.destination[:2])
-            self.outcome = "connected"
         except Contested as contest:
             self._wait()
             self._kernel.close(self._model)
-            self.outcome = "occupied" if contest.connected else "overtaken"
+            return "occupied" if contest.connected else "overtaken"
         except OSError as error:
-            self.outcome = errno.errorcode[error.errno or 0]
-        except Killed:
-            pass
-        finally:
-            self._arrived.release()
+            return errno.errorcode[error.errno or 0]
+        return "connected"
 
     def _wait(self) -> None:
         self._arrived.release()
@@ -120,7 +124,7 @@ class Process:
 
     def find(self, _: None, port: int) -> bytes | None:
         record = self.find_record(None, port)
-        return record and record.cookie
+        return None if record is None else record.cookie
 
     def find_record(self, _: None, port: int) -> "Record | None":
         self._wait()

@@ -51,8 +51,8 @@ class Plan:
     search: the window in which the kernel searches it.
     window: how many ports a random window holds.
     asked: the source port asked for, 0 for any.
-    proposes: whether the program begins with a port that the ledger proposes.
-    quick: whether that is all it begins with, so that a driver may do it by itself.
+    proposes: whether the program makes use of the ledger.
+    quick: whether it begins with a proposal, which a driver may make by itself.
     survey_after: the state to leave early, once surveying costs less than refusals.
     """
 
@@ -89,10 +89,13 @@ class Plan:
         self.window = window
         self.asked = asked
         self.start = next(iter(program.values()))
-        self.proposes = self.start.pick is Pick.LEDGER
-        self.quick = self.proposes and self.start.action in (Action.WINDOW, Action.CLAIM)
+        self.proposes = any(state.pick is Pick.LEDGER for state in program.values())
+        self.quick = self.start.pick is Pick.LEDGER and self.start.action in (
+            Action.WINDOW,
+            Action.CLAIM,
+        )
         surveys = any(state.action is Action.SURVEY for state in program.values())
-        self.survey_after = self.start if surveys else None
+        self.survey_after = self.start if surveys and self.start.pick is Pick.LEDGER else None
 
 
 class Attempt:

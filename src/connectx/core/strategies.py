@@ -8,10 +8,11 @@ adding a table here.
 
 The rules, in words:
 
-- TCP, any port: the ledger proposes a port and a one-port window tries it; a
-  refusal is followed by the kernel's own search over the full range, whose
-  verdict is final. On kernels that search one parity first (before 6.8) the
-  search costs milliseconds near exhaustion, so more proposals come before it.
+- TCP, any port: the ledger proposes a port and a one-port window tries it. Refused
+  twice, the kernel searches the full range, and its verdict is final. Kernels
+  before 6.8 search slowly and leave one port of an odd number out: there the list
+  of sockets is read instead, and what it shows to be free is tried. Kernels without
+  windows choose by themselves, and a port that their search has left out is bound.
 - TCP, a port asked for: a one-port window, which shares ports with everything
   that connect() chooses. Where that is refused we look at the 4-tuple: if it is
   connected, it is in use; if there is nothing or only a TIME_WAIT, SO_REUSEADDR
@@ -120,6 +121,7 @@ class Need(enum.Enum):
     WINDOW = "IP_LOCAL_PORT_RANGE for this protocol (Linux 6.3, 6.1.32, MPTCP 6.8)"
     FAST_SEARCH = "a kernel that searches a window in steps of one (Linux 6.8)"
     PORT_IN_RANGE = "a source port inside ip_local_port_range that is not reserved"
+    LATE_PORT = "IP_BIND_ADDRESS_NO_PORT for this protocol (MPTCP: Linux 6.8)"
     OWN_SOCKET = "sockets it may replace: use create_connection()"
 
 
@@ -159,14 +161,13 @@ class Strategy(NamedTuple):
 
 # How often to try.
 
-#: Refused proposals before the kernel is asked to search: it finds a port in
-#: about the time of one proposal where it searches with a step of one (6.8 and
-#: later), and in that of a hundred where it exhausts one parity first.
-PROPOSALS_BEFORE_FAST_SEARCH: Final = 2
-PROPOSALS_BEFORE_SLOW_SEARCH: Final = 64
+#: Refused proposals before the kernel searches in steps of one (6.8 and later): it
+#: finds a port in about the time of one proposal.
+PROPOSALS_BEFORE_SEARCH: Final = 2
 
-#: Refused claims in one attempt before the list of sockets is read: half a millisecond.
-CLAIMS_BEFORE_SURVEY: Final = 64
+#: Refused proposals in one attempt before the list of sockets is read: half a
+#: millisecond.
+PROPOSALS_BEFORE_SURVEY: Final = 64
 
 #: Refusals in all attempts that cost what reading the list of sockets costs (5 to
 #: 10 ms for a full range). Whoever knows nothing of the sockets of other processes
@@ -190,19 +191,6 @@ DEFAULT_WINDOW: Final = 500
 # Programs.
 
 
-def _propose_then_search(proposals: int) -> Program:
-    return {
-        "propose": State(
-            Action.WINDOW,
-            Pick.LEDGER,
-            {Outcome.UNAVAILABLE: "propose"},
-            limit=proposals,
-            spent="search",
-        ),
-        **_SEARCH,
-    }
-
-
 _KERNEL: Final[Program] = {
     "connect": State(
         Action.KERNEL,
@@ -223,6 +211,17 @@ _SEARCH: Final[Program] = {
     "search": State(Action.WINDOW, Pick.FULL_RANGE, {Outcome.UNAVAILABLE: Verdict.EXHAUSTED}),
 }
 
+_PROPOSE_THEN_SEARCH: Final[Program] = {
+    "propose": State(
+        Action.WINDOW,
+        Pick.LEDGER,
+        {Outcome.UNAVAILABLE: "propose"},
+        limit=PROPOSALS_BEFORE_SEARCH,
+        spent="search",
+    ),
+    **_SEARCH,
+}
+
 _SHIFT: Final[Program] = {
     "window": State(
         Action.WINDOW,
@@ -233,29 +232,58 @@ _SHIFT: Final[Program] = {
 }
 
 
-def _propose_then_survey(action: Action, proposals: int, refusals: tuple[Outcome, ...]) -> Program:
-    """Propose from the ledger; when that gets nowhere, from what the kernel shows to be free.
+def _survey(action: Action, refusals: tuple[Outcome, ...]) -> Program:
+    """Ask the kernel which ports are in use, and try those that look free.
 
     A refused proposal leaves the ledger, so going through it ends.
     """
     program: dict[str, State] = {}
-    name = "propose"
-    limit = proposals
     for number in range(1, SURVEYS + 1):
-        survey = f"survey {number}"
-        settle = f"settle {number}"
-        program[name] = State(
-            action, Pick.LEDGER, dict.fromkeys(refusals, name), limit=limit, spent=survey
-        )
+        survey, settle = f"survey {number}", f"settle {number}"
         program[survey] = State(
             Action.SURVEY,
             Pick.NONE,
             {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: Verdict.EXHAUSTED},
         )
-        name = settle
-        limit = HIGHEST_PORT
-    program[name] = State(action, Pick.LEDGER, dict.fromkeys(refusals, name), limit=limit)
+        program[settle] = State(
+            action,
+            Pick.LEDGER,
+            dict.fromkeys(refusals, settle),
+            limit=HIGHEST_PORT,
+            spent=Verdict.EXHAUSTED if number == SURVEYS else f"survey {number + 1}",
+        )
     return program
+
+
+def _propose_then_survey(action: Action, refusals: tuple[Outcome, ...]) -> Program:
+    """Propose from the ledger; when that gets nowhere, from what the kernel shows to be free."""
+    return {
+        "propose": State(
+            action,
+            Pick.LEDGER,
+            dict.fromkeys(refusals, "propose"),
+            limit=PROPOSALS_BEFORE_SURVEY,
+            spent="survey 1",
+        ),
+        **_survey(action, refusals),
+    }
+
+
+_PROPOSE_WINDOWS: Final = _propose_then_survey(Action.WINDOW, (Outcome.UNAVAILABLE,))
+
+_PROPOSE_BINDS: Final = _propose_then_survey(
+    Action.SHARED_BIND, (Outcome.UNAVAILABLE, Outcome.IN_USE)
+)
+
+_PROPOSE_CLAIMS: Final = _propose_then_survey(
+    Action.CLAIM, (Outcome.IN_USE, Outcome.OCCUPIED, Outcome.OVERTAKEN)
+)
+
+# The kernel's search in steps of two leaves out one port of an odd number.
+_KERNEL_THEN_BIND: Final[Program] = {
+    "connect": State(Action.KERNEL, Pick.NONE, {Outcome.UNAVAILABLE: "survey 1"}),
+    **_survey(Action.SHARED_BIND, (Outcome.UNAVAILABLE, Outcome.IN_USE)),
+}
 
 
 # An explicit bind that fails at connect() leaves the socket bound for good
@@ -319,27 +347,13 @@ _AUTO: Final = Strategy(
     "auto",
     "the best this kernel can do; the default",
     (
-        _row(
-            Case.STREAM_ANY_PORT,
-            _propose_then_search(PROPOSALS_BEFORE_FAST_SEARCH),
-            Need.WINDOW,
-            Need.FAST_SEARCH,
-        ),
-        _row(
-            Case.STREAM_ANY_PORT,
-            _propose_then_search(PROPOSALS_BEFORE_SLOW_SEARCH),
-            Need.WINDOW,
-        ),
-        _row(Case.STREAM_ANY_PORT, _KERNEL),
+        _row(Case.STREAM_ANY_PORT, _PROPOSE_THEN_SEARCH, Need.WINDOW, Need.FAST_SEARCH),
+        _row(Case.STREAM_ANY_PORT, _PROPOSE_WINDOWS, Need.WINDOW),
+        _row(Case.STREAM_ANY_PORT, _KERNEL_THEN_BIND, Need.LATE_PORT, Need.OWN_SOCKET),
+        _row(Case.STREAM_ANY_PORT, _KERNEL, Need.LATE_PORT),
+        _row(Case.STREAM_ANY_PORT, _PROPOSE_BINDS, Need.OWN_SOCKET),
         *_ASKED_ROWS,
-        _row(
-            Case.DATAGRAM_ANY_PORT,
-            _propose_then_survey(
-                Action.CLAIM,
-                CLAIMS_BEFORE_SURVEY,
-                (Outcome.IN_USE, Outcome.OCCUPIED, Outcome.OVERTAKEN),
-            ),
-        ),
+        _row(Case.DATAGRAM_ANY_PORT, _PROPOSE_CLAIMS),
         _row(Case.DATAGRAM_ASKED_PORT, _CLAIM_ASKED),
     ),
 )
@@ -352,7 +366,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
             "kernel",
             "what the kernel does unaided: one parity of the range first, then the other",
             (
-                _row(Case.STREAM_ANY_PORT, _KERNEL),
+                _row(Case.STREAM_ANY_PORT, _KERNEL, Need.LATE_PORT),
                 _row(Case.STREAM_ASKED_PORT, _EXCLUSIVE),
                 _row(Case.DATAGRAM_ANY_PORT, _KERNEL),
                 _row(Case.DATAGRAM_ASKED_PORT, _EXCLUSIVE),
@@ -360,7 +374,8 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
         ),
         Strategy(
             "full-range",
-            "the kernel's search over the whole range, in steps of one from Linux 6.8",
+            "the kernel's search over the whole range, in steps of one from Linux 6.8 (before, it "
+            "leaves out one port of an odd number)",
             (_row(Case.STREAM_ANY_PORT, _SEARCH, Need.WINDOW), *_ASKED_ROWS),
         ),
         Strategy(
@@ -373,13 +388,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
             "one-port",
             "windows of one port that our own ledger of free ports proposes",
             (
-                _row(
-                    Case.STREAM_ANY_PORT,
-                    _propose_then_survey(
-                        Action.WINDOW, PROPOSALS_BEFORE_SLOW_SEARCH, (Outcome.UNAVAILABLE,)
-                    ),
-                    Need.WINDOW,
-                ),
+                _row(Case.STREAM_ANY_PORT, _PROPOSE_WINDOWS, Need.WINDOW),
                 *_ASKED_ROWS,
             ),
         ),
@@ -387,15 +396,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
             "explicit-bind",
             "select a port, bind it with SO_REUSEADDR, test it by connecting, repeat",
             (
-                _row(
-                    Case.STREAM_ANY_PORT,
-                    _propose_then_survey(
-                        Action.SHARED_BIND,
-                        PROPOSALS_BEFORE_SLOW_SEARCH,
-                        (Outcome.UNAVAILABLE, Outcome.IN_USE),
-                    ),
-                    Need.OWN_SOCKET,
-                ),
+                _row(Case.STREAM_ANY_PORT, _PROPOSE_BINDS, Need.OWN_SOCKET),
                 _row(Case.STREAM_ASKED_PORT, _LOOK_THEN_BIND),
             ),
         ),
