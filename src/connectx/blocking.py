@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from connectx import steps
 from connectx.borrowed import Borrowed
 from connectx.core.attempt import Attempt
-from connectx.errors import ConnectxError
+from connectx.errors import ConnectxError, RangeNotHonoured
 from connectx.linux.uapi import MSG_FASTOPEN
 from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.network import Networks
-from connectx.requests import parse_literal, resolve_source
+from connectx.requests import check_forms, parse_literal, resolve_source
 from connectx.techniques import offer
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
@@ -66,9 +66,10 @@ def connectx(
     Raises TypeError and ValueError for bad arguments, before anything is changed;
     PortsExhausted (EADDRNOTAVAIL, for UDP EAGAIN), TupleInUse, PortHeld,
     SourceNotLocal, RangeNotHonoured, NotSupported; and OSError as connect() does.
-    After an error the socket is as it was found, except that a port outside of
-    ip_local_port_range, or one that is in TIME_WAIT, takes an explicit bind, which
-    Linux cannot undo: then close the socket.
+    After an error the socket is as it was found, except where a port was bound
+    explicitly, which Linux cannot undo: close it then. That is a TCP port outside of
+    ip_local_port_range or in TIME_WAIT, and before Linux 6.3 any UDP port whose
+    connect() or first data failed.
     """
     with memoryview(data) as view:
         wanted = view.nbytes
@@ -119,7 +120,11 @@ def create_connection(
     """
     if not isinstance(address, tuple):
         address = tuple(address)
-    request = parse_literal(address, source_address, type, proto, strategy)
+    try:
+        request = parse_literal(address, source_address, type, proto, strategy)
+    except TypeError:
+        check_forms(address, source_address, strategy)
+        raise
     if request is None or all_errors:
         return _create_any(address, timeout, source_address, all_errors, type, proto, strategy)
     # Looked up now, so that gevent's class is used where it has taken the place.
@@ -215,36 +220,55 @@ def _connect(
     opening: why the attempt's first proposal has failed, if that was made already.
     again: whether to try once more if what was known turns out to be out of date.
     """
-    request = prepared.request
-    taken = 0
     try:
-        if opening is not None:
-            steps.refused(sock, prepared, attempt, opening, renew)
-        while True:
-            try:
-                if not steps.advance(sock, prepared, attempt, renew):
-                    taken = _connect_with(sock, request, data)
-                break
-            except (OSError, Contested, NotVisible) as error:
-                steps.refused(sock, prepared, attempt, error, renew)
-        steps.settle(sock, prepared, attempt)
-    except BlockingIOError as error:
-        if error.errno == errno.EINPROGRESS:
-            steps.settle(sock, prepared, attempt)
-        else:
-            attempt.abandon()
-        raise
-    except ConnectxError:
+        taken = _go_through(sock, prepared, attempt, renew, data, opening)
+    except ConnectxError as error:
         attempt.abandon()
+        if isinstance(error, RangeNotHonoured):
+            # Connected, but from a port that nobody asked for.
+            renew(sock)
         renewed = _networks.prepare_again(prepared) if again else None
         if renewed is None:
             raise
         renew(sock)
         return _connect(sock, renewed, Attempt(renewed.plan), renew, data, again=False)
-    except BaseException:
-        attempt.abandon()
+    except BaseException as error:
+        if isinstance(error, BlockingIOError) and error.errno == errno.EINPROGRESS:
+            steps.settle(sock, prepared, attempt)
+        else:
+            attempt.abandon()
         raise
-    return sock.send(data) if data and not request.stream else taken
+    finally:
+        # Its traceback refers to this frame, or will: break the cycle.
+        del opening
+    return sock.send(data) if data and not prepared.request.stream else taken
+
+
+def _go_through(
+    sock: socket.socket,
+    prepared: Prepared,
+    attempt: Attempt,
+    renew: Callable[[socket.socket], None],
+    data: bytes | bytearray | memoryview,
+    opening: OSError | Contested | NotVisible | None,
+) -> int:
+    """Do as the attempt says until the socket is connected; arguments as for `_connect`."""
+    try:
+        if opening is not None and not steps.refused(sock, prepared, attempt, opening, renew):
+            raise opening
+    finally:
+        del opening
+    taken = 0
+    while True:
+        try:
+            if not steps.advance(sock, prepared, attempt, renew):
+                taken = _connect_with(sock, prepared.request, data)
+            break
+        except (OSError, Contested, NotVisible) as error:
+            if not steps.refused(sock, prepared, attempt, error, renew):
+                raise
+    steps.settle(sock, prepared, attempt)
+    return taken
 
 
 def _connect_with(

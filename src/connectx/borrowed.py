@@ -12,7 +12,7 @@ from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect
 from connectx.linux.uapi import IPPROTO_MPTCP
 from connectx.network import options_of_socket
-from connectx.requests import parse, with_scope_id
+from connectx.requests import parse, require_served, with_scope_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,10 +54,9 @@ class Borrowed:
         self._family = int(sock.family)
         self._kind = int(sock.type)
         self._proto = int(sock.proto)
-        if self._family not in (socket.AF_INET, socket.AF_INET6):
-            raise ValueError(f"connectx() takes AF_INET and AF_INET6 sockets, not {sock!r}")
+        require_served(self._family, self._kind, self._proto)
         self._no_port = _if_known(sockopts.get_ip_bind_address_no_port, sock)
-        self._name: Address = _unbound_name(sock, stream=self._kind == socket.SOCK_STREAM)
+        self._name: Address = self._unbound_name()
         self._reuse = sockopts.get_so_reuseaddr(sock)
         self._window = _if_known(sockopts.get_ip_local_port_range, sock)
         self.options: Options = options_of_socket(
@@ -69,10 +68,14 @@ class Borrowed:
     def request(self, source: Address | None, destination: Address, strategy: str) -> Request:
         """What a call on this socket asks for; errors as `connectx.requests.parse`."""
         destination = with_scope_id(destination)
-        source = with_scope_id(source) if source else source
-        if (source is None or not source[0]) and any(socket.inet_pton(self._family, self._name[0])):
+        if source is not None:
+            source = with_scope_id(source)
+        if any(socket.inet_pton(self._family, self._name[0])):
             # Its user has bound it to an address, without a port.
-            source = (self._name[0], source[1] if source else 0, *self._name[2:])
+            if source is None:
+                source = self._name
+            elif isinstance(source, tuple) and len(source) > 1 and not source[0]:
+                source = (self._name[0], source[1], *self._name[2:])
         request = parse(self._family, self._kind, self._proto, strategy, source, destination)
         if self._family != request.wire_family and sockopts.get_ipv6_v6only(self._sock):
             # bind() would say the one, connect() the other.
@@ -115,7 +118,9 @@ class Borrowed:
         with self._unless_mptcp_is_past_it():
             sockopts.set_so_reuseaddr(sock, on=self._reuse)
         name = sock.getsockname()
-        if not name[1] and name != self._name:
+        if name[1] and self._kind == socket.SOCK_STREAM:
+            self._takes_a_bind(self._name)
+        elif not name[1] and name != self._name:
             # With the option this second bind() takes no port either.
             sockopts.set_ip_bind_address_no_port(sock, on=True)
             sock.bind(self._name)
@@ -125,6 +130,40 @@ class Borrowed:
         if sockopts.get_so_bindtoifindex(sock) != self.options.interface:
             with contextlib.suppress(PermissionError):
                 sockopts.set_so_bindtoifindex(sock, self.options.interface)
+
+    def _unbound_name(self) -> Address:
+        """getsockname() of a socket without a port; ValueError for one that has one."""
+        sock = self._sock
+        name: Address = sock.getsockname()
+        if not name[1]:
+            return name
+        if self._kind == socket.SOCK_STREAM and self._takes_a_bind(name):
+            return sock.getsockname()  # type: ignore[no-any-return]
+        raise ValueError(
+            f"the socket is bound to a port or connected already (getsockname() gives {name!r}): "
+            "connectx() takes one that is neither"
+        )
+
+    def _takes_a_bind(self, name: Address) -> bool:
+        """Whether a stream socket that shows a port has in truth given it up.
+
+        After a refused connection it goes on showing it. An unbound socket takes this
+        bind() and forgets the port; another refuses it, or MPTCP the option before it,
+        with EINVAL before anything is changed (__inet_bind).
+        """
+        try:
+            sockopts.set_ip_bind_address_no_port(self._sock, on=True)
+            self._sock.bind((name[0], 0, *name[2:]))
+        except OSError as error:
+            # MPTCP does not know the option before 6.8: there is no way to tell.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            return False
+        finally:
+            if self._no_port is not None:
+                with self._unless_mptcp_is_past_it():
+                    sockopts.set_ip_bind_address_no_port(self._sock, on=self._no_port)
+        return True
 
     def _restore_window(self) -> None:
         if self._window is not None:
@@ -142,30 +181,6 @@ class Borrowed:
         except OSError as error:
             if self._proto != IPPROTO_MPTCP or error.errno != errno.EINVAL:
                 raise
-
-
-def _unbound_name(sock: socket.socket, *, stream: bool) -> Address:
-    """getsockname() of a socket without a port; ValueError for one that has one."""
-    name: Address = sock.getsockname()
-    if not name[1]:
-        return name
-    if stream:
-        # After a refused connection the name goes on showing a port that was given
-        # up. An unbound socket takes this bind() and forgets it; another refuses it, or
-        # MPTCP the option before it, with EINVAL before anything is changed (__inet_bind).
-        try:
-            sockopts.set_ip_bind_address_no_port(sock, on=True)
-            sock.bind((name[0], 0, *name[2:]))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        else:
-            unbound: Address = sock.getsockname()
-            return unbound
-    raise ValueError(
-        f"the socket is bound to a port or connected already (getsockname() gives {name!r}): "
-        "connectx() takes one that is neither"
-    )
 
 
 def _if_known(getter: Callable[[socket.socket], _T], sock: socket.socket) -> _T | None:

@@ -27,7 +27,7 @@ from connectx.core import strategies
 from connectx.core.attempt import FULL_RANGE, Plan
 from connectx.core.ledger import Ledger, template
 from connectx.core.strategies import Action, Case, Need
-from connectx.errors import NotSupported, RangeNotHonoured
+from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
 from connectx.linux.uapi import (
@@ -194,8 +194,11 @@ class Network:
         Destinations that were idle for the last one are forgotten with it. Their
         ledgers stay while sockets that report to them are open.
         """
-        for ledger in tuple(self._ledgers.values()):
-            ledger.recycle()
+        # valuerefs() is one call in C, which another thread cannot interrupt.
+        for reference in self._ledgers.valuerefs():
+            ledger = reference()
+            if ledger is not None:
+                ledger.recycle()
         self._former = self.prepared
         self.prepared = {}
         self.fresh_until = monotonic() + FRESH
@@ -238,13 +241,8 @@ class Network:
 
     def _prepare(self, request: Request, options: Options) -> Prepared:
         chosen = strategies.named(request.strategy)
-        if self.ports is None and (not request.stream or request.source.port or options.ports):
-            raise request.error(
-                NotSupported,
-                "the socket belongs to another network namespace than the calling thread, "
-                "so its port range and its sockets cannot be looked up: call from a thread "
-                "in the socket's namespace",
-            )
+        if self.ports is None and (request.source.port or options.ports):
+            raise self._absence(request)
         case = _case(request)
         available = self._available(request, options)
         program = chosen.program(case, available)
@@ -256,6 +254,7 @@ class Network:
         source = request.wire_source
         interface = 0
         if _looks_at_tuples(program):
+            self._require_presence(request)
             source = source or self.routed_source(request, options)
             interface = self._interface(request, options, source)
         within = self._within(request, options)
@@ -270,6 +269,23 @@ class Network:
             asked=request.source.port,
         )
         return Prepared(self, request, options, plan, source, interface)
+
+    def _require_presence(self, request: Request) -> None:
+        """Refuse what has to look at sockets of a namespace that the thread is not in."""
+        try:
+            self.diag  # noqa: B018 - opens it
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise self._absence(request) from error
+
+    def _absence(self, request: Request) -> ConnectxError:
+        return request.error(
+            NotSupported,
+            "the socket belongs to another network namespace than the calling thread, so "
+            "its port range and its sockets cannot be looked up: call from a thread in "
+            "the socket's namespace",
+        )
 
     def _available(self, request: Request, options: Options) -> frozenset[Need]:
         available = set()
@@ -423,10 +439,10 @@ class _Thread(threading.local):
 class Networks:
     """The namespaces that were used of late, and each thread's netlink sockets."""
 
-    _networks: dict[Identity, Network]
     _thread: _Thread
 
     def __init__(self) -> None:
+        self._networks: dict[Identity, Network] = {}
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
@@ -488,14 +504,18 @@ class Networks:
         if network is not None and (network.ports, network.reserved) == (ports, reserved):
             network.renew()
             return network
-        now = monotonic()
-        self._networks = {
-            key: other for key, other in self._networks.items() if other.fresh_until > now - FORGET
+        limit = monotonic() - FORGET
+        network = Network(self, identity, ports, reserved)
+        # Replaced as a whole: other threads may be reading it.
+        others = {
+            key: other for key, other in tuple(self._networks.items()) if other.fresh_until > limit
         }
-        network = self._networks[identity] = Network(self, identity, ports, reserved)
+        self._networks = {**others, identity: network}
         return network
 
     def _forget(self) -> None:
+        for network in self._networks.values():
+            network.leave()
         self._networks = {}
         self._thread = _Thread()
 

@@ -43,7 +43,8 @@ DIAG_PROTOCOLS: Final = {
     "udplite": uapi.IPPROTO_UDPLITE,
 }
 
-_V4_MAPPED = "::ffff:"
+_V4_MAPPED: Final = "::ffff:"
+_IPV4_LENGTH: Final = 4
 _ANY: Final[Address] = ("", 0)
 
 
@@ -135,7 +136,6 @@ def sockaddr(family: int, endpoint: Endpoint) -> Address:
     return tuple(endpoint)  # type: ignore[return-value]  # a NamedTuple of the four
 
 
-@functools.lru_cache(maxsize=512)
 def parse(
     family: int,
     kind: int,
@@ -149,13 +149,25 @@ def parse(
     family: AF_INET or AF_INET6; 0 takes the destination's own.
     Raises TypeError or ValueError saying which argument is wrong and why.
     """
-    if (kind, proto) not in PROTOCOLS:
-        raise ValueError(
-            "connectx serves TCP, MPTCP, UDP and UDP-Lite sockets, "
-            f"not type {kind}, protocol {proto}"
-        )
-    if family not in (0, AF_INET, AF_INET6):
-        raise ValueError(f"connectx serves AF_INET and AF_INET6 sockets, not family {family}")
+    _check_form("destination", destination)
+    if source is not None:
+        _check_form("source", source)
+    if not isinstance(strategy, str):
+        raise TypeError(f"the strategy is a name, not {strategy!r}")
+    return _parse(family, kind, proto, strategy, source, destination)
+
+
+@functools.lru_cache(maxsize=512)
+def _parse(
+    family: int,
+    kind: int,
+    proto: int,
+    strategy: str,
+    source: Address | None,
+    destination: Address,
+) -> Request:
+    """The same for addresses of the right form."""
+    require_served(family or AF_INET, kind, proto)
     to_family, to = _endpoint("destination", destination)
     if not to.host:
         to = _loopback(to, destination)
@@ -174,12 +186,25 @@ def parse(
     return Request(family, kind, proto, strategy, wanted, to)
 
 
+def require_served(family: int, kind: int, proto: int) -> None:
+    """Refuse kinds of sockets that connectx does not know: ValueError."""
+    if family not in (AF_INET, AF_INET6):
+        raise ValueError(f"connectx serves AF_INET and AF_INET6 sockets, not family {family}")
+    if (kind, proto) not in PROTOCOLS:
+        raise ValueError(
+            "connectx serves TCP, MPTCP, UDP and UDP-Lite sockets, "
+            f"not type {kind}, protocol {proto}"
+        )
+
+
 def _loopback(to: Endpoint, destination: Address) -> Endpoint:
     """Where a connection to the wildcard address goes: Linux takes the loopback address."""
-    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(destination[0])
-    if loopback is None:
+    packed = _packed(destination[0])
+    if packed is None:
         raise ValueError(f"the destination has no host: {destination!r}")
-    return to._replace(host=loopback)
+    if len(packed) == _IPV4_LENGTH:
+        return to._replace(host="127.0.0.1")
+    return to._replace(host=f"{_V4_MAPPED}127.0.0.1" if any(packed) else "::1")
 
 
 @functools.lru_cache(maxsize=512)
@@ -191,12 +216,26 @@ def parse_literal(
     strategy: str,
 ) -> Request | None:
     """The request for a destination and a source that need no resolver; None for others."""
+    _check_form("destination", destination, resolved=True)
+    if source is not None:
+        _check_form("source", source)
     host, port = destination[:2]
     if not isinstance(port, int) or not is_literal(host):
         return None
     if source is not None and source[0] and not is_literal(source[0]):
         return None
-    return parse(0, kind, proto, strategy, source, destination)
+    return _parse(0, kind, proto, strategy, source, destination)
+
+
+def check_forms(
+    destination: tuple[str | None, int | str], source: Address | None, strategy: str
+) -> None:
+    """Say what is wrong with arguments that no cache can hold: TypeError or ValueError."""
+    _check_form("destination", destination, resolved=True)
+    if source is not None:
+        _check_form("source", source)
+    if not isinstance(strategy, str):
+        raise TypeError(f"the strategy is a name, not {strategy!r}")
 
 
 def is_literal(host: object) -> bool:
@@ -233,22 +272,7 @@ def resolve_source(source: Address | None, family: int, kind: int) -> Address | 
 
 def _endpoint(role: str, address: Address) -> tuple[int, Endpoint]:
     """An address tuple as a family and an endpoint with canonical text; family 0 for no host."""
-    if not isinstance(address, tuple):
-        raise TypeError(f"the {role} is an address tuple (host, port), not {address!r}")
-    if len(address) not in (2, 4):
-        raise ValueError(
-            f"the {role} is (host, port) or (host, port, flowinfo, scope_id), not {address!r}"
-        )
     host, *numbers = address
-    if not isinstance(host, str):
-        raise TypeError(f"the {role}'s host is text, not {host!r}")
-    for number, name, highest in zip(
-        numbers, ("port", "flowinfo", "scope_id"), (HIGHEST_PORT, 0xFFFFF, 0xFFFFFFFF), strict=False
-    ):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"the {role}'s {name} is an integer, not {number!r}")
-        if not 0 <= number <= highest:
-            raise ValueError(f"the {role}'s {name} is 0 to {highest}, not {number}")
     if not host:
         return 0, Endpoint("", *numbers)
     packed = _packed(host)
@@ -257,10 +281,35 @@ def _endpoint(role: str, address: Address) -> tuple[int, Endpoint]:
             f"the {role}'s host is an IP address, not {host!r}: "
             "create_connection() resolves names, connectx() does not"
         )
-    family = AF_INET if len(packed) == 4 else AF_INET6
+    family = AF_INET if len(packed) == _IPV4_LENGTH else AF_INET6
     if family == AF_INET and len(address) != 2:
         raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
     return family, Endpoint(_text(family, packed), *numbers)
+
+
+def _check_form(role: str, address: object, *, resolved: bool = False) -> None:
+    """Refuse what is no address tuple: TypeError, or ValueError for lengths and numbers.
+
+    resolved: whether a resolver will see it, which takes None for a host and the
+    name of a service for a port. It would take a port that is too high modulo 65536.
+    """
+    if not isinstance(address, tuple):
+        raise TypeError(f"the {role} is an address tuple (host, port), not {address!r}")
+    if len(address) not in (2, 4):
+        raise ValueError(
+            f"the {role} is (host, port) or (host, port, flowinfo, scope_id), not {address!r}"
+        )
+    host, *numbers = address
+    if not isinstance(host, str) and not (resolved and host is None):
+        raise TypeError(f"the {role}'s host is text, not {host!r}")
+    if resolved and not isinstance(numbers[0], int):
+        return
+    limits = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
+    for number, (name, highest) in zip(numbers, limits, strict=False):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"the {role}'s {name} is an integer, not {number!r}")
+        if not 0 <= number <= highest:
+            raise ValueError(f"the {role}'s {name} is 0 to {highest}, not {number}")
 
 
 def _require_family(role: str, address: object, has: int, needs: int) -> None:

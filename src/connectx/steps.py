@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import os
 from typing import TYPE_CHECKING, Final
 
-from connectx.addresses import FourTuple
+from connectx.addresses import FourTuple, PortRange
 from connectx.core.strategies import Action, Outcome, Verdict
 from connectx.errors import (
     ConnectxError,
@@ -84,17 +85,11 @@ def advance(
         if action is Action.CLAIM:
             _claim(sock, prepared, attempt.low)
             return True
-        if action is Action.WINDOW:
-            if not attempt.failures:
-                sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-                bind_source(sock, prepared)
-            set_ip_local_port_range(sock, attempt.low, attempt.high)
+        if action in (Action.WINDOW, Action.KERNEL):
+            _leave_to_kernel(sock, prepared, attempt)
             return False
         if isinstance(action, Verdict):
             raise failure(action, prepared, attempt)
-        if action is Action.KERNEL:
-            bind_source(sock, prepared)
-            return False
         if action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
             if sock.getsockname()[1]:
                 renew(sock)
@@ -104,36 +99,46 @@ def advance(
             attempt.feed(_observe(action, prepared, attempt))
 
 
+def _leave_to_kernel(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
+    """Let connect() choose the port, out of the attempt's window if it has one."""
+    request = prepared.request
+    if not attempt.failures:
+        if request.stream and request.strategy != "kernel":
+            # Never for datagrams: the kernel would then not look at the 4-tuple.
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        bind_source(sock, prepared)
+    if attempt.low:
+        set_ip_local_port_range(sock, attempt.low, attempt.high)
+
+
 def refused(
     sock: socket.socket,
     prepared: Prepared,
     attempt: Attempt,
     error: OSError | Contested | NotVisible,
     renew: Callable[[socket.socket], None],
-) -> None:
-    """Tell the attempt that a step or connect() failed; raises what is not about ports.
+) -> bool:
+    """Tell the attempt that a step or connect() failed; False if that is not about ports.
+
+    The caller then raises the error: doing it here would tie it to this frame.
 
     renew: as for `advance`.
     """
     if isinstance(error, Contested):
         renew(sock)
-        outcome = Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN
-    elif isinstance(error, NotVisible):
+        return attempt.feed(Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN)
+    if isinstance(error, NotVisible):
         raise prepared.request.error(
             NotSupported,
             "the kernel's socket lookup does not show the socket itself, so there is no "
             "telling whether its 4-tuple is free",
         ) from error
-    elif isinstance(error, ConnectxError):
-        raise error
-    else:
-        if not prepared.request.stream:
-            require_local(prepared, error)
-        if error.errno not in _OUTCOMES:
-            raise error
-        outcome = _OUTCOMES[error.errno]
-    if not attempt.feed(outcome):
-        raise error
+    if isinstance(error, ConnectxError):
+        return False
+    if not prepared.request.stream:
+        require_local(prepared, error)
+    outcome = _OUTCOMES.get(error.errno or 0)
+    return outcome is not None and attempt.feed(outcome)
 
 
 def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
@@ -149,11 +154,20 @@ def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
             sock.ledger_port = port
         else:
             plan.ledger.held(port)
-    elif plan.asked and sock.getsockname()[1] != plan.asked:
+    if plan.asked or prepared.options.ports:
+        _require_honoured(sock, prepared)
+
+
+def _require_honoured(sock: socket.socket, prepared: Prepared) -> None:
+    """Make sure that the kernel has not ignored a window that fitted a second ago."""
+    plan = prepared.plan
+    wanted = PortRange(plan.asked, plan.asked) if plan.asked else plan.ports
+    port = sock.getsockname()[1]
+    if not wanted.contains(port):
         raise prepared.request.error(
             RangeNotHonoured,
-            f"net.ipv4.ip_local_port_range has changed and leaves out port {plan.asked}: "
-            f"the kernel took port {sock.getsockname()[1]} instead",
+            f"net.ipv4.ip_local_port_range has changed and leaves out {wanted}: "
+            f"the kernel took port {port} instead",
         )
 
 
@@ -188,9 +202,14 @@ def _routed_host(prepared: Prepared) -> str:
     says EADDRNOTAVAIL then, too, but no port would change that.
     """
     network, request = prepared.network, prepared.request
-    if network.ports is None:
+    try:
+        source = network.routed_source(request, prepared.options)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The thread is in another namespace, and cannot ask.
         return ""
-    return request.source_host(network.routed_source(request, prepared.options))
+    return request.source_host(source)
 
 
 def _claim(sock: socket.socket, prepared: Prepared, port: int) -> None:
@@ -221,6 +240,8 @@ def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
     if action is Action.SURVEY:
         from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
 
+        # Where nothing is left but what others are just claiming, let them finish.
+        os.sched_yield()
         in_use = ports_toward(
             netlink,
             request.diag_protocol,

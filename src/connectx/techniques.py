@@ -10,7 +10,15 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
-from connectx.errors import SourceNotLocal, TupleInUse
+from connectx.errors import SourceNotLocal
+from connectx.linux.sockopts import (
+    get_ip_freebind,
+    get_ip_transparent,
+    set_ip_freebind,
+    set_ip_transparent,
+    set_so_bindtoifindex,
+    set_so_mark,
+)
 from connectx.linux.uapi import (
     IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
@@ -18,9 +26,8 @@ from connectx.linux.uapi import (
     IPPROTO_IP,
     SO_REUSEADDR,
     SOL_SOCKET,
-    TCP_ESTABLISHED,
 )
-from connectx.linux.udp_claim import Contested, claim, claim_releasable
+from connectx.linux.udp_claim import claim, claim_releasable
 
 if TYPE_CHECKING:
     from connectx.addresses import Address
@@ -54,19 +61,27 @@ def claim_for_good(sock: socket.socket, prepared: Prepared, port: int) -> None:
             _require_sharable(request, source)
         claim_releasable(sock, lookup, netlink, source, request.address)
         return
-    rival = lookup.find_record(netlink, port)
-    if rival is not None and rival.state == TCP_ESTABLISHED:
-        raise Contested(connected=True)
-    try:
-        claim(sock, lookup, netlink, source, request.address)
-    except Contested as contest:
-        # Another process was quicker by microseconds, and there is no way back.
-        raise request.error(
-            TupleInUse,
-            "another socket took the 4-tuple at the same moment; this one stays bound "
-            "to the port and has to be closed (create_connection() replaces it by itself)",
-            number=errno.EADDRINUSE,
-        ) from contest
+    # What bind() is told here stays, so the caller's socket comes last: a placeholder
+    # goes through the lock and holds the 4-tuple until the real one is on it as well.
+    options = prepared.options
+    with socket.socket(request.family, request.type, request.proto) as placeholder:
+        if options.mark:
+            set_so_mark(placeholder, options.mark)
+        if options.interface:
+            set_so_bindtoifindex(placeholder, options.interface)
+        if get_ip_freebind(sock):
+            set_ip_freebind(placeholder, on=True)
+        if get_ip_transparent(sock):
+            set_ip_transparent(placeholder, on=True)
+        try:
+            claim(placeholder, lookup, netlink, source, request.address)
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            sock.bind(source)
+        except OSError as error:
+            require_local(prepared, error)
+            raise
+        # No lock: whoever looks the 4-tuple up finds the placeholder on it.
+        sock.connect(request.address)
 
 
 def _require_sharable(request: Request, source: Address) -> None:

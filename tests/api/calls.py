@@ -1,14 +1,22 @@
 """The two public calls, so that one test can hold for both, on every protocol and family."""
 
 import contextlib
+import ctypes
 import errno
+import os
 import socket
-from collections.abc import Callable
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, TypeAlias
 
+import pytest
+
 import connectx
 from connectx.addresses import Address
+from connectx.linux import uapi
 from tests.kernel.raw import (
     MPTCP,
     MPTCP6,
@@ -19,6 +27,7 @@ from tests.kernel.raw import (
     UDPLITE,
     UDPLITE6,
     Transport,
+    look_up,
 )
 
 
@@ -42,6 +51,10 @@ DATAGRAMS: Final = (UDP, UDP6, UDP_MAPPED, UDPLITE, UDPLITE6, UDPLITE_MAPPED)
 ALL: Final = (*STREAMS, *DATAGRAMS)
 
 PROTOCOL_NAMES: Final = {"TCP": "tcp", "MPTCP": "mptcp", "UDP": "udp", "UDP-Lite": "udplite"}
+
+CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_RAW: Final = 13
+_TCP_REPAIR: Final = 19  # linux/tcp.h, 3.5
 
 #: Calls one of the two: transport, source, destination and strategy in, a connected socket out.
 Call: TypeAlias = Callable[[Transport, Address | None, Address, str], socket.socket]
@@ -122,9 +135,7 @@ class Client:
     ) -> socket.socket:
         """Connect to a port of the server, by default on the transport's own address."""
         destination = (host or self.transport.source, port)
-        sock = self._stack.enter_context(
-            self._call(self.transport, source, destination, strategy)
-        )
+        sock = self._stack.enter_context(self._call(self.transport, source, destination, strategy))
         self.opened.append(sock)
         return sock
 
@@ -165,4 +176,79 @@ class Client:
 
 def reset_on_close(sock: socket.socket) -> None:
     """Make close() send a reset, which leaves no TIME_WAIT."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+
+
+def close_first(client: socket.socket, server: socket.socket, state: int) -> None:
+    """Close the client's end, then the server's, and wait for the state that leaves at the client.
+
+    state: TCP_TIME_WAIT, or TCP_FIN_WAIT2, which the kernel keeps in the same kind of bucket.
+    """
+    host, port, *_ = client.getsockname()
+    destination = client.getpeername()[1]
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    client.close()
+    assert server.recv(1) == b""
+    if state == uapi.TCP_FIN_WAIT2:
+        wait_for(state, host, port, destination)
+        # Gone without a word: a reset would end the client's side, and a peer that is still
+        # there would hold up a new connection with a challenge ACK.
+        server.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+    server.close()
+    wait_for(state, host, port, destination)
+
+
+def wait_for(state: int, host: str, port: int, destination: int) -> None:
+    """Wait until the TCP socket from host and port to the same host is in a state."""
+    transport = replace(TCP6 if host == "::1" else TCP, source=host.removeprefix("::ffff:"))
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = look_up(transport, port, destination)
+        if found and found.state == state:
+            return
+    raise TimeoutError(f"no socket in state {state}")
+
+
+def foreign_host(transport: Transport) -> str:
+    """An address of the transport's family that is not this host's, with no route to it."""
+    if transport.family == socket.AF_INET:
+        return "192.0.2.77"
+    return "::ffff:192.0.2.77" if "ffff" in transport.source else "2001:db8::77"
+
+
+def other_host(transport: Transport) -> str:
+    """Another address of this host than the transport's own; ::2 is yet to be added."""
+    if transport.source == "::1":
+        return "::2"
+    return transport.source.replace("127.0.0.1", "127.0.0.2")
+
+
+def ip(*arguments: str) -> None:
+    """Configure the test's network with iproute2."""
+    try:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs ip, of iproute2")
+
+
+@contextlib.contextmanager
+def without_capability(number: int) -> Iterator[None]:
+    """Run a block in which the calling thread has a capability no longer in effect."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # struct __user_cap_header_struct, version 3, this thread; then two times
+    # effective, permitted, inheritable.
+    header = struct.pack("@Ii", 0x20080522, 0)
+    held = ctypes.create_string_buffer(24)
+
+    def call(name: str, data: ctypes.Array[ctypes.c_char]) -> None:
+        if getattr(libc, name)(header, data) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    call("capget", held)
+    effective, *rest = struct.unpack("@6I", held.raw)
+    reduced = struct.pack("@6I", effective & ~(1 << number), *rest)
+    call("capset", ctypes.create_string_buffer(reduced, 24))
+    try:
+        yield
+    finally:
+        call("capset", held)

@@ -6,7 +6,7 @@ No test waits for that second: the clock is put forward.
 
 import contextlib
 import socket
-import subprocess
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +16,16 @@ import connectx
 from connectx import PortHeld, PortsExhausted, RangeNotHonoured, SourceNotLocal
 from connectx.linux import sockopts
 from connectx.testing.namespaces import Network
-from tests.api.calls import TCP_MAPPED, UDP_MAPPED, Client, is_stream, port_of
+from tests.api.calls import (
+    CAP_NET_RAW,
+    TCP_MAPPED,
+    UDP_MAPPED,
+    Client,
+    ip,
+    is_stream,
+    port_of,
+    without_capability,
+)
 from tests.kernel.raw import FIRST, MPTCP, SECOND, TCP, TCP6, THIRD, UDP, UDP6, Transport
 
 LOW, HIGH = 20001, 20004
@@ -41,11 +50,8 @@ def _four_ports(network: Network) -> None:
 
 @pytest.fixture
 def put_forward(monkeypatch: pytest.MonkeyPatch) -> PutForward:
-    import connectx.network
-
-    original = connectx.network.monotonic
     skipped = 0.0
-    monkeypatch.setattr(connectx.network, "monotonic", lambda: original() + skipped)
+    monkeypatch.setattr("connectx.network.monotonic", lambda: time.monotonic() + skipped)
 
     def skip(seconds: float) -> None:
         nonlocal skipped
@@ -156,9 +162,7 @@ class TestWithinASecond:
         client.fill(SECOND, source)
         assert client.ports(SECOND) == PORTS[1:-1]
 
-    def test_unchanged(
-        self, client: Client, put_forward: PutForward, *, has_source: bool
-    ) -> None:
+    def test_unchanged(self, client: Client, put_forward: PutForward, *, has_source: bool) -> None:
         source = any_port(client, has_source=has_source)
         for _ in PORTS:
             client.open(FIRST, source)
@@ -257,9 +261,7 @@ class TestDevicesWithoutPrivilege:
         self, client: Client, network: Network, closing: contextlib.ExitStack
     ) -> None:
         """Without CAP_NET_RAW, SO_BINDTODEVICE is for sockets that have none (since 5.7)."""
-        from tests.api.test_explicit_ports import without_capability
-
-        with without_capability(13):
+        with without_capability(CAP_NET_RAW):
             for _ in range(len(PORTS) + 2):
                 sock = closing.enter_context(client.transport.socket())
                 sockopts.set_so_bindtoifindex(sock, socket.if_nametoindex("lo"))
@@ -268,13 +270,6 @@ class TestDevicesWithoutPrivilege:
                 connectx.connectx(sock, None, (client.transport.source, FIRST))
                 client.opened.append(sock)
                 assert sockopts.get_so_bindtoifindex(sock) == socket.if_nametoindex("lo")
-
-
-def ip(*arguments: str) -> None:
-    try:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("needs ip, of iproute2")
 
 
 @pytest.mark.parametrize("transport", [UDP, UDP6], ids=str)
@@ -297,7 +292,14 @@ class TestRoutedSource:
         with pytest.raises(OSError, match="unreachable"):
             client.open(FIRST, host=away)
         prefix = 24 if "." in after else 64
-        ip("address", "add", f"{after}/{prefix}", "dev", "one", *(["nodad"] if ":" in after else []))
+        ip(
+            "address",
+            "add",
+            f"{after}/{prefix}",
+            "dev",
+            "one",
+            *(["nodad"] if ":" in after else []),
+        )
         assert client.open(FIRST, host=away).getsockname()[0] == after
         with pytest.raises(SourceNotLocal):
             client.open(FIRST, (before, 0), host=away)

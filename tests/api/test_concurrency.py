@@ -91,9 +91,7 @@ class TestThreads:
         assert sorted(map(port_of, opened)) == PORTS
 
     @pytest.mark.parametrize("transport", [TCP, UDP], ids=str)
-    def test_they_open_and_close(
-        self, client: Client, call: Call, network: Network
-    ) -> None:
+    def test_they_open_and_close(self, client: Client, call: Call, network: Network) -> None:
         """More threads than ports, and every one of them gets its turn, for they give back."""
         transport = client.transport
         network.port_range(LOW, LOW + 3)
@@ -263,9 +261,7 @@ class TestFork:
             client.open(FIRST)
 
     @pytest.mark.parametrize("transport", [UDP, TCP], ids=str)
-    def test_fork_in_the_middle_of_other_threads_calls(
-        self, client: Client, call: Call
-    ) -> None:
+    def test_fork_in_the_middle_of_other_threads_calls(self, client: Client, call: Call) -> None:
         """What they hold at that moment must not stop the child."""
         transport = client.transport
         stop = threading.Event()

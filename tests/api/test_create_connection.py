@@ -5,8 +5,8 @@ import errno
 import inspect
 import os
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NoReturn, TypeAlias
 
 import pytest
 
@@ -23,6 +23,7 @@ CLOSED, SILENT = 9998, 9999
 GLOBAL_DEFAULT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
+Found: TypeAlias = Sequence[AddressInfo]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
     def getaddrinfo(
         host: str | bytes | None, port: str | int | None, family: int = 0, *rest: int, **more: int
-    ) -> list[AddressInfo]:
+    ) -> Found:
         addresses = known.get(host) if isinstance(host, str) else None
         if addresses is None:
             return original(host, port, family, *rest, **more)
@@ -229,7 +230,7 @@ class TestNames:
         # Not every machine has /etc/services; the resolver is asked, whatever it knows.
         resolve = socket.getaddrinfo
 
-        def getaddrinfo(host: str, port: str | int, *rest: int) -> list[AddressInfo]:
+        def getaddrinfo(host: str, port: str | int, *rest: int) -> Found:
             return resolve(host, FIRST if port == "first" else port, *rest)
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
@@ -249,7 +250,7 @@ class TestNames:
         same_error(("nothing", FIRST), match="getaddrinfo returns an empty list")
 
     def test_a_name_nobody_knows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def getaddrinfo(*_: object) -> NoReturnList:
+        def getaddrinfo(*_: object) -> NoReturn:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
@@ -265,16 +266,13 @@ class TestNames:
     def test_literals_need_no_resolver(
         self, closing: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def getaddrinfo(*_: object) -> NoReturnList:
+        def getaddrinfo(*_: object) -> NoReturn:
             raise AssertionError("asked for a literal")
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         for host in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
             source = (host, 0)
             closing.enter_context(connectx.create_connection((host, FIRST), None, source))
-
-
-NoReturnList: TypeAlias = list[AddressInfo]
 
 
 @pytest.mark.usefixtures("names")

@@ -1,5 +1,6 @@
 """Every port of the range is used toward each destination, and then the error says so."""
 
+import contextlib
 import socket
 from typing import Final, NamedTuple
 
@@ -11,17 +12,32 @@ from connectx.testing.namespaces import Network
 from tests.api.calls import (
     ALL,
     DATAGRAMS,
+    MPTCP_MAPPED,
     STREAMS,
     TCP_MAPPED,
     UDP_MAPPED,
+    Call,
     Client,
     errno_of_exhaustion,
     errno_of_taken_tuple,
     is_stream,
+    other_host,
     port_of,
     protocol_name,
 )
-from tests.kernel.raw import FIRST, SECOND, THIRD, TCP, TCP6, UDP, UDP6, Transport
+from tests.kernel.raw import (
+    FIRST,
+    MPTCP,
+    SECOND,
+    TCP,
+    TCP6,
+    THIRD,
+    UDP,
+    UDP6,
+    UDPLITE,
+    UDPLITE6,
+    Transport,
+)
 
 
 class Range(NamedTuple):
@@ -212,11 +228,8 @@ def test_a_duplicate_keeps_the_port(client: Client, network: Network) -> None:
 @some_transports
 def test_another_source_address_has_a_range_of_its_own(client: Client, network: Network) -> None:
     SIX.set(network)
-    other = {TCP6: "::2", UDP6: "::2"}.get(client.transport, "127.0.0.2")
-    if ":" in other:
-        network.add_address(other)
-    elif ":" in client.transport.source:
-        other = f"::ffff:{other}"
+    network.add_address("::2")
+    other = other_host(client.transport)
     for host in (client.transport.source, other):
         client.fill(FIRST, (host, 0))
     taken = sorted(sock.getsockname()[:2] for sock in client.opened)
@@ -232,11 +245,8 @@ def test_another_destination_address_has_a_range_of_its_own(
     SIX.set(network)
     client.fill(FIRST)
     # To nobody there: that the kernel took a port shows in the refusal being the server's.
-    other = {TCP6: "::2", UDP6: "::2"}.get(client.transport, "127.0.0.2")
-    if ":" in other:
-        network.add_address(other)
-    elif ":" in client.transport.source:
-        other = f"::ffff:{other}"
+    network.add_address("::2")
+    other = other_host(client.transport)
     source = (client.transport.source, 0)
     if is_stream(client.transport):
         with pytest.raises(ConnectionRefusedError):
@@ -320,9 +330,7 @@ class TestStrategies:
     ) -> None:
         SIX.set(network)
         source = any_port_of(client.transport, has_source=has_source)
-        assert_exhausted(
-            client.fill(FIRST, source, strategy="kernel"), client.transport, "kernel"
-        )
+        assert_exhausted(client.fill(FIRST, source, strategy="kernel"), client.transport, "kernel")
         assert client.ports(FIRST) == SIX.all
         assert type(client.fill(SECOND, source, strategy="kernel")) is PortsExhausted
         assert client.ports(SECOND) == []
@@ -359,9 +367,8 @@ class TestStrategies:
     ) -> None:
         """Those of another source address share nothing with ours but the destination."""
         SIX.set(network)
-        other = "127.0.0.2" if client.transport is TCP else "::2"
-        if ":" in other:
-            network.add_address(other)
+        network.add_address("::2")
+        other = other_host(client.transport)
         client.fill(FIRST, (other, 0), strategy="one-port")
         elsewhere = len(client.opened)
         client.fill(FIRST, strategy="one-port")
@@ -375,3 +382,54 @@ def socket_without_report(client: Client, sock: socket.socket) -> socket.socket:
     plain = socket.socket(fileno=sock.detach())
     client.opened[client.opened.index(sock)] = plain
     return plain
+
+
+class TestSharedTuples:
+    """What is one 4-tuple on the wire is one for us, whatever the sockets are called."""
+
+    @pytest.mark.parametrize(
+        "transport, other",
+        [
+            (TCP, TCP_MAPPED),
+            (TCP_MAPPED, TCP),
+            (UDP, UDP_MAPPED),
+            (UDP_MAPPED, UDP),
+            (TCP, MPTCP),
+            (MPTCP_MAPPED, TCP),
+        ],
+        ids=str,
+    )
+    def test_of_sockets_of_two_kinds(
+        self,
+        client: Client,
+        call: Call,
+        network: Network,
+        closing: contextlib.ExitStack,
+        other: Transport,
+    ) -> None:
+        SIX.set(network)
+        second = Client(other, call, closing)
+        for _ in range(3):
+            client.open(FIRST)
+            second.open(FIRST)
+        for each in (client, second):
+            with pytest.raises(PortsExhausted):
+                each.open(FIRST)
+            with pytest.raises(TupleInUse):
+                each.open(FIRST, (each.transport.source, 20003))
+        assert sorted(client.ports(FIRST) + second.ports(FIRST)) == SIX.all
+
+    @pytest.mark.parametrize("transport, other", [(UDP, UDPLITE), (UDPLITE6, UDP6)], ids=str)
+    def test_protocols_with_ports_of_their_own(
+        self,
+        client: Client,
+        call: Call,
+        network: Network,
+        closing: contextlib.ExitStack,
+        other: Transport,
+    ) -> None:
+        SIX.set(network)
+        second = Client(other, call, closing)
+        client.fill(FIRST)
+        second.fill(FIRST)
+        assert client.ports(FIRST) == second.ports(FIRST) == SIX.all

@@ -1,15 +1,9 @@
 """A source port asked for by number, with something else on it already."""
 
 import contextlib
-import ctypes
 import errno
-import os
 import socket
-import struct
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
 
 import pytest
 
@@ -19,12 +13,16 @@ from connectx.linux import uapi
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import (
+    CAP_NET_BIND_SERVICE,
     TCP_MAPPED,
     UDP_MAPPED,
     Client,
+    close_first,
     errno_of_taken_tuple,
     is_stream,
+    other_host,
     port_of,
+    without_capability,
 )
 from tests.kernel.raw import (
     FIRST,
@@ -37,14 +35,11 @@ from tests.kernel.raw import (
     UDPLITE,
     Technique,
     Transport,
-    look_up,
     prepare,
 )
 
 LOW, HIGH = 20001, 20008
 INSIDE, RESERVED, OUTSIDE = 20003, 20005, 30003
-TCP_REPAIR: Final = 19
-CAP_NET_BIND_SERVICE: Final = 10
 
 every_transport = pytest.mark.parametrize(
     "transport", [TCP, TCP6, TCP_MAPPED, MPTCP, UDP, UDP6, UDP_MAPPED, UDPLITE], ids=str
@@ -84,13 +79,6 @@ class Others:
         prepare(sock, technique, self.transport.source)
         sock.connect((self.transport.source, destination))
         return sock
-
-    @property
-    def elsewhere(self) -> str:
-        """Another address of this host, of the source's family."""
-        if self.transport.source == "::1":
-            return "::2"
-        return self.transport.source.replace("127.0.0.1", "127.0.0.2")
 
 
 @pytest.fixture
@@ -150,7 +138,7 @@ class TestHeldByOthers:
     def test_on_another_address_it_is_not_in_the_way(
         self, client: Client, others: Others, port: int
     ) -> None:
-        others.bound(others.elsewhere, port)
+        others.bound(other_host(others.transport), port)
         ask(client, port)
 
     def test_and_once_it_is_gone_the_port_is_free(
@@ -183,7 +171,7 @@ class TestListeners:
     def test_on_another_address_is_not_in_the_way(
         self, client: Client, others: Others, port: int
     ) -> None:
-        others.bound(others.elsewhere, port).listen()
+        others.bound(other_host(others.transport), port).listen()
         ask(client, port)
 
 
@@ -259,49 +247,27 @@ class TestDualStackReceiver:
 class Leaver:
     """Leaves connections behind that the client's side has closed first."""
 
-    def __init__(self, transport: Transport, servers: Servers, stack: contextlib.ExitStack) -> None:
+    def __init__(self, transport: Transport, servers: Servers) -> None:
         # A listener of its own, since it accepts.
-        self.transport = transport
         self.destination = 9100
         self._listener = servers.listen(
             transport.source, self.destination, protocol=transport.protocol
         )
-        self._stack = stack
 
     def leave(self, client: socket.socket, state: int) -> int:
-        """Close, and wait until it is in TIME_WAIT, or in FIN_WAIT2; returns the port."""
+        """Close a connection, and wait until it is in the state; returns the port."""
         port = port_of(client)
         server, _ = self._listener.accept()
         with server:
-            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            client.close()
-            assert server.recv(1) == b""
-            if state == uapi.TCP_FIN_WAIT2:
-                self._wait_for(state, port)
-                # Gone without a word: a reset would end the client's side, and a peer that
-                # is still there would hold up a new connection with a challenge ACK.
-                server.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
-        self._wait_for(state, port)
+            close_first(client, server, state)
         return port
-
-    def _wait_for(self, state: int, port: int) -> None:
-        source = self.transport.source.removeprefix("::ffff:")
-        seen_as = replace(self.transport, protocol=uapi.IPPROTO_TCP, source=source)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            found = look_up(seen_as, port, self.destination)
-            if found and found.state == state:
-                return
-        raise TimeoutError(f"no socket in state {state}")
 
 
 @pytest.fixture
-def leaver(
-    transport: Transport, network: Network, servers: Servers, closing: contextlib.ExitStack
-) -> Leaver:
+def leaver(transport: Transport, network: Network, servers: Servers) -> Leaver:
     # So that nothing but an explicit bind can take a TIME_WAIT over.
     network.sysctl("net.ipv4.tcp_tw_reuse", 0)
-    return Leaver(transport, servers, closing)
+    return Leaver(transport, servers)
 
 
 every_state = pytest.mark.parametrize(
@@ -393,26 +359,3 @@ class TestPrivilegedPorts:
         network.sysctl("net.ipv4.ip_unprivileged_port_start", 50)
         with without_capability(CAP_NET_BIND_SERVICE):
             ask(client, 99)
-
-
-@contextlib.contextmanager
-def without_capability(number: int) -> Iterator[None]:
-    """Run a block in which the calling thread has a capability no longer in effect."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    # struct __user_cap_header_struct, version 3, this thread; then two times
-    # effective, permitted, inheritable.
-    header = struct.pack("@Ii", 0x20080522, 0)
-    held = ctypes.create_string_buffer(24)
-
-    def call(name: str, data: ctypes.Array[ctypes.c_char]) -> None:
-        if getattr(libc, name)(header, data) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    call("capget", held)
-    effective, *rest = struct.unpack("@6I", held.raw)
-    reduced = struct.pack("@6I", effective & ~(1 << number), *rest)
-    call("capset", ctypes.create_string_buffer(reduced, 24))
-    try:
-        yield
-    finally:
-        call("capset", held)

@@ -1,4 +1,4 @@
-"""The data argument: with the SYN where TCP Fast Open allows it, right after the handshake elsewhere."""
+"""The data argument: with the SYN where TCP Fast Open allows it, else after the handshake."""
 
 import array
 import contextlib
@@ -273,9 +273,7 @@ class TestFailures:
         assert sock.gettimeout() == timeout
 
     @tcp
-    def test_refused_with_a_cookie(
-        self, peers: Peers, setting: int, timeout: float | None
-    ) -> None:
+    def test_refused_with_a_cookie(self, peers: Peers, setting: int, timeout: float | None) -> None:
         if setting == SETTINGS["on"]:
             peers.get_cookie()
         peers.listener.close()

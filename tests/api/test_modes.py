@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Final, NoReturn
 
 import pytest
@@ -16,7 +15,7 @@ import connectx
 from connectx.linux import sockopts
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
-from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, port_of
+from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, port_of, reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, MPTCP6, SECOND, TCP, TCP6, UDP, UDP6, Transport
 
 LOW, HIGH = 20001, 20008
@@ -193,7 +192,7 @@ def alarms() -> Iterator[list[int]]:
         signal.signal(signal.SIGALRM, before)
 
 
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def interrupt(*_: object) -> NoReturn:
     raise Interrupt
 
 
@@ -265,5 +264,5 @@ def test_many_signals_during_many_calls(peer: Peer, alarms: list[int]) -> None:
             peer.connectx(peer.new(), FIRST)
         for sock in socks:
             if is_stream(peer.transport):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                reset_on_close(sock)
             sock.close()

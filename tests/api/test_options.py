@@ -22,7 +22,10 @@ from tests.api.calls import (
     DATAGRAMS,
     TCP_MAPPED,
     UDP_MAPPED,
+    foreign_host,
+    ip,
     is_stream,
+    other_host,
     port_of,
 )
 from tests.kernel.raw import (
@@ -47,13 +50,6 @@ AWAY, AWAY6 = "198.51.100.9", "2001:db8:100::9"
 every_transport = pytest.mark.parametrize("transport", ALL, ids=str)
 ipv4_and_ipv6 = pytest.mark.parametrize("transport", [TCP, TCP6, UDP, UDP6], ids=str)
 datagrams = pytest.mark.parametrize("transport", DATAGRAMS, ids=str)
-
-
-def ip(*arguments: str) -> None:
-    try:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("needs ip, of iproute2")
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,9 @@ class Owner:
 
 
 def connect(sock: socket.socket, destination: Address, source: Address | None = None) -> None:
-    try:
+    # EINPROGRESS; no port left is another error, EAGAIN among them.
+    with contextlib.suppress(BlockingIOError):
         connectx.connectx(sock, source, destination)
-    except BlockingIOError as error:
-        assert error.errno == errno.EINPROGRESS
 
 
 @pytest.fixture
@@ -207,9 +202,7 @@ class TestDevice:
         family = owner.transport.family
         away = AWAY if family == socket.AF_INET else AWAY6
         sources = (
-            ("10.0.1.1", "10.0.2.1")
-            if family == socket.AF_INET
-            else ("fd00:1::1", "fd00:2::1")
+            ("10.0.1.1", "10.0.2.1") if family == socket.AF_INET else ("fd00:1::1", "fd00:2::1")
         )
         version = "-6" if ":" in away else "-4"
         for name, metric in (("one", "1"), ("two", "2")):
@@ -280,15 +273,12 @@ def to_index(index: int) -> Callable[[socket.socket], None]:
     return lambda sock: sockopts.set_so_bindtoifindex(sock, index)
 
 
-NOT_LOCAL, NOT_LOCAL6 = "192.0.2.77", "2001:db8::77"
-
-
 class TestForeignSource:
     """IP_TRANSPARENT and IP_FREEBIND: source addresses that are not this host's."""
 
     @pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED, UDP, UDP6, UDP_MAPPED], ids=str)
     def test_ip_transparent(self, owner: Owner, devices: tuple[int, int]) -> None:  # noqa: ARG002
-        host, destination = foreign(owner.transport)
+        host, destination = foreign_host(owner.transport), over_a_device(owner.transport)
         for port in (FIRST, SECOND):
             taken = owner.fill((destination, port), (host, 0), transparent)
             assert taken == PORTS
@@ -300,7 +290,7 @@ class TestForeignSource:
 
     @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
     def test_ip_freebind(self, owner: Owner, devices: tuple[int, int]) -> None:  # noqa: ARG002
-        host, destination = foreign(owner.transport)
+        host, destination = foreign_host(owner.transport), over_a_device(owner.transport)
         assert owner.fill((destination, FIRST), (host, 0), freebind) == PORTS
         sock = owner.connect((destination, FIRST), (host, 30001), freebind)
         assert sock.getsockname()[:2] == (host, 30001)
@@ -309,11 +299,12 @@ class TestForeignSource:
     @pytest.mark.parametrize("transport", [TCP, UDP, TCP_MAPPED, UDP_MAPPED], ids=str)
     def test_ip_freebind_where_the_address_is_not_even_routed_here(self, owner: Owner) -> None:
         """IPv4 binds it, and then refuses to connect from it (ip_route_output_key_hash_rcu)."""
-        host, _ = foreign(owner.transport)
+        host = foreign_host(owner.transport)
         destination = (owner.transport.source, FIRST)
-        with owner.transport.socket() as plain, pytest.raises(OSError) as expected:  # noqa: PT011
-            freebind(plain)
-            plain.bind((host, 0))
+        plain = owner.new()
+        freebind(plain)
+        plain.bind((host, 0))
+        with pytest.raises(OSError) as expected:  # noqa: PT011
             plain.connect(destination)
         with pytest.raises(OSError) as caught:  # noqa: PT011 -- compared with the kernel's own
             owner.connect(destination, (host, 0), freebind)
@@ -321,21 +312,19 @@ class TestForeignSource:
         assert type(caught.value) is type(expected.value)
 
     @pytest.mark.parametrize("transport", [TCP, UDP], ids=str)
-    def test_ip_freebind_where_it_is_routed_here(
-        self, owner: Owner, servers: Servers
-    ) -> None:
-        ip("route", "add", "local", f"{NOT_LOCAL}/32", "dev", "lo")
+    def test_ip_freebind_where_it_is_routed_here(self, owner: Owner, servers: Servers) -> None:
+        ip("route", "add", "local", f"{foreign_host(owner.transport)}/32", "dev", "lo")
         servers.receive("127.0.0.1", 9100)
-        assert owner.fill(("127.0.0.1", FIRST), (NOT_LOCAL, 0), freebind) == PORTS
+        assert (
+            owner.fill(("127.0.0.1", FIRST), (foreign_host(owner.transport), 0), freebind) == PORTS
+        )
 
 
-def foreign(transport: Transport) -> tuple[str, str]:
-    """A source that is not local, and a destination of the same family on a device's network."""
+def over_a_device(transport: Transport) -> str:
+    """A destination on the network of a device."""
     if transport.source == "::1":
-        return NOT_LOCAL6, "fd00:1::9"
-    if transport.family == socket.AF_INET:
-        return NOT_LOCAL, "10.0.1.9"
-    return f"::ffff:{NOT_LOCAL}", "::ffff:10.0.1.9"
+        return "fd00:1::9"
+    return "10.0.1.9" if transport.family == socket.AF_INET else "::ffff:10.0.1.9"
 
 
 def transparent(sock: socket.socket) -> None:
@@ -363,12 +352,10 @@ class TestV6Only:
     def test_it_refuses_ipv4_as_connect_does(
         self, owner: Owner, source: str | None, port: int
     ) -> None:
-        with owner.transport.socket() as plain, pytest.raises(OSError) as expected:  # noqa: PT011
-            sockopts.set_ipv6_v6only(plain, on=True)
-            if source or port:
-                sockopts.set_ip_bind_address_no_port(plain, on=True)
-                plain.bind((source or "", port))
-            plain.connect((owner.transport.source, FIRST))
+        plain = owner.new()
+        sockopts.set_ipv6_v6only(plain, on=True)
+        with pytest.raises(OSError) as expected:  # noqa: PT011
+            bind_and_connect(plain, (source or "", port), (owner.transport.source, FIRST))
         sock = owner.new()
         sockopts.set_ipv6_v6only(sock, on=True)
         with pytest.raises(OSError) as caught:  # noqa: PT011 -- compared with the kernel's own
@@ -376,6 +363,13 @@ class TestV6Only:
         assert caught.value.errno == expected.value.errno
         assert type(caught.value) is type(expected.value)
         assert sockopts.get_ipv6_v6only(sock)
+
+
+def bind_and_connect(sock: socket.socket, source: Address, destination: Address) -> None:
+    if source != ("", 0):
+        sockopts.set_ip_bind_address_no_port(sock, on=True)
+        sock.bind(source)
+    sock.connect(destination)
 
 
 class TestLocalPortRange:
@@ -398,9 +392,7 @@ class TestLocalPortRange:
         ],
     )
     @every_transport
-    def test_inside(
-        self, owner: Owner, low: int, high: int, ports: list[int]
-    ) -> None:
+    def test_inside(self, owner: Owner, low: int, high: int, ports: list[int]) -> None:
         host = owner.transport.source
 
         def narrow(sock: socket.socket) -> None:
@@ -414,7 +406,9 @@ class TestLocalPortRange:
     @every_transport
     def test_it_is_not_remembered_for_others(self, owner: Owner) -> None:
         host = owner.transport.source
-        owner.connect((host, FIRST), None, lambda s: sockopts.set_ip_local_port_range(s, 20001, 20001))
+        owner.connect(
+            (host, FIRST), None, lambda s: sockopts.set_ip_local_port_range(s, 20001, 20001)
+        )
         assert len(owner.fill((host, FIRST))) == 18
 
     @pytest.mark.parametrize(
@@ -457,9 +451,7 @@ class TestBoundToAnAddress:
     def test_a_port_can_be_asked_for(self, owner: Owner, port: int) -> None:
         other = other_source(owner)
         for destination in (FIRST, SECOND):
-            sock = owner.connect(
-                (owner.transport.source, destination), ("", port), bound_to(other)
-            )
+            sock = owner.connect((owner.transport.source, destination), ("", port), bound_to(other))
             assert sock.getsockname()[:2] == (other, port)
 
     @every_transport
@@ -482,10 +474,10 @@ class TestBoundToAnAddress:
 
 def other_source(owner: Owner) -> str:
     """Another address of this host than the one that would be taken anyway."""
-    if owner.transport.source == "::1":
-        owner.network.add_address("::2")
-        return "::2"
-    return owner.transport.source.replace("127.0.0.1", "127.0.0.2")
+    host = other_host(owner.transport)
+    if host == "::2":
+        owner.network.add_address(host)
+    return host
 
 
 def bound_to(host: str) -> Callable[[socket.socket], None]:

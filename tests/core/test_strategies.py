@@ -48,6 +48,9 @@ POSSIBLE: Final = {
     Action.SURVEY: {Outcome.SOME_FREE, Outcome.NONE_FREE},
 }
 
+LATE: Final = frozenset([Need.LATE_PORT])
+OWN: Final = frozenset([Need.OWN_SOCKET])
+
 programs = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 
 
@@ -246,12 +249,23 @@ class TestAttempt:
 #: it does not serve the case.
 SERVES: Final = {
     "auto": {
-        Case.STREAM_ANY_PORT: [{Need.WINDOW, Need.FAST_SEARCH}, {Need.WINDOW}, set()],
+        Case.STREAM_ANY_PORT: [
+            {Need.WINDOW, Need.FAST_SEARCH},
+            {Need.WINDOW},
+            {Need.LATE_PORT, Need.OWN_SOCKET},
+            {Need.LATE_PORT},
+            {Need.OWN_SOCKET},
+        ],
         Case.STREAM_ASKED_PORT: [{Need.WINDOW, Need.PORT_IN_RANGE}, set()],
         Case.DATAGRAM_ANY_PORT: [set()],
         Case.DATAGRAM_ASKED_PORT: [set()],
     },
-    "kernel": {case: [set()] for case in Case},
+    "kernel": {
+        Case.STREAM_ANY_PORT: [{Need.LATE_PORT}],
+        Case.STREAM_ASKED_PORT: [set()],
+        Case.DATAGRAM_ANY_PORT: [set()],
+        Case.DATAGRAM_ASKED_PORT: [set()],
+    },
     "full-range": {
         Case.STREAM_ANY_PORT: [{Need.WINDOW}],
         Case.STREAM_ASKED_PORT: [{Need.WINDOW, Need.PORT_IN_RANGE}, set()],
@@ -285,24 +299,28 @@ class TestWhatIsServed:
         assert stated == SERVES[name]
 
     @pytest.mark.parametrize("case", Case)
-    @pytest.mark.parametrize("available", [EVERYTHING, SLOW_SEARCH, WITHOUT_WINDOWS, frozenset()])
+    @pytest.mark.parametrize("available", [EVERYTHING, SLOW_SEARCH, WITHOUT_WINDOWS, LATE, OWN])
     def test_auto_serves_everything_on_every_kernel(
         self, case: Case, available: frozenset[Need]
     ) -> None:
         assert STRATEGIES["auto"].program(case, available) is not None
 
-    def test_the_first_program_whose_needs_are_met_is_taken(self) -> None:
-        auto = STRATEGIES["auto"]
-        chosen = {
-            available: auto.program(Case.STREAM_ANY_PORT, available)
-            for available in (EVERYTHING, SLOW_SEARCH, WITHOUT_WINDOWS)
-        }
-        fast, slow, plain = chosen.values()
-        assert fast
-        assert slow
-        assert plain
-        assert fast["propose"].limit < slow["propose"].limit
-        assert [state.action for state in plain.values()] == [Action.KERNEL]
+    @pytest.mark.parametrize(
+        "available, actions",
+        [
+            (EVERYTHING, [Action.WINDOW]),
+            (SLOW_SEARCH, [Action.WINDOW, Action.SURVEY]),
+            (WITHOUT_WINDOWS, [Action.KERNEL, Action.SURVEY, Action.SHARED_BIND]),
+            (LATE, [Action.KERNEL]),
+            (OWN, [Action.SHARED_BIND, Action.SURVEY]),
+        ],
+    )
+    def test_the_first_program_whose_needs_are_met_is_taken(
+        self, available: frozenset[Need], actions: list[Action]
+    ) -> None:
+        program = STRATEGIES["auto"].program(Case.STREAM_ANY_PORT, available)
+        assert program
+        assert list(dict.fromkeys(state.action for state in program.values())) == actions
 
     @pytest.mark.parametrize("name", ["full-range", "shifting-window", "one-port"])
     def test_what_is_missing_is_named(self, name: str) -> None:

@@ -6,61 +6,34 @@ import select
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import connectx
-from connectx import blocking, steps, techniques
 from connectx.addresses import PortRange
-from connectx.linux import uapi, udp_claim
+from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import dump
+from tests.race.connecting import DESTINATIONS, HOST, Address, Connect, by_create_connection
 from tests.race.ownership import Ownership
 from tests.race.processes import Child, children
 
-HOST: Final = "127.0.0.1"
-DESTINATIONS: Final = ((HOST, 9000), (HOST, 9001))
 _PACKED: Final = socket.inet_aton(HOST)
-
-
-def by_create_connection(source: tuple[str, int], destination: tuple[str, int]) -> socket.socket:
-    return connectx.create_connection(destination, source_address=source, type=socket.SOCK_DGRAM)
-
-
-def by_connectx(source: tuple[str, int], destination: tuple[str, int]) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        connectx.connectx(sock, source, destination)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-Connect = Callable[[tuple[str, int], tuple[str, int]], socket.socket]
-
-
-def replace_claim(variant: Callable[..., None]) -> None:
-    """Put another function in the place of the UDP lock, in this process."""
-    replaced = 0
-    for module in (blocking, steps, techniques, udp_claim):
-        if getattr(module, "claim", None) is not None:
-            module.claim = variant  # type: ignore[attr-defined]
-            replaced += 1
-    assert replaced > 1
 
 
 @dataclass(frozen=True)
 class Result:
     """What came of a competition.
 
-    opened: successes. duplicates: how often two processes owned a 4-tuple at once.
+    opened: successes. exhausted: failures by PortsExhausted. killed: processes.
+    duplicates: how often two processes were seen to own a 4-tuple at once.
     used, in_the_end: 4-tuples, by number, that somebody had, and that somebody owned in
-    the end; shared: those that the kernel then showed two sockets on.
+    the end. in_the_kernel: how many sockets the kernel then showed on each.
     """
 
     opened: int
+    exhausted: int
     duplicates: int
     killed: int
     used: set[int]
@@ -80,7 +53,7 @@ class Competition:
         self,
         ports: PortRange,
         *,
-        ways: tuple[Connect, ...] = (by_create_connection,),
+        ways: Sequence[Connect] = (by_create_connection,),
         places: int = 8,
         lives: int = 0,
         rounds: int = 1000,
@@ -128,6 +101,7 @@ class Competition:
                         finished.append(child)
             result = Result(
                 sum(self.ownership.opened),
+                sum(self.ownership.exhausted),
                 sum(self.ownership.duplicates),
                 killed,
                 {number for number, used in enumerate(self.ownership.used) if used},
@@ -156,7 +130,7 @@ class Competition:
     def _live(self, place: int, moment: int | None, send: Callable[[bytes], None]) -> None:
         """One process: open or close a socket again and again, one for each destination."""
         chance = random.Random(os.getpid())  # noqa: S311 - nobody is to be surprised
-        held: dict[tuple[str, int], socket.socket] = {}
+        held: dict[Address, socket.socket] = {}
         for count in range(self.rounds):
             if count == moment:
                 self.ownership.doom(place)
@@ -167,8 +141,12 @@ class Competition:
                 self._count(place, number, self.ownership.rivals(number, place))
                 self.ownership.give_up(number, place)
                 sock.close()
-            else:
+                continue
+            try:
                 sock = held[destination] = chance.choice(self.ways)((HOST, 0), destination)
+            except connectx.PortsExhausted:
+                self.ownership.exhausted[place] += 1
+            else:
                 number = self._number(sock.getsockname()[1], destination)
                 self._count(place, number, self.ownership.take(number, place))
         if moment is None:
@@ -180,5 +158,5 @@ class Competition:
         if rivals and (any(rivals.values()) or self.in_the_kernel()[number] > 1):
             self.ownership.duplicates[place] += 1
 
-    def _number(self, port: int, destination: tuple[str, int]) -> int:
+    def _number(self, port: int, destination: Address) -> int:
         return DESTINATIONS.index(destination) * self.ports.size + port - self.ports.low

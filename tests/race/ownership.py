@@ -12,7 +12,7 @@ class Ownership:
     sees the other's byte, and both look once more before they clear theirs.
 
     used: which 4-tuples anybody had.
-    opened, duplicates: counted by each process for itself.
+    opened, exhausted, duplicates: counted by each process for itself.
     """
 
     def __init__(self, tuples: int, processes: int) -> None:
@@ -21,6 +21,7 @@ class Ownership:
         self._doomed = shared(processes)
         self.used = shared(tuples)
         self.opened = shared(processes, "I")
+        self.exhausted = shared(processes, "I")
         self.duplicates = shared(processes, "I")
 
     def take(self, number: int, process: int) -> dict[int, bool]:

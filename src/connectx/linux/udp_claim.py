@@ -24,7 +24,7 @@ udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from connectx.linux.sockopts import set_ip_local_port_range
 from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET, TCP_ESTABLISHED
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from connectx.addresses import Address
     from connectx.linux.netlink import NetlinkSocket
     from connectx.linux.sock_diag import TupleLookup
+
+
+#: Looks for a socket that must be there, ours or another, before we believe that the
+#: lookup goes into another namespace.
+_LOOKS: Final = 8
 
 
 class Contested(Exception):  # noqa: N818 - an outcome of the section, not a failure
@@ -104,8 +109,11 @@ def claim_releasable(
 
 def _contested(lookup: TupleLookup, netlink: NetlinkSocket, port: int) -> Exception:
     # The rival may be gone by the time of this second look: then whatever it
-    # finds now, possibly ourselves, is not connected.
-    rival = lookup.find_record(netlink, port)
-    if rival is None:
-        return NotVisible()
-    return Contested(connected=rival.state == TCP_ESTABLISHED)
+    # finds now, possibly ourselves, is not connected. And one look that finds nothing
+    # says nothing: a rival that is just being closed is found, and then cannot be
+    # held (refcount_inc_not_zero in udp_dump_one).
+    for _ in range(_LOOKS):
+        rival = lookup.find_record(netlink, port)
+        if rival is not None:
+            return Contested(connected=rival.state == TCP_ESTABLISHED)
+    return NotVisible()

@@ -1,0 +1,97 @@
+"""The ways to connect that race each other, and how to spoil or to interrupt them."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, TypeAlias
+
+import connectx
+from connectx import blocking, steps, techniques
+from connectx.linux import uapi, udp_claim
+
+Address: TypeAlias = tuple[str, int]
+Connect: TypeAlias = Callable[[Address, Address], socket.socket]
+
+HOST: Final = "127.0.0.1"
+DESTINATIONS: Final = [(HOST, 9000), (HOST, 9001)]
+
+
+def by_create_connection(source: Address, destination: Address) -> socket.socket:
+    return connectx.create_connection(destination, source_address=source, type=socket.SOCK_DGRAM)
+
+
+def by_connectx(source: Address, destination: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        connectx.connectx(sock, source, destination)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def by_stream(source: Address, destination: Address) -> socket.socket:
+    return connectx.create_connection(destination, source_address=source)
+
+
+def replace_claim(variant: Callable[..., None]) -> None:
+    """Put another function in the place of the UDP lock, in this process."""
+    replaced = 0
+    for module in (blocking, steps, techniques, udp_claim):
+        if getattr(module, "claim", None) is not None:
+            module.claim = variant  # type: ignore[attr-defined]
+            replaced += 1
+    assert replaced > 1
+
+
+#: The moments of a claim, in order.
+MOMENTS: Final = (
+    "before bind",
+    "bound",
+    "locked",
+    "looked up",
+    "before connect",
+    "connected",
+    "unlocked",
+)
+
+
+def interrupt(moment: str, number: int) -> None:
+    """Send this process a signal when its next UDP claim comes to a moment."""
+    InterruptedSocket.moment = moment
+    InterruptedSocket.number = number
+    socket.socket = InterruptedSocket  # type: ignore[misc]
+
+
+class InterruptedSocket(socket.socket):
+    """A socket that sends its own process a signal at a moment of a claim."""
+
+    moment: ClassVar[str]
+    number: ClassVar[int]
+
+    def _at(self, moment: str) -> None:
+        cls = type(self)
+        if moment == cls.moment:
+            cls.moment = ""
+            os.kill(os.getpid(), cls.number)
+
+    def bind(self, address: Any) -> None:
+        self._at("before bind")
+        super().bind(address)
+        self._at("bound")
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        super().setsockopt(level, option, *value)
+        if (level, option) == (uapi.SOL_SOCKET, uapi.SO_REUSEADDR) and self.getsockname()[1]:
+            self._at("unlocked" if value[0] else "locked")
+
+    def getsockopt(self, level: int, option: int, *size: Any) -> Any:
+        # claim() asks for it when the lookup has been made.
+        if (level, option) == (uapi.SOL_SOCKET, uapi.SO_COOKIE):
+            self._at("looked up")
+        return super().getsockopt(level, option, *size)
+
+    def connect(self, address: Any) -> None:
+        self._at("before connect")
+        super().connect(address)
+        self._at("connected")
