@@ -242,7 +242,7 @@ class Network:
     def _prepare(self, request: Request, options: Options) -> Prepared:
         chosen = strategies.named(request.strategy)
         if self.ports is None and (request.source.port or options.ports):
-            raise self._absence(request)
+            raise self.absence(request)
         case = _case(request)
         available = self._available(request, options)
         program = chosen.program(case, available)
@@ -277,9 +277,10 @@ class Network:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            raise self._absence(request) from error
+            raise self.absence(request) from error
 
-    def _absence(self, request: Request) -> ConnectxError:
+    def absence(self, request: Request) -> ConnectxError:
+        """The error for a thread that is in another namespace."""
         return request.error(
             NotSupported,
             "the socket belongs to another network namespace than the calling thread, so "
@@ -465,6 +466,10 @@ class Networks:
             network = self._look(identity)
         if options is None:
             return network.prepared.get(request) or network.prepare(request, NEW_SOCKET)
+        if not request.stream and _thread_identity() != identity:
+            # The thread may have netlink sockets there still, but other sockets that a
+            # claim makes would be where the thread is now.
+            raise network.absence(request)
         return network.prepared.get((request, options)) or network.prepare(request, options)
 
     def prepare_again(self, prepared: Prepared) -> Prepared | None:

@@ -300,7 +300,7 @@ def _check_form(role: str, address: object, *, resolved: bool = False) -> None:
             f"the {role} is (host, port) or (host, port, flowinfo, scope_id), not {address!r}"
         )
     host, *numbers = address
-    if not isinstance(host, str) and not (resolved and host is None):
+    if not isinstance(host, str) and not (resolved and isinstance(host, bytes | None)):
         raise TypeError(f"the {role}'s host is text, not {host!r}")
     if resolved and not isinstance(numbers[0], int):
         return

@@ -89,7 +89,7 @@ def advance(
             _leave_to_kernel(sock, prepared, attempt)
             return False
         if isinstance(action, Verdict):
-            raise failure(action, prepared, attempt)
+            raise failure(action, prepared, attempt) from None
         if action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
             if sock.getsockname()[1]:
                 renew(sock)
@@ -137,6 +137,9 @@ def refused(
         return False
     if not prepared.request.stream:
         require_local(prepared, error)
+        if prepared.plan.asked:
+            # Whoever holds the lock on the port may have been preempted.
+            os.sched_yield()
     outcome = _OUTCOMES.get(error.errno or 0)
     return outcome is not None and attempt.feed(outcome)
 

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import socket
 import subprocess
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,7 +43,7 @@ def netlink(network: Network, closing: contextlib.ExitStack) -> NetlinkSocket:
     return closing.enter_context(NetlinkSocket(uapi.NETLINK_ROUTE))
 
 
-def route(netlink: NetlinkSocket, host: str, **options: int) -> tuple[str, int]:
+def route(netlink: NetlinkSocket, host: str, **options: Any) -> tuple[str, int]:
     """The source and device for a destination."""
     found = RouteLookup(family_of(host), pack(host), **options).find(netlink)
     return socket.inet_ntop(family_of(host), found.source), found.interface
@@ -248,3 +249,12 @@ def test_attributes_end(octets: bytes) -> None:
 def test_wrong_use(family: int, destination: bytes) -> None:
     with pytest.raises(ValueError, match="do not match"):
         RouteLookup(family, destination)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_asked_source_is_the_route_s_source(network: Network, host: str) -> None:  # noqa: ARG001
+    """The kernel does not repeat it (rt_fill_info), and still names the device."""
+    with NetlinkSocket(uapi.NETLINK_ROUTE) as netlink:
+        source, interface = route(netlink, host, source=pack(host))
+    assert source == host
+    assert socket.if_indextoname(interface) == "lo"

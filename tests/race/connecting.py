@@ -48,6 +48,7 @@ def replace_claim(variant: Callable[..., None]) -> None:
 MOMENTS: Final = (
     "before bind",
     "bound",
+    "before lock",
     "locked",
     "looked up",
     "before connect",
@@ -81,8 +82,11 @@ class InterruptedSocket(socket.socket):
         self._at("bound")
 
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        lock = (level, option) == (uapi.SOL_SOCKET, uapi.SO_REUSEADDR) and self.getsockname()[1]
+        if lock and not value[0]:
+            self._at("before lock")
         super().setsockopt(level, option, *value)
-        if (level, option) == (uapi.SOL_SOCKET, uapi.SO_REUSEADDR) and self.getsockname()[1]:
+        if lock:
             self._at("unlocked" if value[0] else "locked")
 
     def getsockopt(self, level: int, option: int, *size: Any) -> Any:
