@@ -89,7 +89,9 @@ class TestForAnyPort:
         # Not nought: a holder of the lock may lose the processor for long.
         assert result.exhausted < result.opened / 2000
 
-    @pytest.mark.parametrize("variant", ["without lock", "without lookup", "lookup before lock"])
+    @pytest.mark.parametrize(
+        "variant", ["without lock", "without lookup", "lookup before lock", "lookup after connect"]
+    )
     def test_with_a_protection_taken_out_some_have(self, variant: str) -> None:
         # As many runs as it takes: the first will nearly always do.
         for _ in range(20):
@@ -211,6 +213,7 @@ class TestOneStopsUntilTheOtherIsDone:
             ("without lock", "looked up"),
             ("without lookup", "bound"),
             ("lookup before lock", "before lock"),
+            ("lookup after connect", "bound"),
         ],
     )
     def test_with_a_protection_taken_out_both_do(self, variant: str, moment: str) -> None:

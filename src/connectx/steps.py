@@ -30,6 +30,7 @@ from connectx.linux.uapi import (
     SOL_SOCKET,
     TCP_BOUND_INACTIVE,
     TCP_CLOSE,
+    TCP_FIN_WAIT2,
     TCP_LISTEN,
     TCP_TIME_WAIT,
 )
@@ -253,8 +254,10 @@ def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
             request.wire_destination,
             request.destination.port,
         )
-        # A TIME_WAIT may be taken over; the kernel decides.
+        # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
+        # reported as FIN_WAIT2.
         in_use.pop(TCP_TIME_WAIT, None)
+        in_use.pop(TCP_FIN_WAIT2, None)
         free = prepared.plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
         return Outcome.SOME_FREE if free else Outcome.NONE_FREE
     record = prepared.lookup.find_record(netlink, attempt.low)

@@ -1,21 +1,16 @@
 """What a socket's owner has set on it is kept, and works."""
 
-import contextlib
 import errno
 import os
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
 
 import pytest
 
-import connectx
 from connectx import PortsExhausted, RangeNotHonoured, TupleInUse
 from connectx.addresses import Address
 from connectx.linux import sockopts, uapi
-from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import (
     ALL,
@@ -24,10 +19,10 @@ from tests.api.calls import (
     UDP_MAPPED,
     foreign_host,
     ip,
-    is_stream,
     other_host,
     port_of,
 )
+from tests.api.owner import LOW, PORTS, Owner, try_to_connect
 from tests.kernel.raw import (
     FIRST,
     MPTCP,
@@ -41,84 +36,12 @@ from tests.kernel.raw import (
     Transport,
 )
 
-LOW, HIGH = 20001, 20004
-PORTS: Final = list(range(LOW, HIGH + 1))
-
 #: Reached over the devices, and nobody is there.
 AWAY, AWAY6 = "198.51.100.9", "2001:db8:100::9"
 
 every_transport = pytest.mark.parametrize("transport", ALL, ids=str)
 ipv4_and_ipv6 = pytest.mark.parametrize("transport", [TCP, TCP6, UDP, UDP6], ids=str)
 datagrams = pytest.mark.parametrize("transport", DATAGRAMS, ids=str)
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Makes sockets, sets options on them, and has them connected."""
-
-    transport: Transport
-    network: Network
-    stack: contextlib.ExitStack
-
-    def new(self) -> socket.socket:
-        sock = self.stack.enter_context(self.transport.socket())
-        # Devices here have nobody at the far end: a SYN on its way holds its 4-tuple as well.
-        sock.settimeout(0)
-        return sock
-
-    def connect(
-        self,
-        destination: Address,
-        source: Address | None = None,
-        prepare: Callable[[socket.socket], None] = lambda _: None,
-    ) -> socket.socket:
-        sock = self.new()
-        prepare(sock)
-        connect(sock, destination, source)
-        return sock
-
-    def fill(
-        self,
-        destination: Address,
-        source: Address | None = None,
-        prepare: Callable[[socket.socket], None] = lambda _: None,
-    ) -> list[int]:
-        """Connect until no port is left; the ports, ascending."""
-        ports: list[int] = []
-        while len(ports) < 64:
-            try:
-                ports.append(port_of(self.connect(destination, source, prepare)))
-            except PortsExhausted:
-                return sorted(ports)
-        raise AssertionError("still not exhausted")
-
-
-def connect(sock: socket.socket, destination: Address, source: Address | None = None) -> None:
-    # EINPROGRESS; no port left is another error, EAGAIN among them.
-    with contextlib.suppress(BlockingIOError):
-        connectx.connectx(sock, source, destination)
-
-
-@pytest.fixture
-def owner(
-    transport: Transport, network: Network, servers: Servers, closing: contextlib.ExitStack
-) -> Owner:
-    network.port_range(LOW, HIGH)
-    if is_stream(transport):
-        for port in (FIRST, SECOND):
-            servers.listen(transport.source, port, protocol=transport.protocol)
-    return Owner(transport, network, closing)
-
-
-@pytest.fixture
-def devices(network: Network) -> tuple[int, int]:
-    """The numbers of two devices, each with addresses and a network of its own."""
-    for number, name in enumerate(("one", "two"), start=1):
-        network.add_device_pair(name, f"{name}-peer")
-        network.add_address(f"10.0.{number}.1", 24, name)
-        network.add_address(f"fd00:{number}::1", 64, name)
-        network.add_address("fe80::1", 64, name)
-    return socket.if_nametoindex("one"), socket.if_nametoindex("two")
 
 
 class TestMark:
@@ -359,7 +282,7 @@ class TestV6Only:
         sock = owner.new()
         sockopts.set_ipv6_v6only(sock, on=True)
         with pytest.raises(OSError) as caught:  # noqa: PT011 -- compared with the kernel's own
-            connect(sock, (owner.transport.source, FIRST), (source or "", port))
+            try_to_connect(sock, (owner.transport.source, FIRST), (source or "", port))
         assert caught.value.errno == expected.value.errno
         assert type(caught.value) is type(expected.value)
         assert sockopts.get_ipv6_v6only(sock)
@@ -419,7 +342,7 @@ class TestLocalPortRange:
         sock = owner.new()
         sockopts.set_ip_local_port_range(sock, low, high)
         with pytest.raises(RangeNotHonoured, match=f"{low}-{high}") as caught:
-            connect(sock, (owner.transport.source, FIRST))
+            try_to_connect(sock, (owner.transport.source, FIRST))
         assert caught.value.errno == errno.EINVAL
         assert "20001-20020" in str(caught.value)
         assert sock.getsockname()[1] == 0
@@ -430,7 +353,7 @@ class TestLocalPortRange:
         sock = owner.new()
         sockopts.set_ip_local_port_range(sock, 20004, 20004)
         with pytest.raises(PortsExhausted) as caught:
-            connect(sock, (owner.transport.source, FIRST))
+            try_to_connect(sock, (owner.transport.source, FIRST))
         assert "1 reserved" in caught.value.explain()
 
 
@@ -503,115 +426,6 @@ class TestReusePort:
                 owner.connect((host, 9100), (host, port), reuseport)
 
 
-class TestLinkLocal:
-    """IPv6 addresses that need a scope: as the fourth item, or behind a percent sign."""
-
-    @pytest.fixture(autouse=True)
-    def _address(self, network: Network, devices: tuple[int, int]) -> None:  # noqa: ARG002
-        network.add_address("fe80::1", 64, "lo")
-
-    @pytest.mark.parametrize("form", ["4-tuple", "name", "number"])
-    @pytest.mark.parametrize("device", ["lo", "one"])
-    @pytest.mark.parametrize("with_source", [False, True], ids=["no source", "source address"])
-    @pytest.mark.parametrize("transport", [TCP6, UDP6, UDPLITE6], ids=str)
-    def test_every_port(self, owner: Owner, form: str, device: str, *, with_source: bool) -> None:
-        for destination in (FIRST, SECOND):
-            source = scoped("fe80::1", 0, device, form) if with_source else None
-            assert owner.fill(scoped("fe80::9", destination, device, form), source) == PORTS
-
-    @pytest.mark.parametrize("form", ["4-tuple", "name", "number"])
-    @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
-    def test_ports_asked_for(self, owner: Owner, form: str) -> None:
-        for destination in (FIRST, SECOND):
-            for port in (*PORTS, 30001):
-                source = scoped("fe80::1", port, "one", form)
-                sock = owner.connect(scoped("fe80::9", destination, "one", form), source)
-                name = sock.getsockname()
-                assert (name[0], name[1], name[3]) == (
-                    "fe80::1",
-                    port,
-                    socket.if_nametoindex("one"),
-                )
-        for port in (LOW, 30001):
-            with pytest.raises(TupleInUse):
-                owner.connect(
-                    scoped("fe80::9", FIRST, "one", form), scoped("fe80::1", port, "one", form)
-                )
-
-    @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
-    def test_the_source_has_the_destinations_scope(self, owner: Owner) -> None:
-        sock = owner.connect(scoped("fe80::9", FIRST, "two", "4-tuple"), ("fe80::1", 0))
-        assert sock.getsockname()[3] == socket.if_nametoindex("two")
-
-    @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
-    def test_two_devices_are_two_destinations(self, owner: Owner) -> None:
-        for device in ("one", "two"):
-            assert owner.fill(scoped("fe80::9", FIRST, device, "4-tuple")) == PORTS
-
-    @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
-    def test_without_a_scope_it_is_refused_as_by_connect(self, owner: Owner) -> None:
-        with owner.transport.socket() as plain, pytest.raises(OSError) as expected:  # noqa: PT011
-            plain.connect(("fe80::9", FIRST))
-        with pytest.raises(OSError) as caught:  # noqa: PT011 -- compared with the kernel's own
-            owner.connect(("fe80::9", FIRST))
-        assert caught.value.errno == expected.value.errno
-        assert type(caught.value) is type(expected.value)
-
-    @pytest.mark.parametrize("form", ["4-tuple", "name"])
-    @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
-    def test_data_comes_and_goes(
-        self, owner: Owner, servers: Servers, closing: contextlib.ExitStack, form: str
-    ) -> None:
-        stream = is_stream(owner.transport)
-        server = servers.listen("::", 9100) if stream else servers.receive("::", 9100)
-        sock = closing.enter_context(owner.transport.socket())
-        connectx.connectx(
-            sock, scoped("fe80::1", 0, "lo", form), scoped("fe80::1", 9100, "lo", form)
-        )
-        sock.send(b"there")
-        if stream:
-            accepted, peer = server.accept()
-            with accepted:
-                assert accepted.recv(16) == b"there"
-        else:
-            data, peer = server.recvfrom(16)
-            assert data == b"there"
-        assert peer[0] == "fe80::1"
-        assert peer[1] == port_of(sock)
-
-    @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-    @pytest.mark.parametrize("source", [None, ("fe80::1%lo", 0), ("fe80::1%lo", LOW), ("", LOW)])
-    @pytest.mark.parametrize("transport", [TCP6], ids=str)
-    def test_create_connection_takes_the_percent_sign(
-        self,
-        owner: Owner,  # noqa: ARG002 -- sets the range
-        servers: Servers,
-        closing: contextlib.ExitStack,
-        source: Address | None,
-        kind: int,
-    ) -> None:
-        servers.listen("::", 9100)
-        sock = closing.enter_context(
-            connectx.create_connection(("fe80::1%lo", 9100), source_address=source, type=kind)
-        )
-        lo = socket.if_nametoindex("lo")
-        assert sock.getpeername() == ("fe80::1", 9100, 0, lo)
-        assert sock.getsockname()[0] == "fe80::1"
-        assert sock.getsockname()[1] in ([LOW] if source and source[1] else PORTS)
-
-    @pytest.mark.parametrize("transport", [TCP6, UDP6], ids=str)
-    def test_an_unknown_device(self, owner: Owner) -> None:
-        with pytest.raises(ValueError, match="nowhere"):
-            owner.connect(("fe80::9%nowhere", FIRST))
-
-
-def scoped(host: str, port: int, device: str, form: str) -> Address:
-    index = socket.if_nametoindex(device)
-    if form == "4-tuple":
-        return (host, port, 0, index)
-    return (f"{host}%{device if form == 'name' else index}", port)
-
-
 @pytest.mark.parametrize("transport", [TCP, TCP6, MPTCP, UDP, UDP6], ids=str)
 def test_the_socket_stays_the_same_one(owner: Owner) -> None:
     """The owner may have it registered somewhere: neither the socket nor its number changes."""
@@ -621,8 +435,8 @@ def test_the_socket_stays_the_same_one(owner: Owner) -> None:
     host = owner.transport.source
     owner.connect((host, FIRST), (host, 30001))
     with pytest.raises(TupleInUse):
-        connect(sock, (host, FIRST), (host, 30001))
-    connect(sock, (host, FIRST))
+        try_to_connect(sock, (host, FIRST), (host, 30001))
+    try_to_connect(sock, (host, FIRST))
     assert (sock.fileno(), sockopts.get_so_cookie(sock)) == (number, cookie)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 

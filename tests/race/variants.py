@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET
+from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET, TCP_ESTABLISHED
 from connectx.linux.udp_claim import Contested
 
 if TYPE_CHECKING:
@@ -79,9 +79,26 @@ def without_comparison(
     sock.bind(source)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
     rival = lookup.find_record(netlink, source[1])
-    if rival is not None and rival.state == 1:
+    if rival is not None and rival.state == TCP_ESTABLISHED:
         raise Contested(connected=True)
     sock.connect(destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+
+
+def lookup_after_connect(
+    sock: socket.socket,
+    lookup: TupleLookup,
+    netlink: NetlinkSocket,
+    source: Address,
+    destination: Address,
+) -> None:
+    """Connect first and verify then: whoever comes last finds itself."""
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(source)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+    sock.connect(destination)
+    if lookup.find(netlink, source[1]) != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+        raise Contested(connected=True)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
 
 
@@ -90,4 +107,5 @@ VARIANTS: Final[dict[str, Callable[..., None]]] = {
     "without lookup": without_lookup,
     "lookup before lock": lookup_before_lock,
     "without comparison": without_comparison,
+    "lookup after connect": lookup_after_connect,
 }

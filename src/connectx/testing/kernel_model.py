@@ -549,14 +549,16 @@ class _Driver:
         found = self.kernel.lookup(source, self.destination, stream=self.sock.stream)
         if found is None or found.destination is None:
             return Outcome.NOTHING
-        return Outcome.TIME_WAIT if found.state is State.TIME_WAIT else Outcome.OCCUPIED
+        return Outcome.OCCUPIED if found.state is State.ESTABLISHED else Outcome.TIME_WAIT
 
     def _survey(self) -> Outcome:
         host = self.host or self.kernel.address
         in_use = [
             sock.source.port
             for sock in self.kernel.sockets(stream=self.sock.stream)
-            if sock.source.host == host and sock.destination == self.destination
+            if sock.source.host == host
+            and sock.destination == self.destination
+            and sock.state is not State.TIME_WAIT
         ]
         return Outcome.SOME_FREE if self.plan.ledger.survey(in_use) else Outcome.NONE_FREE
 
