@@ -141,26 +141,28 @@ def bare_udp(fill: Fill) -> Opener:
     """
     # What the routing table chooses here, where no source is asked for.
     host = fill.source or LOOPBACK
-    next_turn = iter(
-        [
-            ((host, port), _lookup_request((host, port), destination))
-            for port, destination in zip(fill.shuffled_ports(), fill.destinations, strict=True)
-        ]
-    ).__next__
+    next_port = iter(fill.shuffled_ports()).__next__
+    # Each lookup has its port written into it, as any loop would have to.
+    requests = {
+        destination: (request[:_SOURCE_PORT], request[_SOURCE_PORT + 2 :])
+        for destination in set(fill.destinations)
+        for request in [_lookup_request((host, 0), destination)]
+    }
     make, family, kind = socket.socket, socket.AF_INET, fill.kind
     netlink = open_sock_diag()
     send, receive = netlink.send, netlink.recv
 
     def open_one(destination: Address) -> socket.socket:
-        source, request = next_turn()
+        port = next_port()
+        before, after = requests[destination]
         sock = make(family, kind)
         sock.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8)
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        sock.bind(source)
+        sock.bind((host, port))
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
-        send(request)
+        send(before + port.to_bytes(2, "big") + after)
         if receive(_REPLY_SIZE)[_COOKIE] != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
-            raise _taken(source, destination)
+            raise _taken((host, port), destination)
         sock.connect(destination)
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         return sock
@@ -214,6 +216,8 @@ def open_sock_diag() -> socket.socket:
 # of 16 bytes, interface, cookie).
 _REQUEST: Final = struct.Struct("=IHHII BBBxI 2s2s 4s12x4s12x III")
 _REPLY_SIZE: Final = 512
+#: Where the source port lies in the request: behind nlmsghdr, 8 bytes and the other port.
+_SOURCE_PORT: Final = 26
 #: Where idiag_cookie lies in the reply: nlmsghdr, 4 bytes of inet_diag_msg, and
 #: 40 of inet_diag_sockid come before it.
 _COOKIE: Final = slice(60, 68)
