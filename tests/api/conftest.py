@@ -11,11 +11,11 @@ from tests.api.owner import HIGH, LOW, Owner
 from tests.kernel.raw import FIRST, SECOND, THIRD, Transport
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _quick_collections() -> None:
-    """Leave what pytest has collected out of garbage collections, of which each test makes one.
+    """Leave what pytest keeps out of garbage collections, of which each test makes one.
 
-    With thousands of test items alive, that one would cost more than the test itself.
+    With thousands of tests and reports alive, that one would cost more than the test itself.
     """
     gc.collect()
     gc.freeze()

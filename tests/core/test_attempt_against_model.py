@@ -206,6 +206,7 @@ seeds = st.integers(0, 1000)
 
 
 class TestStreamsFromAnyPort:
+    @settings(deadline=None)
     @given(world=worlds(stream=True), seed=seeds)
     @pytest.mark.parametrize("strategy", ["auto", "full-range", "one-port"])
     def test_to_the_last_port_that_a_window_gets(
@@ -215,6 +216,7 @@ class TestStreamsFromAnyPort:
         driven = attempt(world, strategy, Case.STREAM_ANY_PORT, seed=seed)
         assert_used_to_the_last(driven, possible)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=True, step_of_one=False), seed=seeds)
     @pytest.mark.parametrize("strategy", ["auto", "one-port"])
     def test_where_searches_leave_a_port_out_proposals_get_it(
@@ -224,12 +226,14 @@ class TestStreamsFromAnyPort:
         driven = attempt(world, strategy, Case.STREAM_ANY_PORT, seed=seed, available=SLOW_SEARCH)
         assert_used_to_the_last(driven, possible)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=True), seed=seeds)
     def test_to_the_last_port_that_an_explicit_bind_gets(self, world: World, seed: int) -> None:
         possible = world.ports_on_which(by_shared_bind)
         driven = attempt(world, "explicit-bind", Case.STREAM_ANY_PORT, seed=seed)
         assert_used_to_the_last(driven, possible)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=True), seed=seeds, size=st.integers(1, 12))
     def test_shifting_windows_miss_no_port_that_they_covered(
         self, world: World, seed: int, size: int
@@ -241,6 +245,7 @@ class TestStreamsFromAnyPort:
         else:
             assert not possible & set(driven.probes)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=True), seed=seeds)
     @pytest.mark.parametrize("strategy", ["kernel", "auto"])
     def test_the_kernel_alone_does_what_connect_does(
@@ -258,6 +263,7 @@ class TestStreamsFromAnyPort:
         assert driven.actions == [Action.KERNEL]
         assert found == (driven.socket.source.port if driven.socket else 0)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=True), seed=seeds)
     def test_what_the_kernel_leaves_out_is_bound(self, world: World, seed: int) -> None:
         found = chosen_by_connect(world)
@@ -285,6 +291,7 @@ def chosen_by_connect(world: World) -> int:
 
 
 class TestStreamsFromAPortAskedFor:
+    @settings(deadline=None)
     @given(world=worlds(stream=True), asked=st.integers(LOW - 1, LOW + 9))
     @pytest.mark.parametrize("available", [EVERYTHING, EVERYTHING - {Need.PORT_IN_RANGE}])
     def test_auto(self, available: frozenset[Need], world: World, asked: int) -> None:
@@ -299,6 +306,7 @@ class TestStreamsFromAPortAskedFor:
             on_tuple = former is not None and former.destination is not None
             assert driven.verdict is (Verdict.TUPLE_IN_USE if on_tuple else Verdict.PORT_HELD)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=True), asked=st.integers(LOW - 1, LOW + 9))
     def test_an_exclusive_bind(self, world: World, asked: int) -> None:
         works = succeeds(by_exclusive_bind, world, asked)
@@ -308,12 +316,14 @@ class TestStreamsFromAPortAskedFor:
 
 
 class TestDatagrams:
+    @settings(deadline=None)
     @given(world=worlds(stream=False), seed=seeds)
     def test_to_the_last_port_that_can_be_shared(self, world: World, seed: int) -> None:
         possible = world.ports_on_which(by_claim)
         driven = attempt(world, "auto", Case.DATAGRAM_ANY_PORT, seed=seed)
         assert_used_to_the_last(driven, possible)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=False), asked=st.integers(LOW - 1, LOW + 9))
     def test_a_port_asked_for(self, world: World, asked: int) -> None:
         works = succeeds(by_claim, world, asked)
@@ -329,6 +339,7 @@ class TestDatagrams:
         if not works:
             assert driven.verdict is (Verdict.TUPLE_IN_USE if shared else Verdict.PORT_HELD)
 
+    @settings(deadline=None)
     @given(world=worlds(stream=False), seed=seeds)
     def test_the_kernel_alone_shares_nothing(self, world: World, seed: int) -> None:
         driven = attempt(world, "kernel", Case.DATAGRAM_ANY_PORT, seed=seed)
@@ -361,7 +372,7 @@ ALL_CASES: Final = [
 class TestWhileOthersComeAndGo:
     """Between any two actions other programs open and close sockets on the same ports."""
 
-    @settings(max_examples=50)
+    @settings(max_examples=50, deadline=None)
     @given(data=st.data(), seed=seeds)
     @pytest.mark.parametrize("strategy, case", ALL_CASES)
     def test_the_4_tuple_is_ours_alone(

@@ -3,7 +3,7 @@
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectx.addresses import Endpoint, FourTuple, PortRange
@@ -45,6 +45,7 @@ def test_causes_are_told_apart() -> None:
     assert len({cause.summary for cause in CAUSES}) == len(CAUSES)
 
 
+@settings(deadline=None)
 @given(censuses)
 def test_the_greatest_share_comes_first_and_none_is_without_ports(census: Census) -> None:
     found = of_exhaustion(census, stream=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectx.addresses import Address, Endpoint, PortRange
@@ -214,6 +214,7 @@ def test_nobody_gets_a_4_tuple_that_is_taken_in_any_order() -> None:
         assert race.holders(FIRST) == 1
 
 
+@settings(deadline=None)
 @given(
     order=st.lists(st.integers(0, 3), max_size=4 * STEPS),
     releasable=st.lists(st.booleans(), min_size=4, max_size=4),
@@ -223,6 +224,7 @@ def test_of_four_exactly_one_gets_it(order: list[int], releasable: list[bool]) -
     assert race.run(order).count("connected") == race.holders(FIRST) == 1
 
 
+@settings(deadline=None)
 @given(
     order=st.lists(st.integers(0, 2), max_size=3 * STEPS),
     victim=st.integers(0, 2),

@@ -100,6 +100,7 @@ class TestProposals:
         ledger.held(port)
         assert port not in drain(ledger)
 
+    @settings(deadline=None)
     @given(seed=st.integers(0, 2**32), size=st.integers(1, 20), opened=st.integers(1, 100))
     def test_a_refused_port_is_not_proposed_again_even_if_it_was_drawn_before(
         self, seed: int, size: int, opened: int

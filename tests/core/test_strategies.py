@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectx.addresses import PortRange
@@ -109,6 +109,7 @@ def all_outcomes() -> st.SearchStrategy[dict[Action, list[Outcome]]]:
 
 class TestTermination:
     @programs
+    @settings(deadline=None)
     @given(outcomes=all_outcomes(), seed=st.integers(0, 1000), reserved=st.booleans())
     def test_any_outcomes_end_in_a_verdict_before_long(
         self,
@@ -211,6 +212,7 @@ class TestAttempt:
         attempt.next_step()
         assert (attempt.low, attempt.high) == (20003, 20005)
 
+    @settings(deadline=None)
     @given(size=st.integers(1, 65535), seed=st.integers(0, 1000))
     def test_random_windows_lie_within_the_range(self, size: int, seed: int) -> None:
         plan = plan_of("shifting-window", Case.STREAM_ANY_PORT, PORTS, window=size, seed=seed)
