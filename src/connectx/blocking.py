@@ -123,7 +123,8 @@ def create_connection(
     try:
         request = parse_literal(address, source_address, type, proto, strategy)
     except TypeError:
-        check_forms(address, source_address, strategy)
+        # A cache cannot hold a list, and does not say whose it is.
+        check_forms(address, source_address, strategy, resolved=True)
         raise
     if request is None or all_errors:
         return _create_any(address, timeout, source_address, all_errors, type, proto, strategy)

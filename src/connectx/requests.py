@@ -149,11 +149,7 @@ def parse(
     family: AF_INET or AF_INET6; 0 takes the destination's own.
     Raises TypeError or ValueError saying which argument is wrong and why.
     """
-    _check_form("destination", destination)
-    if source is not None:
-        _check_form("source", source)
-    if not isinstance(strategy, str):
-        raise TypeError(f"the strategy is a name, not {strategy!r}")
+    check_forms(destination, source, strategy)
     return _parse(family, kind, proto, strategy, source, destination)
 
 
@@ -216,9 +212,7 @@ def parse_literal(
     strategy: str,
 ) -> Request | None:
     """The request for a destination and a source that need no resolver; None for others."""
-    _check_form("destination", destination, resolved=True)
-    if source is not None:
-        _check_form("source", source)
+    check_forms(destination, source, strategy, resolved=True)
     host, port = destination[:2]
     if not isinstance(port, int) or not is_literal(host):
         return None
@@ -228,10 +222,17 @@ def parse_literal(
 
 
 def check_forms(
-    destination: tuple[str | None, int | str], source: Address | None, strategy: str
+    destination: tuple[str | None, int | str] | Address,
+    source: Address | None,
+    strategy: str,
+    *,
+    resolved: bool = False,
 ) -> None:
-    """Say what is wrong with arguments that no cache can hold: TypeError or ValueError."""
-    _check_form("destination", destination, resolved=True)
+    """Refuse arguments that are not of the right form: TypeError or ValueError.
+
+    resolved: whether a resolver will see the destination.
+    """
+    _check_form("destination", destination, resolved=resolved)
     if source is not None:
         _check_form("source", source)
     if not isinstance(strategy, str):
