@@ -210,7 +210,7 @@ class TestOneStopsUntilTheOtherIsDone:
     @pytest.mark.parametrize(
         "variant, moment",
         [
-            ("without lock", "looked up"),
+            ("without lock", "before connect"),
             ("without lookup", "bound"),
             ("lookup before lock", "before lock"),
             ("lookup after connect", "bound"),
@@ -260,7 +260,7 @@ class TestInTheSection:
         with call(SECOND):
             self.assert_it_wins(stopped, call)
 
-    @pytest.mark.parametrize("moment", ["locked", "looked up", "before connect", "connected"])
+    @pytest.mark.parametrize("moment", ["locked", "before lookup", "before connect", "connected"])
     def test_while_it_has_the_lock_nobody_gets_the_port(self, call: Call, stopped: Child) -> None:
         for destination in DESTINATIONS:
             with pytest.raises(connectx.PortHeld):

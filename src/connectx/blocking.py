@@ -118,14 +118,13 @@ def create_connection(
 
     Raises as `connectx` does, and socket.gaierror for a name that does not resolve.
     """
-    if not isinstance(address, tuple):
-        address = tuple(address)
     try:
         request = parse_literal(address, source_address, type, proto, strategy)
     except TypeError:
         # A cache cannot hold a list, and does not say whose it is.
+        address = tuple(address)
         check_forms(address, source_address, strategy, resolved=True)
-        raise
+        request = parse_literal(address, source_address, type, proto, strategy)
     if request is None or all_errors:
         return _create_any(address, timeout, source_address, all_errors, type, proto, strategy)
     # Looked up now, so that gevent's class is used where it has taken the place.
@@ -140,12 +139,19 @@ def create_connection(
             sock.settimeout(timeout)
         prepared = _networks.prepare(sock, request)
         plan = prepared.plan
-        if not plan.quick or tracked is None or not (port := plan.ledger.propose()):
+        ledger = plan.opening
+        port = 0
+        if ledger is not None and tracked is not None:
+            try:
+                port = ledger.drawn.pop()
+            except IndexError:
+                port = ledger.propose()
+        if not port or ledger is None or tracked is None:
             _connect(sock, prepared, Attempt(plan), _replace)
             return sock
         # Nearly every attempt ends with its first proposal. That one is made here,
         # without an Attempt, whose table would cost as much as two system calls.
-        tracked.ledger = plan.ledger
+        tracked.ledger = ledger
         tracked.ledger_port = port
         try:
             if request.stream:
@@ -153,10 +159,14 @@ def create_connection(
                 sock.connect(request.address)
             else:
                 network = prepared.network
+                try:
+                    netlink = network.sockets.diag
+                except AttributeError:
+                    netlink = network.diag
                 claim(
                     sock,
                     prepared.lookup,
-                    network.sockets.diag or network.diag,
+                    netlink,
                     # Not unpacked, which would take twice the time.
                     (prepared.host, port) + prepared.suffix,  # type: ignore[arg-type] # noqa: RUF005
                     request.address,

@@ -122,9 +122,9 @@ class Process:
 
     # As a lookup.
 
-    def find(self, _: None, port: int) -> bytes | None:
+    def shows(self, _: None, port: int, cookie: bytes) -> bool:
         record = self.find_record(None, port)
-        return None if record is None else record.cookie
+        return record is not None and record.cookie == cookie
 
     def find_record(self, _: None, port: int) -> "Record | None":
         self._wait()

@@ -53,9 +53,9 @@ def test_it_counts_the_open_sockets_whichever_way_their_port_was_found(
     for _ in range(20):
         sock = connect(closing)
         assert ledger_of(sock) is ledger_of(kept)
-        assert ledger_of(kept)._in_use == 2
+        assert ledger_of(kept).in_use == 2
         abort(sock)
-        assert ledger_of(kept)._in_use == 1
+        assert ledger_of(kept).in_use == 1
 
 
 def test_a_port_that_a_search_found_is_not_proposed_while_it_is_in_use(

@@ -31,9 +31,9 @@ class ScriptedLookup:
         self._sock = sock
         self._shows: Sequence[str | int | None] = shows
 
-    def find(self, _: None, port: int) -> bytes | None:
+    def shows(self, _: None, port: int, cookie: bytes) -> bool:
         record = self.find_record(None, port)
-        return None if record is None else record.cookie
+        return record is not None and record.cookie == cookie
 
     def find_record(self, _: None, port: int) -> "Record | None":
         assert port == PORT

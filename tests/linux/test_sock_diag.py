@@ -3,6 +3,7 @@ import errno
 import os
 import re
 import socket
+import struct
 import subprocess
 import threading
 from array import array
@@ -93,9 +94,9 @@ def test_a_connected_socket_is_found_by_its_4_tuple(
 ) -> None:
     sock = open_socket(protocol, (host, 20000), (host, 53))
     found = lookup(protocol, host, host, 53)
-    assert found.find(netlink, 20000) == get_so_cookie(sock)
-    assert found.find(netlink, 20001) is None
-    assert lookup(protocol, host, host, 54).find(netlink, 20000) is None
+    assert found.shows(netlink, 20000, get_so_cookie(sock))
+    assert found.find_record(netlink, 20001) is None
+    assert lookup(protocol, host, host, 54).find_record(netlink, 20000) is None
     record = found.find_record(netlink, 20000)
     assert record == SocketRecord(
         family=sock.family,
@@ -120,8 +121,8 @@ def test_of_two_sockets_toward_each_other_the_source_is_found(
     """Source and destination are swapped in the request: this tells them apart."""
     one = open_socket(protocol, (host, 20001), (host, 20002))
     other = open_socket(protocol, (host, 20002), (host, 20001))
-    assert lookup(protocol, host, host, 20002).find(netlink, 20001) == get_so_cookie(one)
-    assert lookup(protocol, host, host, 20001).find(netlink, 20002) == get_so_cookie(other)
+    assert lookup(protocol, host, host, 20002).shows(netlink, 20001, get_so_cookie(one))
+    assert lookup(protocol, host, host, 20001).shows(netlink, 20002, get_so_cookie(other))
 
 
 def test_an_ipv4_lookup_finds_mapped_sockets_and_a_mapped_lookup_ipv4_ones(
@@ -131,8 +132,8 @@ def test_an_ipv4_lookup_finds_mapped_sockets_and_a_mapped_lookup_ipv4_ones(
     plain = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20001), ("127.0.0.1", 53))
     for host in ("127.0.0.1", "::ffff:127.0.0.1"):
         found = lookup(uapi.IPPROTO_UDP, host, host, 53)
-        assert found.find(netlink, 20000) == get_so_cookie(mapped)
-        assert found.find(netlink, 20001) == get_so_cookie(plain)
+        assert found.shows(netlink, 20000, get_so_cookie(mapped))
+        assert found.shows(netlink, 20001, get_so_cookie(plain))
 
 
 @pytest.mark.parametrize("holder", ["127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "::"])
@@ -153,9 +154,9 @@ def test_of_bound_sockets_the_newest_is_found_and_a_connected_one_before_all(
     found = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53)
     older = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000))
     newer = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000))
-    assert found.find(netlink, 20000) == get_so_cookie(newer)
+    assert found.shows(netlink, 20000, get_so_cookie(newer))
     older.connect(("127.0.0.1", 53))
-    assert found.find(netlink, 20000) == get_so_cookie(older)
+    assert found.shows(netlink, 20000, get_so_cookie(older))
 
 
 def test_a_device_bound_socket_is_found_only_with_its_device(
@@ -170,9 +171,9 @@ def test_a_device_bound_socket_is_found_only_with_its_device(
 
     without = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53)
     within = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53, loopback)
-    assert without.find(netlink, 20000) is None
-    assert within.find(netlink, 20000) == get_so_cookie(sock)
-    assert within.find(netlink, 20001) == get_so_cookie(free)
+    assert without.find_record(netlink, 20000) is None
+    assert within.shows(netlink, 20000, get_so_cookie(sock))
+    assert within.shows(netlink, 20001, get_so_cookie(free))
     record = within.find_record(netlink, 20000)
     assert record is not None
     assert record.interface == loopback
@@ -187,9 +188,9 @@ def test_a_link_local_socket_is_found_only_with_its_scope(
     sock = open_socket(uapi.IPPROTO_UDP, family=socket.AF_INET6)
     sock.bind(("fe80::1", 20000, 0, scope))
     sock.connect(("fe80::2", 53, 0, scope))
-    assert lookup(uapi.IPPROTO_UDP, "fe80::1", "fe80::2", 53).find(netlink, 20000) is None
+    assert lookup(uapi.IPPROTO_UDP, "fe80::1", "fe80::2", 53).find_record(netlink, 20000) is None
     found = lookup(uapi.IPPROTO_UDP, "fe80::1", "fe80::2", 53, scope)
-    assert found.find(netlink, 20000) == get_so_cookie(sock)
+    assert found.shows(netlink, 20000, get_so_cookie(sock))
 
 
 # TCP lookups.
@@ -205,10 +206,10 @@ def test_tcp_of_two_ends_on_one_machine_the_source_is_found(
     server, _ = listener.accept()
     with server:
         here = lookup(uapi.IPPROTO_TCP, host, host, 8000)
-        assert here.find(netlink, 20000) == get_so_cookie(client)
-        assert here.find(netlink, 20001) is None
+        assert here.shows(netlink, 20000, get_so_cookie(client))
+        assert here.find_record(netlink, 20001) is None
         there = lookup(uapi.IPPROTO_TCP, host, host, 20000)
-        assert there.find(netlink, 8000) == get_so_cookie(server)
+        assert there.shows(netlink, 8000, get_so_cookie(server))
 
 
 def test_tcp_without_a_connection_a_listener_is_found(
@@ -223,7 +224,7 @@ def test_tcp_without_a_connection_a_listener_is_found(
 
 def test_tcp_a_bound_socket_is_not_found(netlink: NetlinkSocket, open_socket: Open) -> None:
     open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000))
-    assert lookup(uapi.IPPROTO_TCP, "127.0.0.1", "127.0.0.1", 443).find(netlink, 20000) is None
+    assert lookup(uapi.IPPROTO_TCP, "127.0.0.1", "127.0.0.1", 443).find_record(netlink, 20000) is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -255,7 +256,7 @@ def test_mptcp_is_found_by_its_subflow(netlink: NetlinkSocket, open_socket: Open
     record = found.find_record(netlink, 20000)
     assert record is not None
     assert record.state == uapi.TCP_ESTABLISHED
-    assert found.find(netlink, 20001) is None
+    assert found.find_record(netlink, 20001) is None
 
 
 # Whatever goes wrong with a lookup, it never says "free".
@@ -268,34 +269,41 @@ def refusal(number: int) -> bytes:
 
 FIND = TupleLookup(uapi.IPPROTO_UDP, uapi.AF_INET, IPV4, IPV4, 53)
 
+#: No socket's: the kernel counts upward.
+COOKIE = b"\xfe" * 8
+
 
 def test_replayed_lookups() -> None:
-    with replaying(datagrams("lookup-udp-found")) as netlink:
-        cookie = FIND.find(netlink, 20000)
     record = decode_record(datagrams("lookup-udp-found")[0][NLMSGHDR.size :])
-    assert cookie == record.cookie != bytes(8)
+    assert record.cookie != bytes(8)
+    with replaying(datagrams("lookup-udp-found")) as netlink:
+        assert FIND.shows(netlink, 20000, record.cookie)
+    with replaying(datagrams("lookup-udp-found") * 2) as netlink:
+        assert not FIND.shows(netlink, 20000, bytes(8))
     assert record[:6] == (uapi.AF_INET, uapi.TCP_ESTABLISHED, IPV4, 20000, IPV4, 53)
     for name in ("lookup-udp-none", "lookup-tcp-none"):
         with replaying(datagrams(name)) as netlink:
-            assert FIND.find(netlink, 20000) is None
+            assert FIND.find_record(netlink, 20000) is None
+        with replaying(datagrams(name) * 2) as netlink:
+            assert not FIND.shows(netlink, 20000, record.cookie)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EAGAIN, errno.ENOBUFS, errno.EINVAL])
 def test_a_refusal_is_not_taken_for_a_free_port(number: int) -> None:
     with replaying([refusal(number)] * 2) as netlink, pytest.raises(NetlinkError) as caught:
-        FIND.find(netlink, 20000)
+        FIND.shows(netlink, 20000, COOKIE)
     assert caught.value.errno == number
 
 
 @pytest.mark.parametrize("reply", [b"", bytes(10), bytes(68), refusal(0), refusal(5000)])
 def test_nonsense_is_not_taken_for_a_free_port(reply: bytes) -> None:
     with replaying([reply] * 3) as netlink, pytest.raises((MalformedMessage, NetlinkError)):
-        FIND.find(netlink, 20000)
+        FIND.shows(netlink, 20000, COOKIE)
 
 
 def test_no_reply_is_not_taken_for_a_free_port() -> None:
     with replaying([]) as netlink, pytest.raises(NetlinkError) as caught:
-        FIND.find(netlink, 20000)
+        FIND.shows(netlink, 20000, COOKIE)
     assert caught.value.errno == errno.EPROTO
 
 
@@ -307,24 +315,23 @@ def test_a_changed_reply_is_a_cookie_an_error_or_still_none(at: int, value: int,
         octets[at : at + 1] = bytes([value])
         with replaying([bytes(octets[:size])] * 4) as netlink:
             try:
-                cookie = FIND.find(netlink, 20000)
+                shown = FIND.shows(netlink, 20000, COOKIE)
             except (MalformedMessage, OSError):
                 continue
-        if name == "lookup-udp-found":
-            assert cookie is not None
-            assert len(cookie) == 8
+        # Nobody's cookie: neither the found socket's nor what an error has in its place.
+        assert not shown
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_out_of_range_is_an_error(netlink: NetlinkSocket, port: int) -> None:
-    with pytest.raises(OverflowError):
-        FIND.find(netlink, port)
+    with pytest.raises(struct.error):
+        FIND.shows(netlink, port, COOKIE)
 
 
 def test_a_closed_netlink_socket_is_an_error(netlink: NetlinkSocket) -> None:
     netlink.close()
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-        FIND.find(netlink, 20000)
+        FIND.shows(netlink, 20000, COOKIE)
 
 
 def test_a_reply_left_behind_is_not_taken_for_ones_own(
@@ -334,8 +341,25 @@ def test_a_reply_left_behind_is_not_taken_for_ones_own(
     sock = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000), ("127.0.0.1", 53))
     free = encode_lookup(uapi.IPPROTO_UDP, uapi.AF_INET, IPV4, 20001, IPV4, 53)
     netlink._send(uapi.SOCK_DIAG_BY_FAMILY, 0, free)
-    assert FIND.find(netlink, 20000) == get_so_cookie(sock)
-    assert FIND.find(netlink, 20001) is None
+    assert FIND.shows(netlink, 20000, get_so_cookie(sock))
+    assert FIND.find_record(netlink, 20001) is None
+
+
+def test_a_reply_that_an_exception_leaves_behind_is_thrown_away(
+    netlink: NetlinkSocket, open_socket: Open
+) -> None:
+    """Or a later lookup for the same socket would take it for the answer."""
+    sock = open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", 20000), ("127.0.0.1", 53))
+    recv = netlink.recv
+
+    def interrupted(_: int) -> bytes:
+        netlink.recv = recv
+        raise KeyboardInterrupt
+
+    netlink.recv = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        FIND.shows(netlink, 20000, get_so_cookie(sock))
+    assert not FIND.shows(netlink, 20001, get_so_cookie(sock))
 
 
 def test_a_lookup_within_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> None:
@@ -345,11 +369,11 @@ def test_a_lookup_within_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> 
 
     def interrupted(size: int) -> bytes:
         netlink.recv = recv
-        inner.append(FIND.find(netlink, 20001))
+        inner.append(FIND.find_record(netlink, 20001))
         return recv(size)
 
     netlink.recv = interrupted
-    assert FIND.find(netlink, 20000) == get_so_cookie(sock)
+    assert FIND.shows(netlink, 20000, get_so_cookie(sock))
     assert inner == [None]
 
 
@@ -359,7 +383,7 @@ def test_lost_replies_are_asked_for_again(netlink: NetlinkSocket, open_socket: O
     netlink._socket.setsockopt(uapi.SOL_SOCKET, socket.SO_RCVBUF, 1)
     for _ in range(100):
         netlink._send(uapi.SOCK_DIAG_BY_FAMILY, 0, free)
-    assert FIND.find(netlink, 20000) == get_so_cookie(sock)
+    assert FIND.shows(netlink, 20000, get_so_cookie(sock))
 
 
 def test_threads_share_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> None:
@@ -372,16 +396,16 @@ def test_threads_share_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> No
     def work(port: int) -> None:
         with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as own:
             for _ in range(2000):
-                found.add((port, FIND.find(own, port)))
-                found.add((port + 10, FIND.find(own, port + 10)))
+                found.add((port, FIND.shows(own, port, ports[port])))
+                found.add((port + 10, FIND.find_record(own, port + 10)))
 
     threads = [threading.Thread(target=work, args=(port,)) for port in ports]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == ports.items() | {(port + 10, None) for port in ports}
-    assert FIND.find(netlink, 20000) == ports[20000]
+    assert found == {(port, True) for port in ports} | {(port + 10, None) for port in ports}
+    assert FIND.shows(netlink, 20000, ports[20000])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ MOMENTS: Final = (
     "bound",
     "before lock",
     "locked",
-    "looked up",
+    "before lookup",
     "before connect",
     "connected",
     "unlocked",
@@ -90,9 +90,9 @@ class InterruptedSocket(socket.socket):
             self._at("unlocked" if value[0] else "locked")
 
     def getsockopt(self, level: int, option: int, *size: Any) -> Any:
-        # claim() asks for it when the lookup has been made.
+        # claim() asks for it when the lookup is yet to be made.
         if (level, option) == (uapi.SOL_SOCKET, uapi.SO_COOKIE):
-            self._at("looked up")
+            self._at("before lookup")
         return super().getsockopt(level, option, *size)
 
     def connect(self, address: Any) -> None:

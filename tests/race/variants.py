@@ -29,7 +29,7 @@ def without_lock(
     """SO_REUSEADDR stays on, so that others can bind the port at any time."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(source)
-    if lookup.find(netlink, source[1]) != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+    if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise Contested(connected=True)
     sock.connect(destination)
 
@@ -59,9 +59,9 @@ def lookup_before_lock(
     """What was seen may have changed by the time the port is locked."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(source)
-    found = lookup.find(netlink, source[1])
+    ours = lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8))
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
-    if found != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+    if not ours:
         raise Contested(connected=True)
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ def lookup_after_connect(
     sock.bind(source)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
     sock.connect(destination)
-    if lookup.find(netlink, source[1]) != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+    if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise Contested(connected=True)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
 

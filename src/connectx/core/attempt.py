@@ -52,7 +52,8 @@ class Plan:
     window: how many ports a random window holds.
     asked: the source port asked for, 0 for any.
     proposes: whether the program makes use of the ledger.
-    quick: whether it begins with a proposal, which a driver may make by itself.
+    opening: the ledger, where the program begins with a proposal, which a driver may
+    then make by itself; None elsewhere.
     survey_after: the state to leave early, once surveying costs less than refusals.
     """
 
@@ -60,10 +61,10 @@ class Plan:
         "asked",
         "draw",
         "ledger",
+        "opening",
         "ports",
         "program",
         "proposes",
-        "quick",
         "search",
         "start",
         "survey_after",
@@ -90,10 +91,9 @@ class Plan:
         self.asked = asked
         self.start = next(iter(program.values()))
         self.proposes = any(state.pick is Pick.LEDGER for state in program.values())
-        self.quick = self.start.pick is Pick.LEDGER and self.start.action in (
-            Action.WINDOW,
-            Action.CLAIM,
-        )
+        begins = self.start.pick is Pick.LEDGER
+        quick = begins and self.start.action in (Action.WINDOW, Action.CLAIM)
+        self.opening = ledger if quick else None
         surveys = any(state.action is Action.SURVEY for state in program.values())
         self.survey_after = self.start if surveys and self.start.pick is Pick.LEDGER else None
 

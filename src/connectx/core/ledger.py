@@ -57,6 +57,8 @@ class Ledger:
     what it prevents: should two threads come to propose the same port, the kernel
     refuses one of them.
 
+    drawn: ports drawn and not yet proposed; for a driver that wants to save itself a
+    call to pop the next one from, while there are any.
     refusals: first proposals refused since the kernel was last asked which ports are
     in use; for `connectx.core.attempt` to count.
     """
@@ -65,11 +67,11 @@ class Ledger:
         "__weakref__",
         "_batch",
         "_draw",
-        "_in_use",
+        "_given",
         "_low",
-        "_proposals",
         "_states",
         "_template",
+        "drawn",
         "refusals",
     )
 
@@ -85,10 +87,16 @@ class Ledger:
         self._template = template
         self._states: bytes | bytearray = template
         self._draw = draw
-        self._proposals: list[int] = []
+        self.drawn: list[int] = []
         self._batch = 1
-        self._in_use = 0
+        # In use or drawn, so that taking a port from the list is all there is to a proposal.
+        self._given = 0
         self.refusals = 0
+
+    @property
+    def in_use(self) -> int:
+        """How many ports are proposed, or in use by sockets that will report their end."""
+        return self._given - len(self.drawn)
 
     def propose(self) -> int:
         """A port that may be free, or 0 when none is known to be.
@@ -96,25 +104,21 @@ class Ledger:
         What becomes of it is to be told: `released` or `refused` or `held`.
         """
         try:
-            port = self._proposals.pop()
+            return self.drawn.pop()
         except IndexError:
-            port = self._propose_anew()
-            if not port:
-                return 0
-        self._in_use += 1
-        return port
+            return self._propose_anew()
 
     def found(self, port: int) -> None:
         """The kernel has chosen this port by itself; as if it had been proposed."""
-        self._in_use += 1
+        self._given += 1
         self._mark(port, PROPOSED)
 
     def released(self, port: int) -> None:
         """The port is free again, or has not been used after all."""
-        self._in_use -= 1
+        self._given -= 1
         if self._states is self._template:
             return
-        if self._in_use > 0:
+        if self.in_use > 0:
             self._mark(port, FREE)
         else:
             # Nothing is open: an idle destination holds no map.
@@ -122,19 +126,21 @@ class Ledger:
 
     def refused(self, port: int) -> None:
         """The kernel refused the port: from now on a map is worth its size."""
-        self._in_use -= 1
-        if port in self._proposals:
+        self._given -= 1
+        if port in self.drawn:
             # Drawn twice, while there was no map to tell.
-            self._proposals = [other for other in self._proposals if other != port]
+            others = [other for other in self.drawn if other != port]
+            self._given -= len(self.drawn) - len(others)
+            self.drawn = others
         if self._states is self._template:
             self._states = bytearray(self._template)
-            for proposal in self._proposals:
+            for proposal in self.drawn:
                 self._mark(proposal, PROPOSED)
         self._mark(port, TAKEN)
 
     def held(self, port: int) -> None:
         """A proposed port is in use by a socket whose end nobody will report."""
-        self._in_use -= 1
+        self._given -= 1
         self._mark(port, TAKEN)
 
     def survey(self, taken: Iterable[int]) -> bool:
@@ -154,7 +160,7 @@ class Ledger:
         again: sockets that were thrown away unclosed have not told us either.
         """
         states = self._states
-        if self._proposals or states.find(FREE) >= 0:
+        if self.drawn or states.find(FREE) >= 0:
             return
         if states.count(TAKEN) * _FEW >= len(states):
             self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
@@ -181,13 +187,15 @@ class Ledger:
             if isinstance(states, bytearray):
                 states[index] = PROPOSED
         self._batch = min(2 * self._batch, _BATCH)
+        self._given += len(proposals)
         port = proposals.pop() if proposals else 0
-        self._proposals = proposals
+        self.drawn = proposals
         return port
 
     def _forget(self, states: bytes | bytearray) -> None:
         self._states = states
-        self._proposals = []
+        self._given -= len(self.drawn)
+        self.drawn = []
         self._batch = 1
         self.refusals = 0
 

@@ -22,6 +22,7 @@ from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
 from connectx.linux.uapi import (
     AF_NETLINK,
     MSG_TRUNC,
+    NETLINK_CAP_ACK,
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
     NLM_F_REQUEST,
@@ -30,6 +31,7 @@ from connectx.linux.uapi import (
     NLMSG_OVERRUN,
     SOCK_CLOEXEC,
     SOCK_RAW,
+    SOL_NETLINK,
 )
 
 if TYPE_CHECKING:
@@ -185,6 +187,8 @@ class NetlinkSocket:
         # Connected to port id 0, the kernel refuses (ECONNREFUSED, netlink_getsockbyportid)
         # what any other process sends here, so no reply's sender needs checking.
         self._socket.connect((0, 0))
+        # An error then comes without the request, and can be told by its length.
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self.send = self._socket.send
         self.recv = self._socket.recv
         # C all the way, hence atomic and quick; starts again after 2**32 - 1.
@@ -265,7 +269,7 @@ class NetlinkSocket:
         finally:
             # One dump at a time and socket (EBUSY): let an abandoned one run to its end.
             if not finished:
-                self._discard()
+                self.discard()
 
     def _send(self, kind: int, flags: int, payload: bytes) -> int:
         sequence = self.next_sequence()
@@ -305,7 +309,7 @@ class NetlinkSocket:
                 raise MalformedMessage(f"a datagram of {size} octets does not fit")
             yield buffer[:size]
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Read what is left, which is what makes a dump go on, and forget it."""
         while not self.closed:
             try:

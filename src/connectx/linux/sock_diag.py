@@ -15,7 +15,6 @@ from array import array
 from functools import lru_cache
 from socket import ntohs
 from struct import Struct
-from struct import error as StructError  # noqa: N812
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from connectx.linux.netlink import DumpInterrupted, MalformedMessage, NetlinkError
@@ -61,25 +60,13 @@ _V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 _ANY_COOKIE: Final = INET_DIAG_NOCOOKIE.to_bytes(4, "big") * 2
 _LITTLE_ENDIAN: Final = sys.byteorder == "little"
 
-#: A request as far as the sequence number, the sequence number, then as far as the
-#: source port, the source port, the rest. Big-endian for the port's sake; of the
-#: sequence number we only want the kernel to return what we sent.
-_REQUEST_TCP: Final = Struct(">8sI12sH46s")
-_REQUEST_UDP: Final = Struct(">8sI14sH44s")
+#: A request as far as the source port, the source port in network order, the rest.
+_REQUEST_TCP: Final = Struct(">24sH46s")
+_REQUEST_UDP: Final = Struct(">26sH44s")
 
-#: A reply's type, sequence number, nlmsgerr.error, and idiag_cookie. One format with the
-#: request's sequence number, hence the constants below as they look in big-endian.
-_REPLY: Final[Callable[[bytes], tuple[int, int, int, bytes]]] = Struct(
-    ">4xH2xI4xi40x8s"
-).unpack_from
-_FOUND: Final = int.from_bytes(SOCK_DIAG_BY_FAMILY.to_bytes(2, sys.byteorder), "big")
-_REFUSED: Final = int.from_bytes(NLMSG_ERROR.to_bytes(2, sys.byteorder), "big")
-_NO_SUCH_SOCKET: Final = int.from_bytes(
-    (-errno.ENOENT).to_bytes(4, sys.byteorder, signed=True), "big", signed=True
-)
-
-#: What `find` needs of a reply, rounded up; the rest it lets the kernel cut off.
-_REPLY_SIZE: Final = 128
+#: Where idiag_cookie lies in a reply, which is cut off behind it. An error is shorter
+#: (NETLINK_CAP_ACK) and has nothing there.
+_COOKIE: Final = slice(60, 68)
 
 #: How often an inconsistent dump is repeated.
 _DUMP_ATTEMPTS: Final = 8
@@ -136,7 +123,7 @@ class TupleLookup:
     shared by threads at will; each brings its own netlink socket.
     """
 
-    __slots__ = ("_before_port", "_head", "_pack", "_payload", "_port_offset", "_tail")
+    __slots__ = ("_after_port", "_before_port", "_pack")
 
     def __init__(
         self,
@@ -150,66 +137,55 @@ class TupleLookup:
         payload = encode_lookup(
             protocol, family, source, 0, destination, destination_port, interface
         )
+        # No sequence number: `shows` has no use for one, and `find_record` brings its own.
         head = NLMSGHDR.pack(NLMSGHDR.size + len(payload), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0)
         tcp = _diag_protocol(protocol) == IPPROTO_TCP
-        offset = NLMSGHDR.size + 8 + (0 if tcp else 2)
-        request = head + payload
-        self._payload = payload
-        self._port_offset = offset - NLMSGHDR.size
-        self._pack: Callable[[bytes, int, bytes, int, bytes], bytes] = (
+        offset = 8 if tcp else 10
+        self._pack: Callable[[bytes, int, bytes], bytes] = (
             _REQUEST_TCP if tcp else _REQUEST_UDP
         ).pack
-        self._head = request[:8]
-        self._before_port = request[12:offset]
-        self._tail = request[offset + 2 :]
+        self._before_port = head + payload[:offset]
+        self._after_port = payload[offset + 2 :]
 
-    def find(self, netlink: NetlinkSocket, source_port: int) -> bytes | None:
-        """The SO_COOKIE (8 octets) of the socket on this source port, None if there is none.
+    def shows(self, netlink: NetlinkSocket, source_port: int, cookie: bytes) -> bool:
+        """Whether the socket on this source port is the one that has this SO_COOKIE (8 octets).
 
         Costs little more than its two system calls, since each UDP connection
-        makes one. ENOENT, hence None, is also what a kernel without udp_diag
-        answers: see `features`, or look up a socket that is known to exist.
+        makes one. No answer is False, and that is also what a kernel without udp_diag
+        gives: see `features`, or look up a socket that is known to exist.
 
         Raises NetlinkError with the kernel's errno; OSError for a closed netlink
         socket (EBADF) and the like; MalformedMessage.
         """
-        sequence = netlink.next_sequence()
+        # Loaded as attributes: called as methods, slots take twice the time.
+        pack, send, recv = self._pack, netlink.send, netlink.recv
         try:
-            netlink.send(
-                self._pack(self._head, sequence, self._before_port, source_port, self._tail)
-            )
-            kind, replied, refusal, cookie = _REPLY(netlink.recv(_REPLY_SIZE))
-        except StructError:
-            return self._find_with_care(netlink, source_port)
+            send(pack(self._before_port, source_port, self._after_port))
+            if recv(_COOKIE.stop)[_COOKIE] == cookie:
+                return True
         except OSError as error:
             if error.errno not in {errno.EAGAIN, errno.ENOBUFS}:
                 raise
-            return self._find_with_care(netlink, source_port)
-        if replied == sequence:
-            if kind == _FOUND:
-                # Two words of host order, the low one first: sock_diag_save_cookie().
-                return cookie if _LITTLE_ENDIAN else cookie[4:] + cookie[:4]
-            if kind == _REFUSED and refusal == _NO_SUCH_SOCKET:
-                return None
-        return self._find_with_care(netlink, source_port)
+        except BaseException:
+            # A signal handler's. The reply must not be there for the next lookup: asked
+            # about the same socket on another port, that would believe it.
+            netlink.discard()
+            raise
+        # Another socket, an error, the reply to another lookup that a signal handler made
+        # in between, or a machine of the other byte order, which swaps a cookie's halves.
+        record = self.find_record(netlink, source_port)
+        return record is not None and record.cookie == cookie
 
     def find_record(self, netlink: NetlinkSocket, source_port: int) -> SocketRecord | None:
-        """The socket on this source port, None if there is none; errors as `find`."""
-        port = source_port.to_bytes(2, "big")
-        before, after = self._payload[: self._port_offset], self._payload[self._port_offset + 2 :]
+        """The socket on this source port, None if there is none; raises as `shows` does."""
+        request = self._pack(self._before_port, source_port, self._after_port)
         try:
-            reply = netlink.request(SOCK_DIAG_BY_FAMILY, before + port + after)
+            reply = netlink.request(SOCK_DIAG_BY_FAMILY, request[NLMSGHDR.size :])
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
         return decode_record(reply)
-
-    def _find_with_care(self, netlink: NetlinkSocket, source_port: int) -> bytes | None:
-        # An error, or somebody else's reply: one that an exception left behind between
-        # send and recv, or a signal handler that looked something up in between.
-        record = self.find_record(netlink, source_port)
-        return None if record is None else record.cookie
 
 
 def encode_lookup(

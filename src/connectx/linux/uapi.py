@@ -55,6 +55,8 @@ MSG_FASTOPEN: Final = 0x20000000  # linux/socket.h, 3.6
 # Netlink framing.
 NETLINK_ROUTE: Final = 0  # linux/netlink.h, always
 NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h, 3.3 (inet_diag before)
+SOL_NETLINK: Final = 270  # linux/socket.h, always
+NETLINK_CAP_ACK: Final = 10  # linux/netlink.h, 4.3
 NLM_F_REQUEST: Final = 0x01  # linux/netlink.h, always
 NLM_F_MULTI: Final = 0x02  # linux/netlink.h, always
 NLM_F_ACK: Final = 0x04  # linux/netlink.h, always

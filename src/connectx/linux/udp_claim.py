@@ -75,7 +75,7 @@ def claim(
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(source)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
-    if lookup.find(netlink, source[1]) != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+    if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise _contested(lookup, netlink, source[1])
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -101,7 +101,7 @@ def claim_releasable(
     set_ip_local_port_range(sock, port, port)
     sock.bind((source[0], 0, *source[2:]))
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
-    if lookup.find(netlink, port) != sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8):
+    if not lookup.shows(netlink, port, sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise _contested(lookup, netlink, port)
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
