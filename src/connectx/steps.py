@@ -238,14 +238,15 @@ def _bind_port(sock: socket.socket, prepared: Prepared, attempt: Attempt, action
 
 
 def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
-    """Ask the kernel about its sockets."""
+    """Find out what is free, or who is on a 4-tuple."""
     request = prepared.request
+    if action is Action.RETRY:
+        os.sched_yield()
+        return Outcome.SOME_FREE if prepared.plan.ledger.retry() else Outcome.NONE_FREE
     netlink = prepared.network.diag
     if action is Action.SURVEY:
         from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
 
-        # Where nothing is left but what others are just claiming, let them finish.
-        os.sched_yield()
         in_use = ports_toward(
             netlink,
             request.diag_protocol,

@@ -413,7 +413,7 @@ class TestAmongManyPortsThatAreHeld:
 
     PORTS: Final = PortRange(20000, 22999)
 
-    def world(self, *, stream: bool, free: int) -> World:
+    def world(self, *, stream: bool, free: int = 0) -> World:
         kernel = KernelModel(self.PORTS)
         for port in range(self.PORTS.low, self.PORTS.high + 1):
             if port != free:
@@ -436,6 +436,35 @@ class TestAmongManyPortsThatAreHeld:
         assert driven.socket
         assert driven.socket.source.port == free
         assert len(driven.actions) < 3 * self.PORTS.size
+
+    @pytest.mark.parametrize(
+        "strategy, case",
+        [
+            ("one-port", Case.STREAM_ANY_PORT),
+            ("explicit-bind", Case.STREAM_ANY_PORT),
+            ("auto", Case.DATAGRAM_ANY_PORT),
+        ],
+    )
+    def test_where_none_is_free_each_is_tried_once_and_not_again_at_once(
+        self, strategy: str, case: Case
+    ) -> None:
+        stream = case is Case.STREAM_ANY_PORT
+        world = self.world(stream=stream)
+        plan = plan_of(strategy, case, self.PORTS)
+        assert plan
+        for most in (self.PORTS.size + 100, 100):
+            driven = drive(world.kernel, plan, FIRST, stream=stream, host=HOST)
+            assert driven.verdict is Verdict.EXHAUSTED
+            assert len(driven.actions) <= most
+        plan.ledger.recycle()
+        free = next(iter(world.kernel.sockets(stream=stream)))
+        assert free.source
+        port = free.source.port
+        world.kernel.close(free)
+        found = drive(world.kernel, plan, FIRST, stream=stream, host=HOST).socket
+        assert found
+        assert found.source
+        assert found.source.port == port
 
 
 class TestNotAttemptedInVain:

@@ -137,6 +137,31 @@ class TestSurvey:
         assert ledger.refusals == 0
 
 
+class TestContention:
+    """Ports that others hold, or were only trying."""
+
+    def test_few_are_tried_again(self) -> None:
+        ledger = ledger_of(PORTS)
+        refused = {ledger.propose() for _ in range(3)}
+        for port in refused:
+            ledger.refused(port, contended=True)
+        drain(ledger)
+        assert ledger.retry()
+        assert set(drain(ledger)) == refused
+        assert not ledger.retry()
+
+    def test_many_are_believed_to_be_held_until_later(self) -> None:
+        ports = PortRange(20000, 20999)
+        ledger = ledger_of(ports)
+        while port := ledger.propose():
+            ledger.refused(port, contended=port >= 20010)
+        assert not ledger.retry()
+        assert ledger.survey([20005])
+        assert sorted(drain(ledger)) == [*range(20000, 20005), *range(20006, 20010)]
+        ledger.recycle()
+        assert len(drain(ledger, limit=2000)) == ports.size
+
+
 class TestRecycle:
     def test_refused_ports_get_another_chance_when_nothing_else_is_left(self) -> None:
         ledger = ledger_of(PORTS, [20003])
@@ -255,6 +280,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.opened: list[int] = []
         # Ports that it was told are taken, and has had no reason to forget.
         self.taken: set[int] = set()
+        # Those of them that somebody may only have been trying.
+        self.contended: set[int] = set()
 
     @initialize(reserved=st.sets(st.sampled_from(sorted(ALL))), seed=st.integers(0, 2**32))
     def begin(self, reserved: set[int], seed: int) -> None:
@@ -274,8 +301,10 @@ class LedgerMachine(RuleBasedStateMachine):
             port = self.opened.pop(number % len(self.opened))
             self.ledger.released(port)
             self.taken.discard(port)
+            self.contended.discard(port)
             if not self.opened:
                 self.taken = set()
+                self.contended = set()
 
     @rule(number=st.integers(0, 99))
     def refuse(self, number: int) -> None:
@@ -283,18 +312,35 @@ class LedgerMachine(RuleBasedStateMachine):
             port = self.opened.pop(number % len(self.opened))
             self.ledger.refused(port)
             self.taken.add(port)
+            self.contended.discard(port)
+
+    @rule(number=st.integers(0, 99))
+    def refuse_as_contended(self, number: int) -> None:
+        if self.opened:
+            port = self.opened.pop(number % len(self.opened))
+            self.ledger.refused(port, contended=True)
+            self.taken.add(port)
+            self.contended.add(port)
+
+    @rule()
+    def retry(self) -> None:
+        assert self.ledger.retry() is bool(self.contended)
+        self.taken -= self.contended
+        self.contended = set()
 
     @rule(in_use=st.sets(st.integers(19998, 20012)))
     def survey(self, in_use: set[int]) -> None:
         free = ALL - self.reserved - in_use
         assert self.ledger.survey(sorted(in_use)) is bool(free)
         self.taken = in_use & ALL
+        self.contended = set()
 
     @rule()
     def recycle(self) -> None:
         self.ledger.recycle()
         if not ALL - self.reserved - self.taken - set(self.opened):
             self.taken = set()
+            self.contended = set()
 
     @invariant()
     def refusals_are_counted(self) -> None:

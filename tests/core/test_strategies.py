@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from connectx.addresses import PortRange
 from connectx.core.attempt import Attempt, Plan
 from connectx.core.strategies import (
+    ROUNDS,
     CLAIMS_OF_ONE_PORT,
     DEFAULT_WINDOW,
     RANDOM_WINDOWS,
     STRATEGIES,
-    SURVEYS,
     Action,
     Case,
     Need,
@@ -46,6 +46,7 @@ POSSIBLE: Final = {
     Action.LOOK: {Outcome.OCCUPIED, Outcome.TIME_WAIT, Outcome.NOTHING},
     Action.CLAIM: {Outcome.IN_USE, Outcome.OCCUPIED, Outcome.OVERTAKEN},
     Action.SURVEY: {Outcome.SOME_FREE, Outcome.NONE_FREE},
+    Action.RETRY: {Outcome.SOME_FREE, Outcome.NONE_FREE},
 }
 
 LATE: Final = frozenset([Need.LATE_PORT])
@@ -91,7 +92,7 @@ class TestTables:
     @programs
     def test_actions_on_one_port_have_one(self, program: Program) -> None:
         for state in program.values():
-            if state.action in (Action.KERNEL, Action.SURVEY):
+            if state.action in (Action.KERNEL, Action.SURVEY, Action.RETRY):
                 assert state.pick is Pick.NONE
             else:
                 assert state.pick is not Pick.NONE
@@ -121,8 +122,8 @@ class TestTermination:
     ) -> None:
         ledger = ledger_of(PORTS, range(20000, 20020) if reserved else (), seed=seed)
         attempt = Attempt(Plan(program, ledger, drawing(seed), PORTS, window=5, asked=20000))
-        # The longest walk: claims before the survey, then the whole range after each.
-        bound = 64 + SURVEYS * (1 + PORTS.size) + 3
+        # The longest walk: claims before the survey, then the whole range in each round.
+        bound = 64 + ROUNDS * (1 + PORTS.size) + 3
         for step in range(bound):
             action = attempt.next_step()
             if isinstance(action, Verdict):
@@ -311,10 +312,10 @@ class TestWhatIsServed:
         "available, actions",
         [
             (EVERYTHING, [Action.WINDOW]),
-            (SLOW_SEARCH, [Action.WINDOW, Action.SURVEY]),
-            (WITHOUT_WINDOWS, [Action.KERNEL, Action.SURVEY, Action.SHARED_BIND]),
+            (SLOW_SEARCH, [Action.WINDOW, Action.SURVEY, Action.RETRY]),
+            (WITHOUT_WINDOWS, [Action.KERNEL, Action.SURVEY, Action.SHARED_BIND, Action.RETRY]),
             (LATE, [Action.KERNEL]),
-            (OWN, [Action.SHARED_BIND, Action.SURVEY]),
+            (OWN, [Action.SHARED_BIND, Action.SURVEY, Action.RETRY]),
         ],
     )
     def test_the_first_program_whose_needs_are_met_is_taken(

@@ -140,10 +140,10 @@ class Attempt:
         state = self._state
         if not isinstance(state, State) or outcome not in state.then:
             return False
-        if state.action not in (Action.LOOK, Action.SURVEY):
+        if state.action not in (Action.LOOK, Action.SURVEY, Action.RETRY):
             self.failures += 1
         if state.pick is Pick.LEDGER:
-            self._plan.ledger.refused(self.low)
+            self._plan.ledger.refused(self.low, contended=outcome in state.passing)
             self._plan.ledger.refusals += state is self._plan.start
         self._enter(state.then[outcome])
         return True

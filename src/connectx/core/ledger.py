@@ -27,9 +27,17 @@ PROPOSED: Final = 1
 TAKEN: Final = 2
 #: In ``net.ipv4.ip_local_reserved_ports``.
 RESERVED: Final = 3
+#: Refused by the kernel on behalf of somebody who may hold the port for good, or may
+#: only be trying it, as whoever is inside the UDP lock.
+CONTENDED: Final = 4
 
 _FREE_BYTE: Final = bytes([FREE])
 _TAKEN_BYTE: Final = bytes([TAKEN])
+_CONTENDED_BYTE: Final = bytes([CONTENDED])
+
+#: More ports than these are not being tried at one moment: somebody holds them. A
+#: claim takes some 10 µs, and each process tries one port at a time.
+_MOST_CONTENDERS: Final = 64
 
 #: Refused ports are few where they are less than one in so many.
 _FEW: Final = 64
@@ -124,8 +132,11 @@ class Ledger:
             # Nothing is open: an idle destination holds no map.
             self._forget(self._template)
 
-    def refused(self, port: int) -> None:
-        """The kernel refused the port: from now on a map is worth its size."""
+    def refused(self, port: int, *, contended: bool = False) -> None:
+        """The kernel refused the port: from now on a map is worth its size.
+
+        contended: whoever is in the way may be gone the next moment.
+        """
         self._given -= 1
         if port in self.drawn:
             # Drawn twice, while there was no map to tell.
@@ -136,7 +147,15 @@ class Ledger:
             self._states = bytearray(self._template)
             for proposal in self.drawn:
                 self._mark(proposal, PROPOSED)
-        self._mark(port, TAKEN)
+        self._mark(port, CONTENDED if contended else TAKEN)
+
+    def retry(self) -> bool:
+        """Have those ports again that others may only have been trying; whether there are any."""
+        states = self._states
+        if not 0 < states.count(CONTENDED) <= _MOST_CONTENDERS:
+            return False
+        self._states = states.replace(_CONTENDED_BYTE, _FREE_BYTE)
+        return True
 
     def held(self, port: int) -> None:
         """A proposed port is in use by a socket whose end nobody will report."""
@@ -144,9 +163,20 @@ class Ledger:
         self._mark(port, TAKEN)
 
     def survey(self, taken: Iterable[int]) -> bool:
-        """Begin again from what the kernel says is in use; whether any port is left."""
+        """Begin again from what the kernel says is in use; whether any port is left.
+
+        It says nothing of who holds a port against everybody. Trying each of these
+        costs microseconds and there may be a whole range of them, so they are believed
+        to be held until `recycle`.
+        """
+        known = self._states
         states = bytearray(self._template)
         low, size = self._low, len(states)
+        if known.count(CONTENDED) > _MOST_CONTENDERS:
+            index = known.find(CONTENDED)
+            while index >= 0:
+                states[index] = CONTENDED
+                index = known.find(CONTENDED, index + 1)
         for port in taken:
             if 0 <= port - low < size and states[port - low] == FREE:
                 states[port - low] = TAKEN
@@ -162,6 +192,7 @@ class Ledger:
         states = self._states
         if self.drawn or states.find(FREE) >= 0:
             return
+        states = states.replace(_CONTENDED_BYTE, _TAKEN_BYTE)
         if states.count(TAKEN) * _FEW >= len(states):
             self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
         else:

@@ -19,7 +19,8 @@ The rules, in words:
   and bind() get through, since an explicit bind may take a TIME_WAIT over.
 - UDP: the lock (connectx.linux.udp_claim), on a port that the ledger proposes
   or that was asked for. When the ledger has nothing left, the kernel's list of
-  sockets is read once, and what it shows to be free is tried.
+  sockets is read once, and what it shows to be free is tried; where others were
+  about to claim the last ports, again and again for a short while.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Action(enum.Enum):
     CLAIM = "claim"
     #: Read from the kernel which ports are in use toward the destination.
     SURVEY = "survey"
+    #: Let others finish, and have those ports again that they may only have been trying.
+    RETRY = "retry"
 
 
 class Outcome(enum.Enum):
@@ -65,7 +68,7 @@ class Outcome(enum.Enum):
     TIME_WAIT = "time-wait"
     #: LOOK found nothing on the 4-tuple.
     NOTHING = "nothing"
-    #: SURVEY found ports that look free, or none.
+    #: SURVEY found ports that look free, or RETRY ports to try again; or none.
     SOME_FREE = "some free"
     NONE_FREE = "none free"
 
@@ -93,6 +96,8 @@ class State(NamedTuple):
 
     limit: how many times in a row the state may be entered; `spent` follows
     after that, and where its pick has no port to offer.
+    passing: outcomes that the next moment may bring to an end: whoever is in the way
+    may only be trying the port.
     """
 
     action: Action
@@ -100,6 +105,7 @@ class State(NamedTuple):
     then: Mapping[Outcome, str | Verdict]
     limit: int = 1
     spent: str | Verdict = Verdict.EXHAUSTED
+    passing: frozenset[Outcome] = frozenset([Outcome.IN_USE, Outcome.OVERTAKEN])
 
 
 #: States by name; the first is where an attempt begins.
@@ -174,11 +180,14 @@ PROPOSALS_BEFORE_SURVEY: Final = 64
 #: so pays at most twice what the best choice of moment would have cost.
 REFUSALS_WORTH_A_SURVEY: Final = 512
 
-#: Surveys in one attempt. One settles it unless other processes are at the last
-#: ports at the same moment: a claim that is only being tried refuses us as well. With
-#: 3 of them one call in 2,000 gave up too early where as many processes contended as
-#: there were ports left, with 16 and a sched_yield() before each hardly one in 100,000.
-SURVEYS: Final = 16
+#: How often an attempt goes through the last ports. Once settles it unless other
+#: processes are at them at the same moment: a claim that is only being tried refuses
+#: us as well, and a port is freed while another is taken.
+ROUNDS: Final = 16
+
+#: Rounds for which one reading of the list of sockets serves; the others go through
+#: the ports again where somebody was in the way, which takes microseconds.
+ROUNDS_A_SURVEY: Final = 4
 
 #: Tries at one asked-for UDP port. EADDRINUSE and being overtaken may be the
 #: passing effect of another claim, which takes some 10 µs.
@@ -240,21 +249,42 @@ def _survey(action: Action, refusals: tuple[Outcome, ...]) -> Program:
     A refused proposal leaves the ledger, so going through it ends.
     """
     program: dict[str, State] = {}
-    for number in range(1, SURVEYS + 1):
-        survey, settle = f"survey {number}", f"settle {number}"
-        program[survey] = State(
-            Action.SURVEY,
-            Pick.NONE,
-            {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: Verdict.EXHAUSTED},
-        )
+    for number in range(1, ROUNDS + 1):
+        settle = f"settle {number}"
+        following = Verdict.EXHAUSTED if number == ROUNDS else _round(number + 1)
+        # Where nobody was in the way, only another survey can have news.
+        later = range(number, ROUNDS + 1)
+        survey = next((_round(n) for n in later if _surveys(n)), Verdict.EXHAUSTED)
+        if _surveys(number):
+            program[_round(number)] = State(
+                Action.SURVEY,
+                Pick.NONE,
+                {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: Verdict.EXHAUSTED},
+            )
+        else:
+            program[_round(number)] = State(
+                Action.RETRY,
+                Pick.NONE,
+                {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: survey},
+            )
         program[settle] = State(
             action,
             Pick.LEDGER,
             dict.fromkeys(refusals, settle),
             limit=HIGHEST_PORT,
-            spent=Verdict.EXHAUSTED if number == SURVEYS else f"survey {number + 1}",
+            spent=following,
+            # The survey has shown the port to be free, so it was taken just now.
+            passing=frozenset(refusals) - {Outcome.OCCUPIED},
         )
     return program
+
+
+def _surveys(number: int) -> bool:
+    return number % ROUNDS_A_SURVEY == 1
+
+
+def _round(number: int) -> str:
+    return f"survey {number}" if _surveys(number) else f"retry {number}"
 
 
 def _propose_then_survey(action: Action, refusals: tuple[Outcome, ...]) -> Program:

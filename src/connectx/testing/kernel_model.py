@@ -520,6 +520,8 @@ class _Driver:
             return self._look(low)
         if action is Action.SURVEY:
             return self._survey()
+        if action is Action.RETRY:
+            return Outcome.SOME_FREE if self.plan.ledger.retry() else Outcome.NONE_FREE
         if self.sock.source.port:
             # bind() was told the port: only a new socket gets rid of it.
             self.kernel.close(self.sock)
