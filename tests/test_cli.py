@@ -1,6 +1,7 @@
 """The command line's frame: help, version, exit statuses. Subcommands have tests of their own."""
 
 import argparse
+import errno
 import importlib
 import os
 import subprocess
@@ -183,6 +184,18 @@ class TestBrokenPipe:
     def test_of_the_help_is_quiet(self, closed_pipe: int) -> None:
         # The status is argparse's affair: before Python 3.12 it hides the error itself.
         assert run("-m", "connectx", "--version", stdout=closed_pipe).stderr == ""
+
+    def test_a_full_disk_is_said_once(self) -> None:
+        with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, not a path to work with
+            result = run(
+                *("-c", FAKE_MAIN, "return print('.')", "fake"),
+                stdout=full.fileno(),
+                environment={"PYTHONUNBUFFERED": ""},
+            )
+        assert result.returncode == cli.FAILED
+        assert result.stderr.splitlines() == [
+            f"connectx: cannot write to standard output: {os.strerror(errno.ENOSPC)}"
+        ]
 
     def test_of_another_descriptor_is_not_hidden(self) -> None:
         result = run("-c", FAKE_MAIN, "raise BrokenPipeError('a socket')", "fake")

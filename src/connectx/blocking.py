@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from connectx import steps
 from connectx.borrowed import Borrowed
@@ -66,12 +66,15 @@ def connectx(
     Raises TypeError and ValueError for bad arguments, before anything is changed;
     PortsExhausted (EADDRNOTAVAIL, for UDP EAGAIN), TupleInUse, PortHeld,
     SourceNotLocal, RangeNotHonoured, NotSupported; and OSError as connect() does.
-    After an error the socket is as it was found, except where a port was bound
-    explicitly, which Linux cannot undo: close it then. That is a TCP port outside of
-    ip_local_port_range or in TIME_WAIT, and before Linux 6.3 any UDP port whose
-    connect() or first data failed.
+    After an error the socket is as it was found, with two exceptions; close it then.
+    After a timeout or an interrupt TCP goes on connecting, as after connect(). And a
+    port that was bound explicitly stays bound, which Linux cannot undo: a TCP port
+    outside of ip_local_port_range or in TIME_WAIT, and before Linux 6.3 any UDP port
+    whose connect() or first data failed.
     """
     with memoryview(data) as view:
+        if not view.c_contiguous:
+            raise ValueError("data is not contiguous in memory: copy it with bytes()")
         wanted = view.nbytes
     borrowed = Borrowed(sock)
     request = borrowed.request(source, destination, strategy)
@@ -94,7 +97,7 @@ def connectx(
     return taken
 
 
-def create_connection(
+def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth longer
     address: tuple[str | None, int | str],
     timeout: float | None = _DEFAULT_TIMEOUT,
     source_address: Address | None = None,
@@ -122,7 +125,7 @@ def create_connection(
         request = parse_literal(address, source_address, type, proto, strategy)
     except TypeError:
         # A cache cannot hold a list, and does not say whose it is.
-        address = tuple(address)
+        address = cast("tuple[str | None, int | str]", tuple(address))
         check_forms(address, source_address, strategy, resolved=True)
         request = parse_literal(address, source_address, type, proto, strategy)
     if request is None or all_errors:
@@ -190,12 +193,14 @@ def _create_any(
     strategy: str,
 ) -> socket.socket:
     """The same for a name: try its addresses in turn."""
-    host, port = address
+    host, port = address[:2]
+    # Of an IPv6 address with flowinfo and scope_id, which getaddrinfo() does not take.
+    more = cast("tuple[int, ...]", address[2:])
     errors: list[OSError] = []
     for family, _, _, _, destination in socket.getaddrinfo(host, port, 0, kind):
         try:
             return create_connection(
-                destination,  # type: ignore[arg-type]  # of AF_INET or AF_INET6
+                (*destination[:2], *(more or destination[2:])),
                 timeout,
                 resolve_source(source_address, family, kind),
                 type=kind,

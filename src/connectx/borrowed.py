@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from connectx.addresses import PortRange
 from connectx.linux import sockopts
-from connectx.linux.disconnect import disconnect
+from connectx.linux.disconnect import disconnect, make_ready
 from connectx.linux.uapi import IPPROTO_MPTCP
 from connectx.network import options_of_socket
 from connectx.requests import parse, require_served, with_scope_id
@@ -55,6 +55,8 @@ class Borrowed:
         self._kind = int(sock.type)
         self._proto = int(sock.proto)
         require_served(self._family, self._kind, self._proto)
+        if self._kind == socket.SOCK_DGRAM:
+            make_ready()
         self._no_port = _if_known(sockopts.get_ip_bind_address_no_port, sock)
         self._name: Address = self._unbound_name()
         self._reuse = sockopts.get_so_reuseaddr(sock)

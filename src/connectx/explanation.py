@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from typing import TYPE_CHECKING
 
 from connectx.addresses import Endpoint, FourTuple
 from connectx.core import causes
 from connectx.core.strategies import Verdict
+from connectx.linux.netlink import MalformedMessage
 from connectx.linux.sock_diag import dump
-from connectx.linux.uapi import AF_INET, AF_INET6
+from connectx.linux.uapi import (
+    AF_INET,
+    AF_INET6,
+    IP_FREEBIND,
+    IPPROTO_IP,
+    IPPROTO_TCP,
+    SO_REUSEADDR,
+    SOL_SOCKET,
+    TCP_FASTOPEN_CONNECT,
+    TCP_FASTOPEN_NO_COOKIE,
+)
+from connectx.network import windows_work
+from connectx.techniques import offer
 
 if TYPE_CHECKING:
     from connectx.network import Prepared
@@ -23,7 +38,7 @@ def explain(verdict: Verdict, prepared: Prepared) -> str:
     request = prepared.request
     try:
         census = take_census(prepared)
-    except OSError as error:
+    except (OSError, MalformedMessage) as error:
         return f"The sockets could not be counted ({error}).\n" + causes.advise([causes.CONNECTED])
     source = Endpoint(prepared.host or request.source.host, 0)
     subject = FourTuple(request.protocol, source, request.destination)
@@ -52,8 +67,8 @@ def take_census(prepared: Prepared) -> causes.Census:
     )
     time_wait = within.intersection(r.source_port for r in toward if r.in_time_wait)
     connected = within.intersection(r.source_port for r in toward) - time_wait
-    # A port that is bound on any address, of either family, is closed to every
-    # connect() that is to choose one (__inet_hash_connect looks at no address).
+    # On any address, of either family: a port that is bound is closed to every connect()
+    # that is to choose one (__inet_hash_connect looks at no address).
     anywhere = {
         record.source_port
         for family in (AF_INET, AF_INET6)
@@ -63,10 +78,53 @@ def take_census(prepared: Prepared) -> causes.Census:
         port for hole in network.reserved for port in range(hole.low, hole.high + 1)
     } & within
     others = within - time_wait - connected
+    # Nothing that SOCK_DIAG tells of a connected socket says whether it shares its port.
+    held = [port for port in (others - reserved) & anywhere if not _shared(prepared, port)]
     return causes.Census(
         ports,
         connected=len(connected),
         time_wait=len(time_wait),
-        held=len((others - reserved) & anywhere),
+        held=len(held),
         reserved=len(others & reserved),
     )
+
+
+def _shared(prepared: Prepared, port: int) -> bool:
+    """Whether one more socket toward the destination would be let onto a port, by trying."""
+    request = prepared.request
+    # MPTCP's ports are TCP's, and it knows no TCP_FASTOPEN_CONNECT before 6.2.
+    proto = 0 if request.stream else request.proto
+    with socket.socket(request.family, request.type, proto) as scratch:
+        # Whether the address is local is not the question.
+        scratch.setsockopt(IPPROTO_IP, IP_FREEBIND, 1)
+        try:
+            if not request.stream or not _deferred(scratch):
+                scratch.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+                scratch.bind(prepared.source_at(port))
+            else:
+                offer(scratch, prepared, port)
+                scratch.connect(request.address)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+            return False
+    return True
+
+
+def _deferred(scratch: socket.socket) -> bool:
+    """Have a stream socket choose its port in connect() and send nothing; False if it cannot.
+
+    As when data is to go with the SYN (tcp_fastopen_defer_connect), which never comes.
+    Where clients may use no TCP Fast Open (net.ipv4.tcp_fastopen), and without windows,
+    bind() has to answer for connect(); it also refuses ports that only connect() shares.
+    """
+    if not windows_work("tcp"):
+        return False
+    try:
+        scratch.setsockopt(IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        scratch.setsockopt(IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOPROTOOPT):
+            raise
+        return False
+    return True

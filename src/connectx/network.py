@@ -20,7 +20,7 @@ import threading
 import weakref
 from array import array
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from connectx.addresses import PortRange
 from connectx.core import strategies
@@ -49,6 +49,13 @@ if TYPE_CHECKING:
     from connectx.linux.route import Route
     from connectx.linux.sock_diag import TupleLookup
     from connectx.requests import Request
+
+    class _NetlinkSockets(threading.local):
+        """One thread's netlink sockets into one namespace."""
+
+        diag: NetlinkSocket
+        route: NetlinkSocket
+
 
 #: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
 #: kernel has none (before 5.14) what `identity_of` puts together.
@@ -182,7 +189,7 @@ class Network:
         self._registry = registry
         # A thread's `diag` and `route`, unset until they are opened. No class of its own:
         # an attribute of one takes three times as long to load.
-        self.sockets = threading.local()
+        self.sockets = cast("_NetlinkSockets", threading.local())
         self._templates: dict[PortRange, bytes] = {}
         self._ledgers: weakref.WeakValueDictionary[tuple[object, ...], Ledger] = (
             weakref.WeakValueDictionary()
@@ -440,9 +447,12 @@ class Networks:
     """The namespaces that were used of late, and each thread's netlink sockets."""
 
     _thread: _Thread
+    _latest: Network | None
 
     def __init__(self) -> None:
         self._networks: dict[Identity, Network] = {}
+        # Also those that are known no longer, but to an error that is yet to be explained.
+        self._every: weakref.WeakSet[Network] = weakref.WeakSet()
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
@@ -509,28 +519,45 @@ class Networks:
         network = self._networks.get(identity)
         ports: PortRange | None = None
         reserved: tuple[PortRange, ...] = ()
-        if _thread_identity() == identity:
-            ports, reserved = sysctl.read_port_range(), sysctl.read_reserved_ports()
-        elif network is not None:
+        try:
+            here = _thread_identity() == identity
+            if here:
+                ports, reserved = sysctl.read_port_range(), sysctl.read_reserved_ports()
+        except OSError as error:
+            if network is None or error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            # The last descriptor is the caller's socket: what was known has to do.
+            return network
+        if not here and network is not None:
             # Known from before the thread moved away.
             ports, reserved = network.ports, network.reserved
         if network is not None and (network.ports, network.reserved) == (ports, reserved):
             network.renew()
-            return network
-        limit = monotonic() - FORGET
-        network = Network(self, identity, ports, reserved)
-        # Replaced as a whole: other threads may be reading it.
-        others = {
-            key: other for key, other in tuple(self._networks.items()) if other.fresh_until > limit
-        }
-        self._networks = {**others, identity: network}
+        else:
+            network = Network(self, identity, ports, reserved)
+            self._every.add(network)
+        self._keep(network)
         return network
 
+    def _keep(self, network: Network) -> None:
+        """Have a namespace among those that are known, and forget those nobody uses."""
+        limit = monotonic() - FORGET
+        kept = {network.identity: network}
+        for identity, other in tuple(self._networks.items()):
+            if identity == network.identity:
+                continue
+            if other.fresh_until > limit:
+                kept[identity] = other
+            else:
+                other.leave()
+        # Replaced as a whole: other threads may be reading it.
+        self._networks = kept
+
     def _forget(self) -> None:
-        for network in self._networks.values():
+        for network in tuple(self._every):
             network.leave()
         self._networks = {}
-        self._latest: Network | None = None
+        self._latest = None
         self._thread = _Thread()
 
 

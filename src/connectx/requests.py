@@ -212,6 +212,8 @@ def parse_literal(
     strategy: str,
 ) -> Request | None:
     """The request for a destination and a source that need no resolver; None for others."""
+    # An empty one is none, as for socket.create_connection().
+    source = source or None
     check_forms(destination, source, strategy, resolved=True)
     host, port = destination[:2]
     if not isinstance(port, int) or not is_literal(host):
@@ -266,8 +268,8 @@ def resolve_source(source: Address | None, family: int, kind: int) -> Address | 
 
     Raises OSError (socket.gaierror) where the name has no address of the family.
     """
-    if source is None or not source[0]:
-        return source
+    if not source or not source[0]:
+        return source or None
     return socket.getaddrinfo(source[0], source[1], family, kind)[0][4]  # type: ignore[return-value]
 
 

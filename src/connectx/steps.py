@@ -61,6 +61,12 @@ _OUTCOMES: Final = {
     errno.EAGAIN: Outcome.UNAVAILABLE,
 }
 
+#: Why routing may not be asked: the thread is in another namespace, or there are no
+#: descriptors or memory left. That must not take the place of what the errno is about.
+_CANNOT_ASK: Final = frozenset(
+    {errno.EXDEV, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+)
+
 #: The error of each verdict, with its errno for streams and for datagrams.
 _FAILURES: Final[dict[Verdict, tuple[type[ConnectxError], int, int]]] = {
     Verdict.EXHAUSTED: (PortsExhausted, errno.EADDRNOTAVAIL, errno.EAGAIN),
@@ -194,8 +200,11 @@ def failure(verdict: Verdict, prepared: Prepared, attempt: Attempt) -> ConnectxE
 
 
 def _explain(verdict: Verdict, prepared: Prepared) -> str:
-    from connectx.explanation import explain  # noqa: PLC0415 - only where somebody asks
-
+    try:
+        from connectx.explanation import explain  # noqa: PLC0415 - only where somebody asks
+    except OSError as error:
+        # Without a descriptor nothing can be imported.
+        return f"The cause could not be looked for ({error})."
     return explain(verdict, prepared)
 
 
@@ -209,9 +218,8 @@ def _routed_host(prepared: Prepared) -> str:
     try:
         source = network.routed_source(request, prepared.options)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno not in _CANNOT_ASK:
             raise
-        # The thread is in another namespace, and cannot ask.
         return ""
     return request.source_host(source)
 

@@ -239,6 +239,11 @@ class TestConnectx:
         caller.refuses(value, data=value.value)
         caller.works()
 
+    def test_data_that_no_system_call_takes_in_one_piece(self, caller: Caller) -> None:
+        data = memoryview(b"hello")[::2]
+        caller.refuses(Wrong(data, ValueError, "contiguous"), data=data)
+        caller.works()
+
     def test_the_extras_are_by_keyword(self, caller: Caller) -> None:
         destination: Any = destination_of(caller.transport)
         with pytest.raises(TypeError):

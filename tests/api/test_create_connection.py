@@ -455,3 +455,17 @@ class TestDatagrams:
     def test_no_route(self) -> None:
         with pytest.raises(OSError, match=os.strerror(errno.ENETUNREACH)):
             connectx.create_connection(("192.0.2.77", FIRST), type=socket.SOCK_DGRAM)
+
+
+def test_an_ipv6_address_keeps_its_scope_where_all_errors_are_asked_for(servers: Servers) -> None:
+    servers.listen("::1", 9100)
+    address: Any = ("::1", 9100, 0, 1)
+    with connectx.create_connection(address, all_errors=True) as sock:
+        assert sock.getpeername()[:2] == ("::1", 9100)
+
+
+@pytest.mark.parametrize("source", [(), "", None])
+def test_an_empty_source_is_none(servers: Servers, source: Any) -> None:
+    servers.listen("127.0.0.1", 9100)
+    with connectx.create_connection(("127.0.0.1", 9100), source_address=source) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"

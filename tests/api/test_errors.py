@@ -273,6 +273,30 @@ class TestExplainExhaustion:
         expected = {"ports": 10, "connected": 10, "in TIME_WAIT": 0, "held": 0, "reserved": 0}
         assert_figures(error, client.transport, expected | {"free": 0})
 
+    def test_ports_that_others_share_are_free(self, client: Client, *, has_source: bool) -> None:
+        source = self.source(client, has_source=has_source)
+        client.fill(FIRST, source)
+        ours = tuple(client.opened)
+        client.fill(SECOND, source)
+        error = client.fill(FIRST, source)
+        for sock in ours[:4]:
+            client.close(sock)
+        expected = {"ports": 10, "connected": 6, "in TIME_WAIT": 0, "held": 0, "reserved": 0}
+        assert_figures(error, client.transport, expected | {"free": 4})
+
+    def test_ports_that_connected_sockets_keep_for_themselves_are_held(
+        self, client: Client, closing: contextlib.ExitStack, *, has_source: bool
+    ) -> None:
+        """Bind before connect, to another destination: the most common way to lose ports."""
+        host = client.transport.source
+        for _ in range(3):
+            sock = closing.enter_context(client.transport.socket())
+            sock.bind((host, 0))
+            sock.connect((host, SECOND))
+        error = client.fill(FIRST, self.source(client, has_source=has_source))
+        expected = {"ports": 10, "connected": 7, "in TIME_WAIT": 0, "held": 3, "reserved": 0}
+        assert_figures(error, client.transport, expected | {"free": 0})
+
     def test_the_greatest_share_comes_first(
         self, client: Client, network: Network, *, has_source: bool
     ) -> None:

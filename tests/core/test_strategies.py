@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from connectx.addresses import PortRange
 from connectx.core.attempt import Attempt, Plan
 from connectx.core.strategies import (
-    ROUNDS,
     CLAIMS_OF_ONE_PORT,
     DEFAULT_WINDOW,
     RANDOM_WINDOWS,
+    ROUNDS,
     STRATEGIES,
     Action,
     Case,

@@ -224,7 +224,8 @@ def test_tcp_without_a_connection_a_listener_is_found(
 
 def test_tcp_a_bound_socket_is_not_found(netlink: NetlinkSocket, open_socket: Open) -> None:
     open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000))
-    assert lookup(uapi.IPPROTO_TCP, "127.0.0.1", "127.0.0.1", 443).find_record(netlink, 20000) is None
+    found = lookup(uapi.IPPROTO_TCP, "127.0.0.1", "127.0.0.1", 443)
+    assert found.find_record(netlink, 20000) is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -391,7 +392,7 @@ def test_threads_share_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> No
         port: get_so_cookie(open_socket(uapi.IPPROTO_UDP, ("127.0.0.1", port), ("127.0.0.1", 53)))
         for port in range(20000, 20004)
     }
-    found = set()
+    found: set[tuple[int, object]] = set()
 
     def work(port: int) -> None:
         with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as own:

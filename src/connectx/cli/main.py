@@ -63,15 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(sys.argv[1:] if argv is None else argv)
         finally:
-            # Here, because a reader that has gone cannot be handled at interpreter exit.
-            print(end="", flush=True)
+            # Here, because what goes wrong with it cannot be handled at interpreter exit.
+            _flush()
+    except _OutputLost as lost:
+        print(f"connectx: cannot write to standard output: {lost}", file=sys.stderr)
+        _give_up_output()
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
-        # What is still buffered would raise again at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return FAILED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in TOOLS:
@@ -116,6 +119,24 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
         command.configure(subparser)
         subparser.set_defaults(command=command)
     return parser
+
+
+class _OutputLost(Exception):  # noqa: N818 - what happened, as in connectx.errors
+    """Standard output takes no more: its disk is full, say."""
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _OutputLost(error.strerror) from error
+
+
+def _give_up_output() -> None:
+    # What is still buffered would raise again at interpreter exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: Sequence[str]) -> int:

@@ -452,6 +452,6 @@ def named(name: str) -> Strategy:
         return strategy
     if not strategy.window:
         raise ValueError(f"strategy {base!r} takes no window size: {name!r}")
-    if not size.isdecimal() or not 1 <= int(size) <= HIGHEST_PORT:
+    if not (size.isascii() and size.isdecimal()) or not 1 <= int(size) <= HIGHEST_PORT:
         raise ValueError(f"a window holds 1 to {HIGHEST_PORT} ports, not {size!r}")
     return strategy._replace(name=name, window=int(size))

@@ -6,10 +6,12 @@ family; hence the C library.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ctypes
     import socket
 
 #: struct sockaddr: two bytes of family, here AF_UNSPEC (0), and 14 of no meaning.
@@ -33,9 +35,27 @@ def disconnect(sock: socket.socket) -> None:
 
     Raises OSError as connect(2).
     """
+    number = _connect(sock.fileno(), _UNSPECIFIED)
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def make_ready() -> None:
+    """Do what `disconnect` needs a descriptor for, since when it is due there may be none.
+
+    Raises OSError (EMFILE) where there is none now.
+    """
+    _library()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
     import ctypes  # noqa: PLC0415 - a millisecond that most users of the library never need
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _connect(descriptor: int, address: bytes) -> int:
+    import ctypes  # noqa: PLC0415 - as above
+
+    return 0 if _library().connect(descriptor, address, len(address)) == 0 else ctypes.get_errno()

@@ -40,7 +40,6 @@ from connectx.linux.uapi import (
     IPPROTO_UDP,
     IPPROTO_UDPLITE,
     NLM_F_REQUEST,
-    NLMSG_ERROR,
     SOCK_DIAG_BY_FAMILY,
     TCP_FIN_WAIT2,
     TCP_TIME_WAIT,

@@ -39,6 +39,7 @@ IPV6_FREEBIND: Final = 78  # linux/in6.h, 4.15
 # Socket options, level IPPROTO_TCP (6).
 TCP_FASTOPEN: Final = 23  # linux/tcp.h, 3.7
 TCP_FASTOPEN_CONNECT: Final = 30  # linux/tcp.h, 4.11
+TCP_FASTOPEN_NO_COOKIE: Final = 34  # linux/tcp.h, 4.15
 
 # Protocols of AF_INET and AF_INET6 sockets.
 IPPROTO_IP: Final = 0  # linux/in.h, always

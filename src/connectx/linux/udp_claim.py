@@ -15,7 +15,7 @@ without an error to anybody. So the check is ours, and it needs a lock:
 4. Connect, and SO_REUSEADDR on, so that the port can be shared again.
 
 A process that dies anywhere in between leaves nothing: its socket goes with it.
-Measured (shared facts, tests/test_udp_race.py): without the lock, without the
+Measured (tests/test_udp_race.py): without the lock, without the
 lookup, or with the lookup after connect() there are duplicates; like this none.
 
 Source: "How to stop running out of ephemeral ports" (2022), and
