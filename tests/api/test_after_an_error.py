@@ -22,7 +22,7 @@ from connectx import (
 from connectx.linux import sockopts, uapi
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
-from tests.api.calls import TCP_MAPPED, UDP_MAPPED, foreign_host, is_stream, reset_on_close
+from tests.api.calls import TCP_MAPPED, UDP_MAPPED, foreign_host, is_stream
 from tests.kernel.raw import (
     FIRST,
     MPTCP,
@@ -374,16 +374,3 @@ def test_a_datagram_that_cannot_be_sent_leaves_the_socket_unconnected(rig: Rig, 
         sock.getpeername()
     if port != OUTSIDE:
         assert state_of(sock) == before
-
-
-@streams
-def test_reset_while_waiting_for_the_answer(rig: Rig, servers: Servers) -> None:
-    """What goes wrong after the connection is there is not about ports, nor hidden."""
-    listener = servers.listen(rig.host, 9100, protocol=rig.transport.protocol)
-    sock = rig.new()
-    connectx.connectx(sock, None, (rig.host, 9100))
-    accepted, _ = listener.accept()
-    reset_on_close(accepted)
-    accepted.close()
-    with pytest.raises(ConnectionResetError):
-        sock.recv(1)
