@@ -8,6 +8,8 @@ import pytest
 
 from connectx import ConnectxError, PortsExhausted, TupleInUse
 from connectx.addresses import Address, Endpoint
+from connectx.linux import features
+from connectx.linux.features import STEP_OF_ONE, Probe
 from connectx.testing.namespaces import Network
 from tests.api.calls import (
     ALL,
@@ -283,6 +285,9 @@ class TestStrategies:
         *,
         has_source: bool,
     ) -> None:
+        searches = strategy in ("full-range", "shifting-window")
+        if searches and len(ports.usable) % 2 and features.probe(STEP_OF_ONE) is Probe.NO:
+            pytest.skip("kernel: before 6.8 a window's search leaves out one port of an odd number")
         ports.set(network)
         source = any_port_of(client.transport, has_source=has_source)
         for destination in (FIRST, SECOND):
