@@ -126,6 +126,15 @@ class Client:
         self._call = call
         self._stack = stack
 
+    @property
+    def leaves_ports_to_the_kernel(self) -> bool:
+        """Whether the kernel has no windows, and a bind that failed could not be undone."""
+        return (
+            is_stream(self.transport)
+            and self._call is by_connectx
+            and not windows_work(protocol_name(self.transport))
+        )
+
     def open(
         self,
         port: int,

@@ -114,6 +114,8 @@ def assert_exhausted(error: ConnectxError, transport: Transport, strategy: str =
 def test_any_port_to_the_last_one(
     client: Client, network: Network, ports: Range, *, has_source: bool
 ) -> None:
+    if client.leaves_ports_to_the_kernel and len(ports.all) % 2 and len(ports.all) > 1:
+        pytest.skip("kernel: unaided, connect() leaves ports of an odd number out")
     ports.set(network)
     source = any_port_of(client.transport, has_source=has_source)
     for destination in (FIRST, SECOND):
@@ -159,6 +161,8 @@ def test_a_port_asked_for_without_an_address(
 
 @every_transport
 def test_asked_for_and_chosen_ports_share_the_range(client: Client, network: Network) -> None:
+    if client.leaves_ports_to_the_kernel:
+        pytest.skip("kernel: without windows a port that is asked for is shut to connect()")
     SIX.set(network)
     host = client.transport.source
     client.open(FIRST, (host, 20002))
@@ -412,6 +416,7 @@ class TestSharedTuples:
         closing: contextlib.ExitStack,
         other: Transport,
     ) -> None:
+        other.socket().close()
         SIX.set(network)
         second = Client(other, call, closing)
         for _ in range(3):
@@ -433,6 +438,7 @@ class TestSharedTuples:
         closing: contextlib.ExitStack,
         other: Transport,
     ) -> None:
+        other.socket().close()
         SIX.set(network)
         second = Client(other, call, closing)
         client.fill(FIRST)
