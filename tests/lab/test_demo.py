@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from connectx.cli.main import main
-from connectx.lab import demo
+from connectx.lab import demo, resources, workers
 from connectx.lab.workers import Held
 
 if TYPE_CHECKING:
@@ -222,14 +222,14 @@ class TestRefusal:
     def test_with_too_few_descriptors(
         self, limit: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(demo, "descriptor_limit", lambda: limit)
+        monkeypatch.setattr(workers, "descriptor_limit", lambda: limit)
         assert main(["demo"]) == 1
         assert f"a process may have {limit} descriptors" in capsys.readouterr().err
 
     def test_with_too_little_memory(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(demo, "BYTES_PER_CONNECTION", 1 << 40)
+        monkeypatch.setattr(resources, "BYTES_PER_CONNECTION", 1 << 40)
         assert main(["demo"]) == 1
         assert "MiB of memory" in capsys.readouterr().err
 

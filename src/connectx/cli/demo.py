@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import errno
 import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx.addresses import HIGHEST_PORT, PortRange
+from connectx.cli.ports import port_range
+from connectx.cli.progress import progress_bars
 from connectx.lab import demo
+from connectx.lab.resources import CannotStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import argparse
 
     from rich.table import Table
 
@@ -55,9 +54,6 @@ keys of --json:
     echoed               connections that got back what they sent
 """
 
-#: Seconds between two redraws of the progress bars.
-_REDRAW_EVERY: Final = 0.1
-
 #: Columns of the table on a wide terminal; it fits into 80.
 _WIDEST: Final = 100
 
@@ -76,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ports",
-        type=_port_range,
+        type=port_range,
         default=demo.DEFAULT_PORTS,
         metavar="LOW-HIGH",
         help="the range of source ports (default: %(default)s)",
@@ -88,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the experiment; 0 if connectx opened, and kept apart, all there is to open."""
     protocols = [arguments.protocol] if arguments.protocol else list(demo.PROTOCOLS)
     try:
-        with _progress_bars() as watch:
+        with progress_bars() as watch:
             result = demo.run(protocols, arguments.ports, watch)
-    except demo.CannotStartError as error:
+    except CannotStartError as error:
         print(f"connectx demo: {error}", file=sys.stderr)
         return 1
     if arguments.json:
@@ -98,53 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_table(result)
     return 0 if all(way.flawless for way in result.ways if way.technique == demo.CONNECTX) else 1
-
-
-def _port_range(text: str) -> PortRange:
-    low, dash, high = text.partition("-")
-    if not (dash and low.isdecimal() and high.isdecimal()):
-        raise argparse.ArgumentTypeError(f"not a range of ports such as 40000-40999: {text!r}")
-    ports = PortRange(int(low), int(high))
-    if not demo.LOWEST_PORT <= ports.low <= ports.high <= HIGHEST_PORT:
-        raise argparse.ArgumentTypeError(
-            f"a range must lie within {demo.LOWEST_PORT}-{HIGHEST_PORT}, the lower port first"
-        )
-    return ports
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[Callable[[demo.Moment], None]]:
-    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn  # noqa: PLC0415
-
-    # Without auto_refresh, since its thread would still be there at each fork,
-    # and since only a process of one thread may enter a user namespace.
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[phase]} {task.completed:,} of {task.total:,}"),
-        console=Console(stderr=True),
-        auto_refresh=False,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    tasks: dict[tuple[str, str], TaskID] = {}
-    drawn = time.monotonic()
-
-    def watch(moment: demo.Moment) -> None:
-        nonlocal drawn
-        way = (moment.protocol, moment.technique)
-        if way not in tasks:
-            tasks[way] = progress.add_task(
-                f"{moment.protocol.upper()} {moment.technique}", phase=moment.phase
-            )
-        progress.update(tasks[way], completed=moment.done, total=moment.total, phase=moment.phase)
-        if time.monotonic() - drawn > _REDRAW_EVERY:
-            progress.refresh()
-            drawn = time.monotonic()
-
-    with progress:
-        yield watch
 
 
 def _as_json(result: demo.Demonstration) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The ``connectx`` command: finds the subcommand, and turns how it ends into an exit status.
 
-A subcommand is a module of this package that has what :class:`Command` lists. It imports only the
-standard library and connectx when it is imported; packages of the ``tools`` extra wait until it
-runs, so that ``--help`` and ``--version`` work without them.
+A subcommand is a module of this package that has what :class:`connectx.cli.command.Command` lists.
 """
 
 import argparse
@@ -11,12 +9,13 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from connectx import __version__
+from connectx.cli.command import Command, add
 
 #: The subcommands, by module name; the command line has ``-`` for ``_``.
-COMMANDS: Final = ("demo",)
+COMMANDS: Final = ("demo", "lab")
 
 #: The packages that the ``tools`` extra brings, by import name.
 TOOLS: Final = frozenset({"rich"})
@@ -34,23 +33,6 @@ exit status:
   {WRONG_USAGE}    wrong usage, or a missing package
   {INTERRUPTED}  interrupted with Ctrl-C
 """
-
-
-class Command(Protocol):
-    """What a subcommand's module has."""
-
-    #: As typed on the command line.
-    NAME: str
-    #: One line for ``connectx --help``.
-    HELP: str
-    #: How it is typed, shown at the end of its own ``--help``.
-    EXAMPLE: str
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the arguments."""
-
-    def run(self, arguments: argparse.Namespace) -> int:
-        """Do the work and return the exit status."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,15 +91,7 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="command", required=True)
     for name in names:
         command = cast("Command", importlib.import_module(f"connectx.cli.{name}"))
-        subparser = subparsers.add_parser(
-            command.NAME,
-            help=command.HELP,
-            description=command.HELP,
-            epilog=f"example:\n  {command.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.configure(subparser)
-        subparser.set_defaults(command=command)
+        add(subparsers, command).set_defaults(command=command)
     return parser
 
 

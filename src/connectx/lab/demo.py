@@ -12,32 +12,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import math
 import os
 import platform
 import socket
 import struct
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import connectx
 from connectx.addresses import PortRange
-from connectx.lab import echo
-from connectx.lab.workers import (
-    SPARE_DESCRIPTORS,
-    Crew,
-    Held,
-    Holders,
-    descriptor_limit,
-    descriptors_free,
-)
+from connectx.lab import echo, resources
+from connectx.lab.resources import CannotStartError
+from connectx.lab.workers import Crew, Held, Holders, descriptors_free
 from connectx.testing.namespaces import experiment_network
 from connectx.testing.servers import Servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from connectx.lab.progress import Watch
     from connectx.lab.workers import Report
 
     Address: TypeAlias = tuple[str, int]
@@ -50,8 +43,6 @@ MARKER_SOURCE: Final = "127.0.0.4"
 
 #: What the kernel gives a new namespace.
 DEFAULT_PORTS: Final = PortRange(32768, 60999)
-#: A range may not begin below net.ipv4.ip_unprivileged_port_start.
-LOWEST_PORT: Final = 1024
 
 PROTOCOLS: Final[Mapping[str, socket.SocketKind]] = {
     "tcp": socket.SOCK_STREAM,
@@ -68,17 +59,8 @@ FULL: Final = "as many as ports"
 REFUSED: Final = f"failed {FAILURES_IN_A_ROW} times in a row"
 SLOW: Final = "too slow to wait for"
 
-#: Both ends of a TCP connection and the Python objects around them, as measured, and half as
-#: much again; and what a worker has for itself.
-BYTES_PER_CONNECTION: Final = 10_000
-BYTES_PER_WORKER: Final = 2_000_000
-
 _REPORT_EVERY: Final = 0.1  # seconds
 _FOUR_TUPLE: Final = struct.Struct("!4sH4sH")
-
-
-class CannotStartError(Exception):
-    """This machine lacks something that the experiment needs; the message says what."""
 
 
 class Opening(NamedTuple):
@@ -147,16 +129,6 @@ class Demonstration(NamedTuple):
     ports: PortRange
     seconds: float
     ways: tuple[Way, ...]
-
-
-class Moment(NamedTuple):
-    """How far the experiment is: `done` of at most `total` connections are opened or echoed."""
-
-    protocol: str
-    technique: str
-    phase: str
-    done: int
-    total: int
 
 
 # The ways.
@@ -273,9 +245,7 @@ def four_tuples(held: Held, _: Report) -> list[bytes]:
 # The experiment.
 
 
-def run(
-    protocols: Collection[str], ports: PortRange, watch: Callable[[Moment], None]
-) -> Demonstration:
+def run(protocols: Collection[str], ports: PortRange, watch: Watch) -> Demonstration:
     """Try every way with each of the protocols; `watch` is told how it goes.
 
     Of an ordinary user's process this makes the root of a user namespace, from
@@ -284,7 +254,7 @@ def run(
     Raises CannotStartError before anything is tried; later ChildProcessError,
     TimeoutError or another OSError if the experiment itself fails.
     """
-    _check_resources(ports)
+    resources.require(ports.size * len(DESTINATIONS), both_ends=True)
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         try:
@@ -303,34 +273,10 @@ def run(
     return Demonstration(platform.release(), len(os.sched_getaffinity(0)), ports, seconds, ways)
 
 
-def _check_resources(ports: PortRange) -> None:
-    connections = ports.size * len(DESTINATIONS)
-    limit = descriptor_limit()
-    share = limit - 2 * SPARE_DESCRIPTORS
-    # Clients hold one end of the connections and servers the other; this
-    # process has a pipe to each of them.
-    workers = 2 * math.ceil(connections / share) if share > 0 else 0
-    if workers >= share:
-        raise CannotStartError(
-            f"a process may have {limit:,} descriptors here (ulimit -H -n), too few to spread "
-            f"{connections:,} connections over processes; try a smaller range with --ports"
-        )
-    needed = connections * BYTES_PER_CONNECTION + workers * BYTES_PER_WORKER
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].removesuffix("kB")) * 1024
-    if available < needed:
-        raise CannotStartError(
-            f"{connections:,} connections and their server need {needed >> 20:,} MiB of memory, "
-            f"and {available >> 20:,} MiB are available; try a smaller range with --ports"
-        )
-
-
 class _Trial:
     """One way, tried in a network of its own."""
 
-    def __init__(
-        self, protocol: str, technique: str, ports: PortRange, watch: Callable[[Moment], None]
-    ) -> None:
+    def __init__(self, protocol: str, technique: str, ports: PortRange, watch: Watch) -> None:
         self._protocol = protocol
         self._kind = PROTOCOLS[protocol]
         self._technique = technique
@@ -405,7 +351,7 @@ class _Trial:
         return echoed
 
     def _tell(self, phase: str, total: int, before: int, count: int) -> None:
-        self._watch(Moment(self._protocol, self._technique, phase, before + count, total))
+        self._watch(f"{self._protocol.upper()} {self._technique}", phase, before + count, total)
 
 
 def _accept(crew: Crew, listeners: list[socket.socket], waiting: list[int]) -> None:

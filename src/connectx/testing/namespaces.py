@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,11 @@ class Network:
     """A private network, in the words of an experiment.
 
     namespace: the namespace itself, for what has no word here.
+    changes: what was changed in it by these words, in order, for people to read.
     """
 
     namespace: netns.PrivateNetwork
+    changes: list[str] = field(default_factory=list)
 
     def port_range(self, low: int, high: int) -> None:
         """Set net.ipv4.ip_local_port_range, both ends inclusive; it serves IPv6 as well.
@@ -41,14 +43,17 @@ class Network:
     def sysctl(self, name: str, value: str | int) -> None:
         """Set any sysctl that starts with "net."; errors as PrivateNetwork.set_sysctl()."""
         self.namespace.set_sysctl(name, value)
+        self.changes.append(f"{name} = {value}")
 
     def add_address(self, address: str, prefix: int | None = None, device: str = "lo") -> None:
         """Add an address, to the loopback by default; errors as PrivateNetwork.add_address()."""
         self.namespace.add_address(address, prefix, device)
+        self.changes.append(f"{address} on {device}")
 
     def add_device_pair(self, name: str, peer: str) -> None:
         """Add two joined devices; errors as PrivateNetwork.add_device_pair()."""
         self.namespace.add_device_pair(name, peer)
+        self.changes.append(f"devices {name} and {peer}")
 
 
 @contextlib.contextmanager

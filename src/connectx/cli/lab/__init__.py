@@ -1,0 +1,41 @@
+"""``connectx lab``: a module for each experiment; it formats what one in connectx.lab finds.
+
+Such a module has what :class:`connectx.cli.command.Command` lists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Final, cast
+
+from connectx.cli.command import Command, add
+from connectx.lab.resources import CannotStartError
+
+if TYPE_CHECKING:
+    import argparse
+
+NAME: Final = "lab"
+HELP: Final = "Regenerate the articles' tables and figures on this machine's kernel."
+EXAMPLE: Final = "connectx lab techniques --protocol udp"
+
+#: The experiments, by module name.
+EXPERIMENTS: Final[tuple[str, ...]] = ()
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the experiments."""
+    subparsers = parser.add_subparsers(metavar="experiment", required=True)
+    for name in EXPERIMENTS:
+        experiment = cast("Command", importlib.import_module(f"connectx.cli.lab.{name}"))
+        add(subparsers, experiment).set_defaults(experiment=experiment)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run an experiment, and return its exit status."""
+    experiment: Command = arguments.experiment
+    try:
+        return experiment.run(arguments)
+    except CannotStartError as error:
+        print(f"connectx lab {experiment.NAME}: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,61 @@
+"""What an experiment ran on, in plain terms."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import connectx
+from connectx.linux import features
+
+#: What bears on source ports and is the same for every experiment on a machine.
+_SYSCTLS: Final = (
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.tcp_timestamps",
+    "net.ipv4.tcp_tw_reuse",
+    "net.ipv4.tcp_max_tw_buckets",
+    "net.core.somaxconn",
+)
+
+
+class Machine(NamedTuple):
+    """A machine and its kernel, without its name.
+
+    kernel: release of the running kernel.
+    cores: how many CPUs this process may use.
+    python, connectx: versions.
+    features: what the kernel can do: its name here, and "yes", "no" or "could not tell".
+    sysctls: settings of the calling thread's network namespace; those that it cannot
+    see are left out.
+    """
+
+    kernel: str
+    cores: int
+    python: str
+    connectx: str
+    features: dict[str, str]
+    sysctls: dict[str, str]
+
+
+def describe() -> Machine:
+    """The machine, as the calling thread sees it."""
+    return Machine(
+        kernel=platform.release(),
+        cores=len(os.sched_getaffinity(0)),
+        python=platform.python_version(),
+        connectx=connectx.__version__,
+        features={feature.name: features.probe(feature).value for feature in features.FEATURES},
+        sysctls={name: text for name in _SYSCTLS if (text := _read(name)) is not None},
+    )
+
+
+def _read(sysctl: str) -> str | None:
+    try:
+        return " ".join(Path("/proc/sys", *sysctl.split(".")).read_text().split())
+    except FileNotFoundError:
+        # Older kernels (6.1) hide net.core from a namespace that an ordinary user owns.
+        return None

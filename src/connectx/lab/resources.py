@@ -1,0 +1,45 @@
+"""What an experiment needs of the machine, looked at before it begins."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Final
+
+from connectx.lab import workers
+
+#: A range may not begin below net.ipv4.ip_unprivileged_port_start.
+LOWEST_PORT: Final = 1024
+
+#: Both ends of a TCP connection and the Python objects around them, as measured, and half as
+#: much again; and what a worker has for itself.
+BYTES_PER_CONNECTION: Final = 10_000
+BYTES_PER_WORKER: Final = 2_000_000
+
+
+class CannotStartError(Exception):
+    """This machine lacks something that the experiment needs; the message says what."""
+
+
+def require(connections: int, *, both_ends: bool) -> None:
+    """Raise CannotStartError if so many connections at a time are too many for this machine.
+
+    both_ends: whether the server's end takes a descriptor as well.
+    """
+    limit = workers.descriptor_limit()
+    share = limit - 2 * workers.SPARE_DESCRIPTORS
+    # This process has a pipe to each of the workers.
+    needed = (1 + both_ends) * math.ceil(connections / share) if share > 0 else 0
+    if needed >= share:
+        raise CannotStartError(
+            f"a process may have {limit:,} descriptors here (ulimit -H -n), too few to spread "
+            f"{connections:,} connections over processes; try a smaller range with --ports"
+        )
+    memory = connections * BYTES_PER_CONNECTION + needed * BYTES_PER_WORKER
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].removesuffix("kB")) * 1024
+    if available < memory:
+        raise CannotStartError(
+            f"{connections:,} connections and their server need {memory >> 20:,} MiB of memory, "
+            f"and {available >> 20:,} MiB are available; try a smaller range with --ports"
+        )

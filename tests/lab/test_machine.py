@@ -1,0 +1,30 @@
+import os
+import platform
+
+from connectx.lab import machine
+from connectx.linux.features import FEATURES
+from connectx.testing.namespaces import Network
+
+
+def test_says_what_it_ran_on(network: Network) -> None:
+    network.port_range(40000, 40009)
+    found = machine.describe()
+    assert found.kernel == os.uname().release
+    assert found.cores == len(os.sched_getaffinity(0))
+    assert found.python == platform.python_version()
+    assert found.features.keys() == {feature.name for feature in FEATURES}
+    assert found.sysctls["net.ipv4.ip_local_port_range"] == "40000 40009"
+    # Nothing that would name the machine.
+    assert platform.node() not in repr(found)
+
+
+def test_a_network_says_what_was_changed_in_it(network: Network) -> None:
+    network.changes.clear()
+    network.port_range(40000, 40009)
+    network.add_address("192.0.2.7")
+    network.add_device_pair("one", "two")
+    assert network.changes == [
+        "net.ipv4.ip_local_port_range = 40000 40009",
+        "192.0.2.7 on lo",
+        "devices one and two",
+    ]
