@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -15,7 +14,7 @@ from connectx.linux.uapi import MSG_FASTOPEN
 from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.network import Networks
 from connectx.requests import check_forms, parse_literal, resolve_source
-from connectx.techniques import offer
+from connectx.techniques import offer, replace
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth l
             except IndexError:
                 port = ledger.propose()
         if not port or ledger is None or tracked is None:
-            _connect(sock, prepared, Attempt(plan), _replace)
+            _connect(sock, prepared, Attempt(plan), replace)
             return sock
         # Nearly every attempt ends with its first proposal. That one is made here,
         # without an Attempt, whose table would cost as much as two system calls.
@@ -176,7 +175,7 @@ def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth l
                 )
         except (OSError, Contested, NotVisible) as error:
             tracked.ledger = None
-            _connect(sock, prepared, Attempt(plan, port), _replace, opening=error)
+            _connect(sock, prepared, Attempt(plan, port), replace, opening=error)
     except BaseException:
         sock.close()
         raise
@@ -307,10 +306,3 @@ def _connect_with(
             raise
         sock.connect(request.address)
     return sock.send(data)
-
-
-def _replace(sock: socket.socket) -> None:
-    """Put a new socket in the place of one that is stuck on a port, under the same descriptor."""
-    with socket.socket(sock.family, sock.type, sock.proto) as fresh:
-        fresh.settimeout(sock.gettimeout())
-        os.dup2(fresh.fileno(), sock.fileno(), inheritable=False)

@@ -7,6 +7,7 @@ Contested, NotVisible, ConnectxError.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -125,3 +126,10 @@ def require_local(prepared: Prepared, error: OSError) -> None:
             f"the source address {prepared.host} is not local in this network namespace: "
             "add it to an interface, or set IP_FREEBIND on the socket if it is routed here",
         ) from error
+
+
+def replace(sock: socket.socket) -> None:
+    """Put a new socket in the place of one that is stuck on a port, under the same descriptor."""
+    with socket.socket(sock.family, sock.type, sock.proto) as fresh:
+        fresh.settimeout(sock.gettimeout())
+        os.dup2(fresh.fileno(), sock.fileno(), inheritable=False)

@@ -239,7 +239,7 @@ def held(closing: contextlib.ExitStack) -> Held:
     first, second = socket.socketpair()
     closing.enter_context(first)
     closing.enter_context(second)
-    held = Held([], (first, second))
+    held = Held([], (first, second), {})
 
     def close() -> None:
         for sock in held.sockets:

@@ -10,7 +10,6 @@ it to come back.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import platform
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import connectx
 from connectx.addresses import PortRange
 from connectx.lab import echo, resources
+from connectx.lab.opening import REFUSALS
 from connectx.lab.resources import CannotStartError
 from connectx.lab.workers import Crew, Held, Holders, descriptors_free
 from connectx.testing.namespaces import experiment_network
@@ -49,8 +49,6 @@ PROTOCOLS: Final[Mapping[str, socket.SocketKind]] = {
     "udp": socket.SOCK_DGRAM,
 }
 
-#: What means "no source port is left". Any other error is the experiment's own failure.
-REFUSALS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN})
 FAILURES_IN_A_ROW: Final = 50
 #: Seconds that a way may take for each destination.
 PATIENCE: Final = 8.0

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from connectx.lab import workers
+from connectx.testing.namespaces import experiment_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: A range may not begin below net.ipv4.ip_unprivileged_port_start.
 LOWEST_PORT: Final = 1024
@@ -43,3 +49,28 @@ def require(connections: int, *, both_ends: bool) -> None:
             f"{connections:,} connections and their server need {memory >> 20:,} MiB of memory, "
             f"and {available >> 20:,} MiB are available; try a smaller range with --ports"
         )
+
+
+def accept_queue() -> int:
+    """How many connections a listener in the calling thread's network can keep un-accepted."""
+    somaxconn = Path("/proc/sys/net/core/somaxconn")
+    # Older kernels (6.1) hide it from a namespace that an ordinary user owns; the queues
+    # then have the default length.
+    return int(somaxconn.read_text()) if somaxconn.exists() else socket.SOMAXCONN
+
+
+@contextlib.contextmanager
+def in_first_network() -> Iterator[None]:
+    """Run experiments, each with networks of its own, inside a private network.
+
+    An ordinary user's process comes back from all networks but the first, so that
+    experiment after experiment can have one of its own in there.
+
+    Raises CannotStartError where the machine allows no private network.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(experiment_network())
+        except OSError as error:
+            raise CannotStartError(error.strerror or str(error)) from error
+        yield

@@ -25,6 +25,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
+    Any,
     Concatenate,
     Final,
     Generic,
@@ -173,10 +174,12 @@ class Held(NamedTuple):
     """The state of a worker that holds sockets.
 
     channel: between the worker that gives sockets away and the one that takes them.
+    kept: what a task leaves for the next one, by a name of its choosing.
     """
 
     sockets: list[socket.socket]
     channel: tuple[socket.socket, socket.socket]
+    kept: dict[str, Any]
 
 
 class Holders:
@@ -227,7 +230,7 @@ class Holders:
         self.close()
 
     def _fork(self) -> Worker[Held]:
-        return self._crew.fork(Held([], self._channel))
+        return self._crew.fork(Held([], self._channel, {}))
 
 
 def _give(held: Held, _: Report) -> None:

@@ -1,0 +1,337 @@
+"""``connectx lab latency``: formats what the experiment in connectx.lab.latency finds."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any, Final
+
+from connectx.cli.ports import port_range
+from connectx.cli.progress import progress_bars
+from connectx.core.strategies import STRATEGIES
+from connectx.errors import NotSupported
+from connectx.lab import latency
+from connectx.lab.explanations import explain
+from connectx.lab.opening import ONE_WINDOW, check_way
+from connectx.lab.resources import CannotStartError, in_first_network
+from connectx.lab.summary import Percentiles, Summary, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.table import Table
+
+NAME: Final = "latency"
+HELP: Final = "Time every connection of a fill, from an empty port range to a full one."
+EXAMPLE: Final = "connectx lab latency --way kernel,full-range --ports 9024-65535"
+
+#: The window sizes of the article's table.
+WINDOWS: Final = (500, 1000, 5000, 10000)
+
+_WIDEST: Final = 100
+
+_DESCRIPTION: Final = f"""\
+{HELP}
+
+In private network namespaces, one process opens connections over the loopback, as many
+as there are source ports, and each is timed: socket(), the options, bind(), connect(),
+and every retry. Each way gets a range that nobody has used before.
+
+ways:
+  {", ".join(STRATEGIES)}
+                  the strategies of connectx.create_connection()
+  shifting-window:SIZE, {ONE_WINDOW}:SIZE
+                  windows of random position; {ONE_WINDOW} tries one for
+                  each connection, and counts a refusal as an error
+
+keys of --json:
+  machine                kernel, cores, python, connectx, features, sysctls
+  changes                what was changed in the private networks, which are gone
+  ways                   a list:
+    way, protocol, family, ports, sources, destinations
+    finished             false where the time limit ended it
+    summary              tried, opened, errors, retries, seconds, per_second; even, odd,
+                         churn and each of occupied with connections, mean, half, ninety,
+                         ninety_nine, longest in microseconds; slope and start of the
+                         regression line
+    fill, churn          every connection in order, column by column: port (0 where
+                         refused), nanoseconds, retries, errno (0 where connected)
+
+columns of --csv: way, phase (fill or churn), number, port, nanoseconds, retries, errno
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description = _DESCRIPTION
+    parser.add_argument(
+        "--way",
+        "--strategy",
+        type=_ways,
+        default="kernel,auto",
+        metavar="WAY[,WAY...]",
+        help="ways to open connections (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--windows",
+        action="store_true",
+        help=f"instead, compare {ONE_WINDOW} of {', '.join(map(str, WINDOWS))} ports",
+    )
+    parser.add_argument(
+        "--protocol", choices=list(latency.PROTOCOLS), default="tcp", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--family", type=int, choices=(4, 6), default=4, help="IPv4 or IPv6 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ports",
+        type=port_range,
+        default=latency.DEFAULT_PORTS,
+        metavar="LOW-HIGH",
+        help="the range of source ports (default: %(default)s)",
+    )
+    addresses = _count(1, latency.MOST_ADDRESSES)
+    parser.add_argument(
+        "--sources", type=addresses, default=1, metavar="N", help="source addresses in turn"
+    )
+    parser.add_argument(
+        "--destinations", type=addresses, default=1, metavar="N", help="destinations in turn"
+    )
+    parser.add_argument(
+        "--connections",
+        type=_count(1, 10_000_000),
+        default=0,
+        metavar="N",
+        help="how many to try (default: as many as there are 4-tuples)",
+    )
+    parser.add_argument(
+        "--churn",
+        type=_percent,
+        metavar="PERCENT",
+        help="fill so far only; then close one at random and open one, again and again",
+    )
+    parser.add_argument(
+        "--operations",
+        type=_count(1, 1_000_000),
+        default=5000,
+        metavar="N",
+        help="with --churn, how many times (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_count(1, 3600),
+        default=int(latency.TIME_LIMIT),
+        metavar="SECONDS",
+        help="for each way's fill (default: %(default)s)",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON with every sample")
+    output.add_argument("--csv", action="store_true", help="print CSV with every sample")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the experiment; 1 if a way could not be taken, or took longer than the limit."""
+    ways = [f"{ONE_WINDOW}:{size}" for size in WINDOWS] if arguments.windows else arguments.way
+    results = []
+    failed = False
+    with in_first_network(), progress_bars() as watch:
+        for way in ways:
+            try:
+                results.append(latency.run(_settings(arguments, way), watch))
+            except NotSupported as error:
+                print(f"connectx lab latency: {way}: {error.strerror}", file=sys.stderr)
+                failed = True
+    if arguments.json:
+        print(json.dumps(_as_json(results)))
+    elif arguments.csv:
+        _print_csv(results)
+    else:
+        _print_tables(results, each=not arguments.windows)
+    return int(failed or not all(result.finished for result in results))
+
+
+def _settings(arguments: argparse.Namespace, way: str) -> latency.Settings:
+    settings = latency.Settings(
+        way,
+        arguments.protocol,
+        arguments.family,
+        arguments.ports,
+        arguments.sources,
+        arguments.destinations,
+        arguments.connections,
+        arguments.churn or 1.0,
+        arguments.operations if arguments.churn else 0,
+        arguments.time_limit,
+    )
+    try:
+        settings.check()
+    except ValueError as error:
+        raise CannotStartError(str(error)) from error
+    return settings
+
+
+def _ways(text: str) -> list[str]:
+    ways = text.split(",")
+    for way in ways:
+        try:
+            check_way(way)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return ways
+
+
+def _count(least: int, most: int) -> Any:
+    def count(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"not a number from {least} to {most:,}: {text!r}")
+        return int(text)
+
+    return count
+
+
+def _percent(text: str) -> float:
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = 0.0
+    # Not the other way around, which would let NaN pass.
+    if not 0 < percent <= 100:
+        raise argparse.ArgumentTypeError(f"not a percentage above 0 and up to 100: {text!r}")
+    return percent / 100
+
+
+def _as_json(results: Sequence[latency.Latency]) -> dict[str, Any]:
+    return {
+        "machine": results[0].machine._asdict() if results else None,
+        "changes": _changes(results),
+        "ways": [latency.as_json(result) for result in results],
+    }
+
+
+def _changes(results: Sequence[latency.Latency]) -> list[str]:
+    return list(dict.fromkeys(change for result in results for change in result.changes))
+
+
+def _print_csv(results: Sequence[latency.Latency]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("way", "phase", "number", *latency.Samples._fields))
+    for result in results:
+        for phase, samples in (("fill", result.fill), ("churn", result.churn)):
+            for number, row in enumerate(zip(*samples, strict=True)):
+                writer.writerow((result.settings.way, phase, number, *row))
+
+
+def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
+    """Print what the samples say.
+
+    each: a table for each way, by how full the range was; otherwise the comparison only.
+    """
+    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
+
+    console = Console(highlight=False)
+    width = min(console.width, _WIDEST)
+    summaries = [summarise(result) for result in results]
+    # Which ways each remark is about.
+    remarks: dict[str, list[str]] = {}
+    for result, summary in zip(results, summaries, strict=True):
+        if each:
+            console.print(_table(result, summary, width), "")
+        for remark in _remarks(result, summary):
+            remarks.setdefault(remark, []).append(result.settings.way)
+    if len(results) > 1:
+        console.print(_comparison(results, summaries, width), "")
+    lines = [f"{', '.join(ways)}: {remark}" for remark, ways in remarks.items()]
+    if results:
+        machine = results[0].machine
+        lines.append(
+            f"Linux {machine.kernel}, {machine.cores} cores, Python {machine.python}. In private "
+            f"network namespaces, which are gone: {'; '.join(_changes(results))}. Nothing else was changed."
+        )
+    for line in lines:
+        console.print(textwrap.fill(line, width), style="dim")
+
+
+def _table(result: latency.Latency, summary: Summary, width: int) -> Table:
+    settings = result.settings
+    table = _empty_table(
+        f"{settings.way}: {summary.opened:,} of {summary.tried:,} {settings.protocol.upper()} "
+        f"connections, {summary.per_second:,.0f} a second",
+        width,
+        (
+            "range in use",
+            "opened",
+            "mean µs",
+            "half",
+            "90 %",
+            "99 %",
+            "longest",
+            "errors",
+            "retries",
+        ),
+    )
+    for low, high, microseconds, errors, retries in summary.occupied:
+        table.add_row(f"{low:.0%} to {high:.0%}", *_cells(microseconds), *_counts(errors, retries))
+    if result.churn.port:
+        errors, retries = summary.churn_errors, summary.churn_retries
+        table.add_row("churn", *_cells(summary.churn), *_counts(errors, retries))
+    table.add_section()
+    table.add_row("even ports", *_cells(summary.even))
+    table.add_row("odd ports", *_cells(summary.odd))
+    return table
+
+
+def _comparison(
+    results: Sequence[latency.Latency], summaries: Sequence[Summary], width: int
+) -> Table:
+    settings = results[0].settings
+    table = _empty_table(
+        f"{summaries[0].tried:,} {settings.protocol.upper()} connections, "
+        f"source ports {settings.ports}",
+        width,
+        ("way", "opened", "errors", "seconds", "a second", "even: mean µs", "odd: mean µs"),
+    )
+    for result, summary in zip(results, summaries, strict=True):
+        table.add_row(
+            result.settings.way,
+            *_counts(summary.opened, summary.errors),
+            f"{summary.seconds:.1f}",
+            f"{summary.per_second:,.0f}",
+            f"{summary.even.mean:,.1f}",
+            f"{summary.odd.mean:,.1f}",
+        )
+    return table
+
+
+def _empty_table(title: str, width: int, headings: Sequence[str]) -> Table:
+    from rich import box  # noqa: PLC0415 -- from the tools extra
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=0, width=width)
+    table.add_column(headings[0])
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _cells(times: Percentiles) -> list[str]:
+    if not times.connections:
+        return ["0", *[""] * 5]
+    return [f"{times.connections:,}", *(f"{microseconds:,.1f}" for microseconds in times[1:])]
+
+
+def _counts(*numbers: int) -> Iterator[str]:
+    return (f"{number:,}" for number in numbers)
+
+
+def _remarks(result: latency.Latency, summary: Summary) -> Iterator[str]:
+    if not result.finished:
+        yield f"stopped by the time limit of {result.settings.time_limit:.0f} s."
+    if summary.even.connections and summary.odd.connections:
+        yield (
+            f"connections from odd ports take {summary.odd.mean / summary.even.mean:.1f} times as "
+            "long as those from even ports."
+        )
+    yield explain(result.settings, result.machine)

@@ -1,0 +1,110 @@
+"""What the kernel does in each way, in its own words, for this kernel's version and features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from connectx.lab.opening import window_of
+from connectx.linux import features
+from connectx.linux.features import Probe
+
+if TYPE_CHECKING:
+    from connectx.lab.latency import Settings
+    from connectx.lab.machine import Machine
+
+_UNAIDED: Final = (
+    "connect() calls __inet_hash_connect(), which walks the range in steps of two from a random "
+    "offset: first all ports of the low end's parity, here the {first} ones, each with a look at "
+    "its bind bucket and, where that is shared, __inet_check_established(). Once these are in "
+    "use, every connection walks over all of them before it tries the first {second} one."
+)
+
+_FULL_RANGE: Final = {
+    1: (
+        "IP_LOCAL_PORT_RANGE is set, to the whole range. From Linux 6.8 on __inet_hash_connect() "
+        "then walks port by port from a random offset that moves on past each port it gives out, "
+        "so that it seldom meets one in use."
+    ),
+    2: (
+        "IP_LOCAL_PORT_RANGE is set, to the whole range. Before Linux 6.8 __inet_hash_connect() "
+        "walks in steps of two all the same, and both parities cost what they cost without it."
+    ),
+}
+
+_WINDOWS: Final = (
+    "IP_LOCAL_PORT_RANGE is set to {tries} of random position, in which __inet_hash_connect() "
+    "walks in steps of {step}. A full window costs a look at each of its ports and gives "
+    "EADDRNOTAVAIL, although other ports are free."
+)
+
+_EXPLICIT_BIND: Final = (
+    "A port that our own ledger takes for free is bound with SO_REUSEADDR, and connect() finds "
+    "out whether the 4-tuple is free. bind() goes through all sockets on that address and port "
+    "(inet_csk_get_port()), and the port is then closed to everybody who leaves the choice to "
+    "connect()."
+)
+
+_ONE_PORT: Final = (
+    "A port that our own ledger takes for free is offered to the kernel as a window of one "
+    "(IP_LOCAL_PORT_RANGE): one bind bucket to look at and one 4-tuple to check, however full the "
+    "range is."
+)
+
+#: What "auto" adds to _ONE_PORT, by the kernel's step.
+_THEN: Final = {
+    1: " Refused twice, the kernel walks the whole range, port by port.",
+    2: " Where that gets nowhere, the list of sockets is read, and what is free is tried.",
+}
+
+_WITHOUT_WINDOWS: Final = (
+    "Without IP_LOCAL_PORT_RANGE connect() chooses by itself, one parity first; a port that its "
+    "walk leaves out is bound explicitly."
+)
+
+_LOCK: Final = (
+    "A port that our own ledger takes for free is claimed under the lock: bind() with "
+    "SO_REUSEADDR, the option off again, an exact SOCK_DIAG lookup of the 4-tuple, and connect(). "
+    "The kernel searches for nothing, and checks no 4-tuple by itself."
+)
+
+_DATAGRAMS: Final = (
+    "connect() binds the socket first: udp_lib_get_port() begins at a random port and walks in "
+    "steps of a random size; a port that any other socket of that address has is passed over, "
+    "whatever its destination."
+)
+
+
+def explain(settings: Settings, machine: Machine) -> str:
+    """A few sentences to stand beside a fill's figures."""
+    streams = settings.protocol in ("tcp", "mptcp")
+    text = _of_streams(settings, machine) if streams else _of_datagrams(settings)
+    return f"{text} (Linux {machine.kernel})"
+
+
+def _of_streams(settings: Settings, machine: Machine) -> str:
+    name = settings.way.partition(":")[0]
+    step = 1 if _has(machine, features.STEP_OF_ONE) else 2
+    if name == "kernel":
+        parities = ("even", "odd") if settings.ports.low % 2 == 0 else ("odd", "even")
+        text = _UNAIDED.format(first=parities[0], second=parities[1])
+    elif name == "full-range":
+        text = _FULL_RANGE[step]
+    elif name == "explicit-bind":
+        text = _EXPLICIT_BIND
+    elif name == "one-port":
+        text = _ONE_PORT
+    elif name == "auto":
+        windows = _has(machine, features.IP_LOCAL_PORT_RANGE)
+        text = _ONE_PORT + _THEN[step] if windows else _WITHOUT_WINDOWS
+    else:
+        tries = "one window" if window_of(settings.way) else "up to 16 windows"
+        text = _WINDOWS.format(tries=tries, step=("one", "two")[step - 1])
+    return text
+
+
+def _of_datagrams(settings: Settings) -> str:
+    return _LOCK if settings.way == "auto" else _DATAGRAMS
+
+
+def _has(machine: Machine, feature: features.Feature) -> bool:
+    return machine.features[feature.name] == Probe.YES.value

@@ -1,0 +1,150 @@
+"""One connection, with the clock running.
+
+A way to open connections is one of the core's strategies, by its name, or
+``one-window:SIZE``: the loop of "connect() - why are you so slow?" (2024), which
+tries one window of random position for each connection and takes a refusal for an
+answer. What is timed is what a caller waits for: socket(), the options, bind(),
+connect(), and every retry.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from connectx import steps
+from connectx.core import strategies
+from connectx.core.attempt import Attempt
+from connectx.errors import ConnectxError, PortsExhausted
+from connectx.linux.sockopts import set_ip_bind_address_no_port, set_ip_local_port_range
+from connectx.linux.udp_claim import Contested, NotVisible
+from connectx.network import Networks
+from connectx.requests import parse
+from connectx.techniques import replace
+from connectx.tracked import TrackedSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from connectx.addresses import Address, PortRange
+
+    #: Opens a connection from an address to a destination.
+    Opener: TypeAlias = Callable[[Address, Address], "Opened"]
+
+#: What means "no source port was found". Any other error is the experiment's own failure.
+REFUSALS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN})
+
+#: What one-window:SIZE begins with.
+ONE_WINDOW: Final = "one-window"
+
+
+class Opened(NamedTuple):
+    """What came of one connection.
+
+    socket: connected; None where no port was found.
+    nanoseconds: from socket() until then.
+    retries: tries that were refused before the last one.
+    errno: 0 where it is connected.
+    """
+
+    socket: socket.socket | None
+    nanoseconds: int
+    retries: int
+    errno: int
+
+
+def check_way(name: str) -> None:
+    """Raise ValueError if there is no way of that name."""
+    window_of(name) or strategies.named(name)
+
+
+def window_of(way: str) -> int:
+    """The size in ``one-window:SIZE``, 0 for other ways; raises ValueError for a bad size."""
+    kind, colon, size = way.partition(":")
+    if kind != ONE_WINDOW:
+        return 0
+    # isdecimal() alone also takes digits that int() does, but nobody types.
+    if not (colon and size.isascii() and size.isdecimal() and 0 < int(size) <= 65535):
+        raise ValueError(f"not a window of 1 to 65535 ports such as {ONE_WINDOW}:500: {way!r}")
+    return int(size)
+
+
+def opener(way: str, kind: socket.SocketKind, proto: int, ports: PortRange) -> Opener:
+    """Opens connections in a way, for sockets of a type and protocol.
+
+    ports: the range in force.
+
+    Each opener begins knowing nothing of the ports in use, as a new process would.
+    It raises OSError for what is not about ports, such as a refused connection, and
+    NotSupported where this kernel cannot do as the way says.
+    """
+    size = window_of(way)
+    if size:
+        return _one_window(min(size, ports.size), kind, proto, ports)
+    return _by_strategy(way, kind, proto)
+
+
+def _one_window(size: int, kind: socket.SocketKind, proto: int, ports: PortRange) -> Opener:
+    positions = ports.size - size + 1
+
+    def open_one(source: Address, destination: Address) -> Opened:
+        family = socket.AF_INET6 if ":" in destination[0] else socket.AF_INET
+        low = ports.low + secrets.randbelow(positions)
+        begun = time.perf_counter_ns()
+        sock = socket.socket(family, kind, proto)
+        try:
+            set_ip_local_port_range(sock, low, low + size - 1)
+            set_ip_bind_address_no_port(sock, on=True)
+            sock.bind(source)
+            sock.connect(destination)
+        except OSError as error:
+            spent = time.perf_counter_ns() - begun
+            sock.close()
+            if error.errno not in REFUSALS:
+                raise
+            return Opened(None, spent, 0, error.errno)
+        except BaseException:
+            sock.close()
+            raise
+        return Opened(sock, time.perf_counter_ns() - begun, 0, 0)
+
+    return open_one
+
+
+def _by_strategy(way: str, kind: socket.SocketKind, proto: int) -> Opener:
+    # Not connectx.create_connection(), which does the same: it does not say how often
+    # it was refused before it succeeded.
+    networks = Networks()
+
+    def open_one(source: Address, destination: Address) -> Opened:
+        begun = time.perf_counter_ns()
+        request = parse(0, kind, proto, way, source, destination)
+        sock = TrackedSocket(request.family, request.type, request.proto)
+        try:
+            prepared = networks.prepare(sock, request)
+            attempt = Attempt(prepared.plan)
+            while True:
+                try:
+                    if not steps.advance(sock, prepared, attempt, replace):
+                        sock.connect(request.address)
+                    break
+                except ConnectxError:
+                    raise
+                except (OSError, Contested, NotVisible) as error:
+                    if not steps.refused(sock, prepared, attempt, error, replace):
+                        raise
+            spent = time.perf_counter_ns() - begun
+            steps.settle(sock, prepared, attempt)
+        except PortsExhausted as error:
+            spent = time.perf_counter_ns() - begun
+            sock.close()
+            return Opened(None, spent, max(error.attempts - 1, 0), error.errno or 0)
+        except BaseException:
+            sock.close()
+            raise
+        return Opened(sock, spent, attempt.failures, 0)
+
+    return open_one

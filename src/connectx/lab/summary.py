@@ -1,0 +1,153 @@
+"""What a fill's samples say: by how full the range was, by parity, and altogether."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from connectx.lab.latency import Latency, Samples
+
+#: How full the range is, from the first share up to the second.
+OCCUPANCIES: Final = ((0.0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 1.0))
+
+
+class Percentiles(NamedTuple):
+    """Microseconds of some connections; all 0 where there are none.
+
+    connections: how many there are.
+    """
+
+    connections: int
+    mean: float
+    half: float
+    ninety: float
+    ninety_nine: float
+    longest: float
+
+
+class Occupied(NamedTuple):
+    """The connections tried while the range was so full.
+
+    low, high: shares of all 4-tuples.
+    microseconds: of those that were opened.
+    errors: how many were refused. retries: tries refused within the calls.
+    """
+
+    low: float
+    high: float
+    microseconds: Percentiles
+    errors: int
+    retries: int
+
+
+class Summary(NamedTuple):
+    """A fill at a glance.
+
+    tried, opened, errors, retries: counts.
+    per_second: connections opened a second, refusals' time included.
+    even, odd: microseconds of the connections with such source ports.
+    slope: microseconds that a connection took more than the one before it, on the
+    line through all of them; start: where that line begins.
+    occupied: by how full the range was.
+    churn: microseconds of the connections opened in the place of others.
+    churn_errors, churn_retries: counts.
+    """
+
+    tried: int
+    opened: int
+    errors: int
+    retries: int
+    seconds: float
+    per_second: float
+    even: Percentiles
+    odd: Percentiles
+    slope: float
+    start: float
+    occupied: tuple[Occupied, ...]
+    churn: Percentiles
+    churn_errors: int
+    churn_retries: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            **self._asdict(),
+            "even": self.even._asdict(),
+            "odd": self.odd._asdict(),
+            "churn": self.churn._asdict(),
+            "occupied": [
+                {**occupied._asdict(), "microseconds": occupied.microseconds._asdict()}
+                for occupied in self.occupied
+            ],
+        }
+
+
+def summarise(latency: Latency) -> Summary:
+    """The summary of a fill."""
+    fill, churn = latency.fill, latency.churn
+    opened = [number for number, port in enumerate(fill.port) if port]
+    slope, start = _line(opened, [fill.nanoseconds[number] / 1000 for number in opened])
+    return Summary(
+        tried=len(fill.port),
+        opened=len(opened),
+        errors=len(fill.port) - len(opened),
+        retries=sum(fill.retries),
+        seconds=latency.seconds,
+        per_second=len(opened) / latency.seconds if opened else 0.0,
+        even=percentiles(fill.nanoseconds[n] for n in opened if fill.port[n] % 2 == 0),
+        odd=percentiles(fill.nanoseconds[n] for n in opened if fill.port[n] % 2),
+        slope=slope,
+        start=start,
+        occupied=tuple(_by_occupancy(fill, latency.settings.capacity)),
+        churn=percentiles(_of_opened(churn)),
+        churn_errors=sum(map(bool, churn.errno)),
+        churn_retries=sum(churn.retries),
+    )
+
+
+def percentiles(nanoseconds: Iterable[int]) -> Percentiles:
+    """The mean and the percentiles of some times."""
+    times = sorted(nanoseconds)
+    if not times:
+        return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    last = len(times) - 1
+    return Percentiles(
+        len(times),
+        statistics.fmean(times) / 1000,
+        *(times[last * share // 100] / 1000 for share in (50, 90, 99, 100)),
+    )
+
+
+def _of_opened(samples: Samples) -> list[int]:
+    return [time for time, port in zip(samples.nanoseconds, samples.port, strict=True) if port]
+
+
+def _by_occupancy(fill: Samples, capacity: int) -> Iterator[Occupied]:
+    tries: list[list[int]] = [[] for _ in OCCUPANCIES]
+    opened = 0
+    stage = 0
+    for number, port in enumerate(fill.port):
+        # A refused try belongs to the stage that it found.
+        while stage < len(OCCUPANCIES) - 1 and opened >= OCCUPANCIES[stage][1] * capacity:
+            stage += 1
+        tries[stage].append(number)
+        opened += port != 0
+    for (low, high), numbers in zip(OCCUPANCIES, tries, strict=True):
+        yield Occupied(
+            low,
+            high,
+            percentiles(fill.nanoseconds[n] for n in numbers if fill.port[n]),
+            sum(1 for n in numbers if not fill.port[n]),
+            sum(fill.retries[n] for n in numbers),
+        )
+
+
+def _line(numbers: Sequence[int], microseconds: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    if len(numbers) < 2:
+        return 0.0, microseconds[0] if microseconds else 0.0
+    slope, start = statistics.linear_regression(numbers, microseconds)
+    return slope, start
