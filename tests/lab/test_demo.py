@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import functools
 import json
 import os
-import pty
 import re
 import signal
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +15,11 @@ import pytest
 from connectx.cli.main import main
 from connectx.lab import demo, resources, workers
 from connectx.lab.workers import Held
+from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import contextlib
+    import subprocess
 
     from connectx.testing.namespaces import Network
     from connectx.testing.servers import Servers
@@ -37,16 +34,7 @@ Ways = dict[tuple[str, str], dict[str, Any]]
 def connectx_demo(
     *arguments: str, prefix: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [*prefix, sys.executable, "-m", "connectx", "demo", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    if "cannot make a private network namespace" in result.stderr:
-        pytest.skip(result.stderr)
-    return result
+    return connectx("demo", *arguments, prefix=prefix)
 
 
 def by_way(result: subprocess.CompletedProcess[str]) -> Ways:
@@ -170,12 +158,15 @@ class TestTable:
         )
 
     def test_is_coloured_on_a_terminal(self) -> None:
-        with on_a_terminal("--ports", RANGE, "--protocol", "udp") as (process, screen):
+        with on_a_terminal("demo", "--ports", RANGE, "--protocol", "udp") as (process, screen):
             assert COLOUR.search(read_to_end(screen))
             assert process.wait() == 0
 
     def test_is_not_where_no_colour_is_wanted(self) -> None:
-        with on_a_terminal("--ports", RANGE, "--protocol", "udp", NO_COLOR="1") as (_, screen):
+        with on_a_terminal("demo", "--ports", RANGE, "--protocol", "udp", NO_COLOR="1") as (
+            _,
+            screen,
+        ):
             shown = read_to_end(screen)
         assert b"SO_REUSEADDR" in shown
         assert not COLOUR.search(shown)
@@ -184,7 +175,7 @@ class TestTable:
 class TestInterruption:
     @pytest.mark.parametrize("protocol, phase", [("tcp", "opening"), ("udp", "echoing")])
     def test_leaves_no_process(self, protocol: str, phase: str) -> None:
-        with on_a_terminal("--protocol", protocol) as (process, screen):
+        with on_a_terminal("demo", "--protocol", protocol) as (process, screen):
             read_until(screen, phase.encode())
             # As the terminal does it on Ctrl-C: to each process of the group.
             os.killpg(process.pid, signal.SIGINT)
@@ -194,7 +185,7 @@ class TestInterruption:
             os.killpg(process.pid, 0)
 
     def test_by_a_signal_that_is_not_handled(self) -> None:
-        with on_a_terminal("--protocol", "tcp") as (process, screen):
+        with on_a_terminal("demo", "--protocol", "tcp") as (process, screen):
             read_until(screen, b"opening")
             process.terminate()
             # The end comes when the last process that has the terminal is gone.
@@ -287,46 +278,3 @@ class TestOpening:
             demo.open_connections(
                 held, print, technique, socket.SOCK_STREAM, ("127.0.0.2", 7), 10, demo.Opening()
             )
-
-
-@contextlib.contextmanager
-def on_a_terminal(
-    *arguments: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run the demo in a process group and on a terminal of its own."""
-    screen, terminal = pty.openpty()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "connectx", "demo", *arguments],
-            stdin=terminal,
-            stdout=terminal,
-            stderr=terminal,
-            start_new_session=True,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment},
-        )
-    finally:
-        os.close(terminal)
-    with process, contextlib.closing(os.fdopen(screen, "rb", buffering=0)):
-        try:
-            yield process, screen
-        finally:
-            process.kill()
-
-
-def chunks(screen: int) -> Iterator[bytes]:
-    # Linux gives EIO, not an end of file, once no process has the terminal any more.
-    with contextlib.suppress(OSError):
-        yield from iter(functools.partial(os.read, screen, 65536), b"")
-
-
-def read_until(screen: int, text: bytes) -> None:
-    shown = b""
-    for chunk in chunks(screen):
-        shown += chunk
-        if text in shown:
-            return
-    pytest.fail(f"never said {text!r}: {shown!r}")
-
-
-def read_to_end(screen: int) -> bytes:
-    return b"".join(chunks(screen))

@@ -149,7 +149,6 @@ class Latency(NamedTuple):
 
     fill: every connection tried, in order.
     churn: every connection opened in the place of another one afterwards.
-    seconds: the time spent opening, from first to last.
     finished: False where the time limit ended the fill.
     changes: what was changed in the private network, which is gone.
     """
@@ -158,7 +157,6 @@ class Latency(NamedTuple):
     machine: Machine
     fill: Samples
     churn: Samples
-    seconds: float
     finished: bool
     changes: list[str]
 
@@ -204,12 +202,12 @@ def run(settings: Settings, watch: Watch) -> Latency:
         if kind == socket.SOCK_STREAM:
             _listen(stack, settings, destinations, proto)
         tell = functools.partial(watch, f"{settings.way} {settings.protocol}")
-        fill, seconds, finished = _fill(settings, holders, sources, destinations, tell)
+        fill, finished = _fill(settings, holders, sources, destinations, tell)
         churn = Samples.none()
         if settings.operations and finished:
             job = holders.opener.start(_churn, settings, sources, destinations)
             churn = job.result(lambda done: tell("reopening", done, settings.operations))
-        return Latency(settings, machine, fill, churn, seconds, finished, network.changes)
+        return Latency(settings, machine, fill, churn, finished, network.changes)
 
 
 def _addresses(network: Network, settings: Settings) -> tuple[list[Address], list[Address]]:
@@ -253,7 +251,7 @@ def _fill(
     sources: Sequence[Address],
     destinations: Sequence[Address],
     tell: functools.partial[None],
-) -> tuple[Samples, float, bool]:
+) -> tuple[Samples, bool]:
     samples, seconds = Samples.none(), 0.0
     while True:
         begun = len(samples.port)
@@ -264,7 +262,7 @@ def _fill(
         samples.extend(part.samples)
         seconds += part.seconds
         if part.stopped or len(samples.port) == settings.tries:
-            return samples, seconds, not part.stopped
+            return samples, not part.stopped
         holders.relieve()
 
 
@@ -304,8 +302,8 @@ def _open(
     pairs = _pairs(sources, destinations, begun)
     room = descriptors_free()
     samples = Samples.none()
-    start = reported = time.monotonic()
     with _collector_resting():
+        start = reported = time.monotonic()
         for number in range(begun, settings.tries):
             opened = open_one(*next(pairs))
             port = 0
@@ -322,7 +320,7 @@ def _open(
                 return _Part(samples, now - start, stopped=True)
             if not room:
                 break
-    return _Part(samples, time.monotonic() - start, stopped=False)
+        return _Part(samples, time.monotonic() - start, stopped=False)
 
 
 def _churn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,7 +16,7 @@ OCCUPANCIES: Final = ((0.0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 1.0))
 
 
 class Percentiles(NamedTuple):
-    """Microseconds of some connections; all 0 where there are none.
+    """Microseconds of some connections; all NaN where there are none.
 
     connections: how many there are.
     """
@@ -26,6 +27,12 @@ class Percentiles(NamedTuple):
     ninety: float
     ninety_nine: float
     longest: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values, null where there are none."""
+        return {
+            name: None if math.isnan(value) else value for name, value in self._asdict().items()
+        }
 
 
 class Occupied(NamedTuple):
@@ -47,7 +54,8 @@ class Summary(NamedTuple):
     """A fill at a glance.
 
     tried, opened, errors, retries: counts.
-    per_second: connections opened a second, refusals' time included.
+    seconds: what all of it took, refusals included.
+    per_second: connections opened in each of them.
     even, odd: microseconds of the connections with such source ports.
     slope: microseconds that a connection took more than the one before it, on the
     line through all of them; start: where that line begins.
@@ -75,11 +83,11 @@ class Summary(NamedTuple):
         """The same as plain values."""
         return {
             **self._asdict(),
-            "even": self.even._asdict(),
-            "odd": self.odd._asdict(),
-            "churn": self.churn._asdict(),
+            "even": self.even.as_json(),
+            "odd": self.odd.as_json(),
+            "churn": self.churn.as_json(),
             "occupied": [
-                {**occupied._asdict(), "microseconds": occupied.microseconds._asdict()}
+                {**occupied._asdict(), "microseconds": occupied.microseconds.as_json()}
                 for occupied in self.occupied
             ],
         }
@@ -89,14 +97,15 @@ def summarise(latency: Latency) -> Summary:
     """The summary of a fill."""
     fill, churn = latency.fill, latency.churn
     opened = [number for number, port in enumerate(fill.port) if port]
+    seconds = sum(fill.nanoseconds) / 1e9
     slope, start = _line(opened, [fill.nanoseconds[number] / 1000 for number in opened])
     return Summary(
         tried=len(fill.port),
         opened=len(opened),
         errors=len(fill.port) - len(opened),
         retries=sum(fill.retries),
-        seconds=latency.seconds,
-        per_second=len(opened) / latency.seconds if opened else 0.0,
+        seconds=seconds,
+        per_second=len(opened) / seconds if opened else 0.0,
         even=percentiles(fill.nanoseconds[n] for n in opened if fill.port[n] % 2 == 0),
         odd=percentiles(fill.nanoseconds[n] for n in opened if fill.port[n] % 2),
         slope=slope,
@@ -112,12 +121,11 @@ def percentiles(nanoseconds: Iterable[int]) -> Percentiles:
     """The mean and the percentiles of some times."""
     times = sorted(nanoseconds)
     if not times:
-        return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    last = len(times) - 1
+        return Percentiles(0, *[math.nan] * 5)
+    # The nearest rank: the least time that so many in a hundred do not exceed.
+    ranks = (math.ceil(len(times) * share / 100) - 1 for share in (50, 90, 99, 100))
     return Percentiles(
-        len(times),
-        statistics.fmean(times) / 1000,
-        *(times[last * share // 100] / 1000 for share in (50, 90, 99, 100)),
+        len(times), statistics.fmean(times) / 1000, *(times[rank] / 1000 for rank in ranks)
     )
 
 

@@ -248,7 +248,8 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
         machine = results[0].machine
         lines.append(
             f"Linux {machine.kernel}, {machine.cores} cores, Python {machine.python}. In private "
-            f"network namespaces, which are gone: {'; '.join(_changes(results))}. Nothing else was changed."
+            f"network namespaces, which are gone: {'; '.join(_changes(results))}. Nothing else "
+            "was changed."
         )
     for line in lines:
         console.print(textwrap.fill(line, width), style="dim")
