@@ -29,7 +29,7 @@ from connectx.linux.disconnect import disconnect
 from connectx.linux.features import Probe
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import TupleLookup
-from connectx.testing.kernel_model import KernelModel, ModelSocket, State
+from connectx.testing.kernel_model import KernelModel, ModelSocket, Obstacle, State
 from connectx.testing.namespaces import experiment_network
 from connectx.testing.servers import Servers
 from tests.kernel.raw import (
@@ -525,6 +525,25 @@ class TestProbes:
             kernel = KernelModel(PortRange(20000, 20999), reserved=range(20000, 20500))
             kernel.connect(kernel.socket(stream=stream), DESTINATIONS[0])
             assert len(kernel.probes) == 1
+
+    def test_why_a_port_is_passed_over(self) -> None:
+        kernel = KernelModel(PORTS)
+        kernel.bind(kernel.socket(), HOSTS[1], 20001)
+        sock = kernel.socket(local_port_range=(20002, 20002))
+        kernel.connect(sock, DESTINATIONS[0])
+
+        def obstacles(host: str, destination: Endpoint) -> list[Obstacle | None]:
+            ports = range(PORTS.low, PORTS.high + 1)
+            return [kernel.obstacle(Endpoint(host, port), destination) for port in ports]
+
+        assert obstacles(HOST, DESTINATIONS[0]) == [None, Obstacle.BOUND, Obstacle.IN_USE, None]
+        # Another destination or source shares the port that connect() chose, none the other.
+        shared = [None, Obstacle.BOUND, None, None]
+        assert obstacles(HOST, DESTINATIONS[1]) == obstacles(HOSTS[1], DESTINATIONS[0]) == shared
+        kernel.close(sock, State.TIME_WAIT)
+        assert obstacles(HOST, DESTINATIONS[0])[2] is Obstacle.IN_USE
+        kernel.now += kernel.tcp_tw_reuse_delay + 1
+        assert obstacles(HOST, DESTINATIONS[0])[2] is None
 
     def test_an_explicit_bind_searches_nothing(self) -> None:
         kernel = KernelModel(PORTS)

@@ -60,6 +60,21 @@ class State(enum.Enum):
     TIME_WAIT = "TIME_WAIT"
 
 
+#: Has a name because before Python 3.12 a State.NAME costs half as much as a probe.
+_OWNERLESS: Final = (State.FIN_WAIT2, State.TIME_WAIT)
+
+
+class Obstacle(enum.Enum):
+    """Why connect()'s search passes over a port that it looks at.
+
+    BOUND: the bucket is of the bind class.
+    IN_USE: the 4-tuple is taken (__inet_check_established).
+    """
+
+    BOUND = "bound"
+    IN_USE = "in use"
+
+
 @dataclass(eq=False, slots=True)
 class ModelSocket:
     """A socket: its options, which may be set at any time, and what the kernel notes of it.
@@ -140,9 +155,10 @@ class KernelModel:
         self.probes: list[int] = []
         self._random = random.Random(seed)  # noqa: S311 - to be repeatable is what it is for
         self._counter = itertools.count(1)
-        # TCP: by port, and by 4-tuple.
+        # TCP: by port; and by source address and destination, then by port, so that a
+        # search looks up no more than a number for each port.
         self._buckets: dict[int, _Bucket] = {}
-        self._tuples: dict[tuple[Endpoint, Endpoint], ModelSocket] = {}
+        self._tuples: dict[tuple[str, Endpoint], dict[int, ModelSocket]] = {}
         # Where the next search toward a destination begins: RFC 6056, algorithm 4.
         # The kernel has a table of 65,536 hashed entries; ours never collide.
         self._offsets: dict[tuple[str, Endpoint], int] = {}
@@ -223,7 +239,7 @@ class KernelModel:
     ) -> ModelSocket | None:
         """The socket that a packet from destination to source would reach."""
         if stream:
-            found = self._tuples.get((source, destination))
+            found = self._tuples.get((source.host, destination), {}).get(source.port)
             candidates = [
                 sock
                 for sock in self._owners(source.port)
@@ -249,6 +265,20 @@ class KernelModel:
         if stream:
             return [sock for bucket in self._buckets.values() for sock in bucket.owners]
         return [sock for on_port in self._datagrams.values() for sock in on_port]
+
+    def obstacle(self, source: Endpoint, destination: Endpoint) -> Obstacle | None:
+        """Why a connect() from an address passes over a port; None where it would take it."""
+        bucket = self._buckets.get(source.port)
+        if bucket is None:
+            return None
+        if not bucket.connect_class:
+            return Obstacle.BOUND
+        former = self._tuples.get((source.host, destination), {}).get(source.port)
+        if former is None or (
+            former.state in _OWNERLESS and self._may_take_over(former, explicit=False)
+        ):
+            return None
+        return Obstacle.IN_USE
 
     # Ports.
 
@@ -299,7 +329,7 @@ class KernelModel:
     def _vacate(self, sock: ModelSocket) -> None:
         """Leave the 4-tuple, and the port unless bind() was told it."""
         if sock.stream and sock.destination is not None:
-            del self._tuples[sock.source, sock.destination]
+            del self._tuples[sock.source.host, sock.destination][sock.source.port]
         sock.destination = None
         sock.state = State.CLOSE
         if not sock.port_locked:
@@ -340,15 +370,19 @@ class KernelModel:
                 self._move(sock, "")
             raise
         sock.timestamps = self.tcp_timestamps
-        former = self._tuples.get((source, destination))
+        on_path = self._on_path(source.host, destination)
+        former = on_path.get(source.port)
         if former is not None:
             self._vacate(former)
             self._release(former)
-        self._tuples[source, destination] = sock
+        on_path[source.port] = sock
 
     def _take_tuple(self, sock: ModelSocket, destination: Endpoint) -> Endpoint:
         if sock.source.port:
-            if not self._is_unique(sock.source, destination, explicit=True):
+            former = self._on_path(sock.source.host, destination).get(sock.source.port)
+            if former is not None and not (
+                former.state in _OWNERLESS and self._may_take_over(former, explicit=True)
+            ):
                 raise _error(errno.EADDRNOTAVAIL)
             return sock.source
         port = self._search_to_connect(sock, destination)
@@ -362,6 +396,7 @@ class KernelModel:
         ports, window = self._range_of(sock)
         step = 1 if window and self.step_of_one else 2
         size = ports.size & ~1 if step > 1 and ports.size > 1 else ports.size
+        buckets, on_path = self._buckets, self._on_path(sock.source.host, destination)
         key = sock.source.host, destination
         offset = self._offsets.setdefault(key, self._random.getrandbits(32))
         first = offset % size // step * step
@@ -369,29 +404,35 @@ class KernelModel:
             _walk(ports, first + parity, size, step) for parity in range(min(step, size))
         )
         for port in self._probe(walk):
-            bucket = self._buckets.get(port)
+            bucket = buckets.get(port)
             if bucket is None or (
                 bucket.connect_class
-                and self._is_unique(sock.source._replace(port=port), destination, explicit=False)
+                and (
+                    (former := on_path.get(port)) is None
+                    or (
+                        # Asked here, for a call would cost as much as the rest of a probe.
+                        former.state in _OWNERLESS and self._may_take_over(former, explicit=False)
+                    )
+                )
             ):
                 gone = (port - ports.low - first) % size // step * step
                 self._offsets[key] = offset + max(gone, self._random.randrange(8) * step) + step
                 return port
         raise _error(errno.EADDRNOTAVAIL)
 
-    def _is_unique(self, source: Endpoint, destination: Endpoint, *, explicit: bool) -> bool:
-        """Whether a 4-tuple is free, or its TIME_WAIT may be taken over (tcp_twsk_unique).
+    def _on_path(self, host: str, destination: Endpoint) -> dict[int, ModelSocket]:
+        """The connections from an address to a destination, by source port."""
+        return self._tuples.setdefault((host, destination), {})
+
+    def _may_take_over(self, former: ModelSocket, *, explicit: bool) -> bool:
+        """Whether the 4-tuple of a socket without an owner may be taken (tcp_twsk_unique).
 
         explicit: bind() chose the port.
         """
-        former = self._tuples.get((source, destination))
-        if former is None:
-            return True
-        if former.state not in (State.TIME_WAIT, State.FIN_WAIT2) or not former.timestamps:
-            return False
-        if explicit:
-            return True
-        loopback = source.host.startswith("127.") or destination.host.startswith("127.")
+        if explicit or not former.timestamps:
+            return former.timestamps
+        hosts = former.source.host, former.destination.host if former.destination else ""
+        loopback = any(host.startswith("127.") for host in hosts)
         return (
             former.state is State.TIME_WAIT
             and (self.tcp_tw_reuse == 1 or (self.tcp_tw_reuse == 2 and loopback))
@@ -452,12 +493,11 @@ class KernelModel:
 
 def _walk(ports: PortRange, first: int, size: int, step: int) -> Iterator[int]:
     """Every step-th port from an offset on, around the end; size: how far before it is back."""
-    port = ports.low + first
-    for _ in range(0, size, step):
-        if port > ports.high:
-            port -= size
-        yield port
-        port += step
+    count = len(range(0, size, step))
+    start = ports.low + first
+    ahead = range(start, ports.high + 1, step)[:count]
+    around = range(start + len(ahead) * step - size, ports.high + 1, step)[: count - len(ahead)]
+    return itertools.chain(ahead, around)
 
 
 def _overlap(sock: ModelSocket, other: ModelSocket) -> bool:
