@@ -1,0 +1,336 @@
+"""Which ports connect() looks at until it has one: its search, by a model of the kernel.
+
+The articles draw this for eight ports. Here it is done for any range, with what else bears
+on it: windows, reserved ports, ports that others have bound, several destinations. Nothing
+is opened: connectx.testing.kernel_model does what the kernel would, and the same again for
+the same seed. tests/lab/test_simulate.py holds it against the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from connectx.addresses import Endpoint, PortRange
+from connectx.testing.kernel_model import KernelModel, Obstacle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from connectx.lab.progress import Watch
+
+PLAIN: Final = "plain"
+OPTION: Final = "option"
+WINDOW: Final = "window"
+
+#: The ranges of occupancy that connections are counted in: a name, and where each ends.
+OCCUPANCY: Final = (
+    ("0-50 %", 0.5),
+    ("50-90 %", 0.9),
+    ("90-99 %", 0.99),
+    ("last 1 %", 1.0),
+    ("full", float("inf")),
+)
+
+#: About a minute of simulation; the kernel's default range, filled plainly, takes 200 million.
+MOST_PROBES: Final = 300_000_000
+#: Of memory, half a gigabyte.
+MOST_CONNECTIONS: Final = 500_000
+
+_HOST: Final = "127.0.0.1"
+_FIRST_DESTINATION: Final = 9000
+
+#: Between two reports: a tenth of a second, or less.
+_PROBES_PER_REPORT: Final = 300_000
+
+#: What a search costs while there is a free port in its first scan, with much to spare.
+_PROBES_IN_PASSING: Final = 20
+
+
+class Search(NamedTuple):
+    """How connect() is made to search.
+
+    kind: PLAIN, connect() unaided; OPTION, with IP_LOCAL_PORT_RANGE set to the whole range;
+    or WINDOW, with it set to a part that is placed at random for each connection, once.
+    size: how many ports a window holds; 0 for the others.
+    """
+
+    kind: str
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.size}" if self.kind == WINDOW else self.kind
+
+
+def parse_search(text: str) -> Search:
+    """The search named plain, option or window:SIZE; raises ValueError for anything else."""
+    kind, colon, size = text.partition(":")
+    if kind in (PLAIN, OPTION) and not colon:
+        return Search(kind)
+    if kind == WINDOW and size.isascii() and size.isdigit() and int(size):
+        return Search(kind, int(size))
+    raise ValueError(f"neither plain, nor option, nor a window such as window:500: {text!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is simulated; ValueError for what makes no sense.
+
+    ports, reserved: net.ipv4.ip_local_port_range and ip_local_reserved_ports.
+    step_of_one: windows are searched port by port, as since Linux 6.8; False: in steps of two.
+    connections: how many to attempt; 0 for as many as there are 4-tuples.
+    destinations: how many there are; the connections go to one after the other.
+    bound: ports that other sockets were bound to, exclusively.
+    paths: keep every probe of each connection, not only their number.
+    """
+
+    ports: PortRange
+    search: Search = field(default=Search(PLAIN))
+    step_of_one: bool = True
+    connections: int = 0
+    destinations: int = 1
+    reserved: frozenset[int] = frozenset()
+    bound: frozenset[int] = frozenset()
+    seed: int = 0
+    paths: bool = False
+
+    def __post_init__(self) -> None:
+        if self.search.size > self.ports.size:
+            raise ValueError(f"a window of {self.search.size:,} ports is larger than {self.ports}")
+        for name, ports in (("reserved", self.reserved), ("bound", self.bound)):
+            outside = [port for port in sorted(ports) if not self.ports.contains(port)]
+            if outside:
+                # It would change nothing, which is not what whoever names it expects.
+                raise ValueError(f"the {name} port {outside[0]} is not in the range {self.ports}")
+        if self.connections < 0 or self.destinations < 1:
+            raise ValueError("connections and destinations are counted from one")
+        if not self.tuples:
+            raise ValueError(f"every port of {self.ports} is reserved or bound")
+
+    @property
+    def tuples(self) -> int:
+        """How many connections there can be, if a search finds every port."""
+        return (self.ports.size - len(self.reserved | self.bound)) * self.destinations
+
+    @property
+    def attempts(self) -> int:
+        """How many connections are attempted."""
+        return self.connections or self.tuples
+
+    @property
+    def expected_probes(self) -> int:
+        """About how many probes all of it takes: enough to refuse what would take too long."""
+        each = self.search.size or self.ports.size - len(self.reserved)
+        beyond = max(0, self.attempts - self.tuples)
+        within = self.attempts - beyond
+        if self.search.kind == WINDOW and each < self.ports.size:
+            # Many a window is full before the range is.
+            searched = within * each // (4 if self.step_of_one else 2)
+        elif self.search.kind == PLAIN or not self.step_of_one:
+            # Past half of the ports, one half is looked at in vain each time.
+            searched = max(0, within - self.tuples // 2) * each // 2
+        else:
+            searched = 0
+        return beyond * each + searched + self.attempts * _PROBES_IN_PASSING
+
+
+class Probe(NamedTuple):
+    """A port that a search looked at; obstacle: why it went on, None where it took it."""
+
+    port: int
+    obstacle: Obstacle | None
+
+
+class Connection(NamedTuple):
+    """An attempt to connect.
+
+    number: counted from one, as is the destination.
+    in_use: how many 4-tuples were before it.
+    window: the ports it was to search.
+    port, errno: what it got; the other one is 0.
+    probes: how many ports it looked at.
+    path: those ports in order, where the settings ask for them.
+    """
+
+    number: int
+    destination: int
+    in_use: int
+    window: PortRange
+    port: int
+    errno: int
+    probes: int
+    path: tuple[Probe, ...]
+
+
+class Group(NamedTuple):
+    """What some connections have cost.
+
+    connections, failed: how many there are, and how many of them got no port.
+    probes, most: of all, and of the one that took most.
+    """
+
+    name: str
+    connections: int
+    failed: int
+    probes: int
+    most: int
+
+    @property
+    def mean(self) -> float | None:
+        """Probes of a connection; None where there is none."""
+        return self.probes / self.connections if self.connections else None
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What came of it, in order."""
+
+    settings: Settings
+    connections: list[Connection]
+
+    def by_occupancy(self) -> list[Group]:
+        """The connections by the share of all 4-tuples that was in use before them."""
+        bins: dict[str, list[Connection]] = {name: [] for name, _ in OCCUPANCY}
+        for connection in self.connections:
+            share = connection.in_use / self.settings.tuples
+            bins[next(name for name, end in OCCUPANCY if share < end)].append(connection)
+        return [_group(name, members) for name, members in bins.items()]
+
+    def by_parity(self) -> list[Group]:
+        """Those that got an even port, and those that got an odd one."""
+        opened = [connection for connection in self.connections if connection.port]
+        return [
+            _group(name, (each for each in opened if each.port % 2 == parity))
+            for parity, name in enumerate(("even ports", "odd ports"))
+        ]
+
+    def total(self) -> Group:
+        """All of them."""
+        return _group("all", self.connections)
+
+
+def run(settings: Settings, watch: Watch | None = None) -> Simulation:
+    """Simulate; the same for the same settings."""
+    kernel = KernelModel(
+        settings.ports,
+        settings.reserved,
+        step_of_one=settings.step_of_one,
+        seed=settings.seed,
+        address=_HOST,
+    )
+    for port in sorted(settings.bound):
+        kernel.bind(kernel.socket(), _HOST, port)
+    # Of its own, or each window would depend on where the search in the last one began.
+    windows = random.Random(f"windows {settings.seed}")  # noqa: S311 - to be repeatable
+    connections: list[Connection] = []
+    in_use = reported = probes = 0
+    for number in range(settings.attempts):
+        window = _window(settings, windows)
+        connection = _connect(kernel, settings, number, window)._replace(in_use=in_use)
+        connections.append(connection)
+        in_use += bool(connection.port)
+        probes += connection.probes
+        if watch and probes - reported > _PROBES_PER_REPORT:
+            reported = probes
+            watch(f"{settings.search}", "connections", number + 1, settings.attempts)
+    return Simulation(settings, connections)
+
+
+def as_json(simulation: Simulation) -> dict[str, Any]:
+    """The simulation as what json.dumps() takes; `connectx lab simulate --help` says what is in it.
+
+    The path of a connection is there where the settings ask for it.
+    """
+    settings = simulation.settings
+    return {
+        "settings": {
+            "ports": list(settings.ports),
+            "search": str(settings.search),
+            "step_of_one": settings.step_of_one,
+            "connections": settings.attempts,
+            "destinations": settings.destinations,
+            "reserved": sorted(settings.reserved),
+            "bound": sorted(settings.bound),
+            "seed": settings.seed,
+        },
+        "connections": [
+            _connection_as_json(connection, paths=settings.paths)
+            for connection in simulation.connections
+        ],
+        "totals": {
+            "all": _group_as_json(simulation.total()),
+            "occupancy": [_group_as_json(group) for group in simulation.by_occupancy()],
+            "parity": [_group_as_json(group) for group in simulation.by_parity()],
+        },
+    }
+
+
+def _window(settings: Settings, source: random.Random) -> PortRange:
+    if settings.search.kind != WINDOW:
+        return settings.ports
+    size = settings.search.size
+    low = source.randint(settings.ports.low, settings.ports.high - size + 1)
+    return PortRange(low, low + size - 1)
+
+
+def _connect(kernel: KernelModel, settings: Settings, number: int, window: PortRange) -> Connection:
+    option = (0, 0) if settings.search.kind == PLAIN else tuple(window)
+    destination = Endpoint(_HOST, _FIRST_DESTINATION + number % settings.destinations)
+    sock = kernel.socket(local_port_range=(option[0], option[1]))
+    code = 0
+    try:
+        kernel.connect(sock, destination)
+    except OSError as error:
+        code = error.errno or 0
+    path: tuple[Probe, ...] = ()
+    if settings.paths:
+        # The ports that were passed over are as they were.
+        path = tuple(
+            Probe(
+                port,
+                None
+                if port == sock.source.port
+                else kernel.obstacle(Endpoint(_HOST, port), destination),
+            )
+            for port in kernel.probes
+        )
+    return Connection(
+        number=number + 1,
+        destination=number % settings.destinations + 1,
+        in_use=0,
+        window=window,
+        port=sock.source.port,
+        errno=code,
+        probes=len(kernel.probes),
+        path=path,
+    )
+
+
+def _group(name: str, members: Iterable[Connection]) -> Group:
+    connections = list(members)
+    probes = [connection.probes for connection in connections]
+    failed = sum(not connection.port for connection in connections)
+    return Group(name, len(connections), failed, sum(probes), max(probes, default=0))
+
+
+def _group_as_json(group: Group) -> dict[str, Any]:
+    return {**group._asdict(), "mean": None if group.mean is None else round(group.mean, 3)}
+
+
+def _connection_as_json(connection: Connection, *, paths: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "number": connection.number,
+        "destination": connection.destination,
+        "window": list(connection.window),
+        "port": connection.port or None,
+        "errno": errno.errorcode.get(connection.errno),
+        "probes": connection.probes,
+    }
+    if paths:
+        found["path"] = [
+            {"port": probe.port, "finding": probe.obstacle.value if probe.obstacle else "chosen"}
+            for probe in connection.path
+        ]
+    return found
