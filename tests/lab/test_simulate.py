@@ -11,8 +11,7 @@ import pytest
 
 from connectx.addresses import PortRange
 from connectx.lab import simulate
-from connectx.lab.simulate import PLAIN, WINDOW, Search, Settings
-from connectx.testing.kernel_model import Obstacle
+from connectx.lab.simulate import PLAIN, WINDOW, Finding, Search, Settings
 
 if TYPE_CHECKING:
     from connectx.lab.simulate import Simulation
@@ -50,8 +49,8 @@ class TestSearch:
         for connection in simulation.connections:
             *passed, last = connection.path
             assert {probe.port for probe in passed} <= taken
-            assert {probe.obstacle for probe in passed} <= {Obstacle.IN_USE}
-            assert last == (connection.port, None)
+            assert {probe.finding for probe in passed} <= {Finding.IN_USE}
+            assert last == (connection.port, Finding.CHOSEN)
             assert connection.probes == len(connection.path)
             # Even ports, one after the other around the end; then the odd ones.
             ports = [probe.port for probe in connection.path]
@@ -65,7 +64,7 @@ class TestSearch:
         assert sorted(ports_of(simulation)) == [40000, 40003, 40005, 40006, 40007]
         probes = [probe for each in simulation.connections for probe in each.path]
         assert not {probe.port for probe in probes} & {40001, 40002}
-        assert {probe.port for probe in probes if probe.obstacle is Obstacle.BOUND} == {40004}
+        assert {probe.port for probe in probes if probe.finding is Finding.BOUND} == {40004}
 
     def test_destinations_share_every_port(self) -> None:
         simulation = run(destinations=3)
@@ -80,7 +79,7 @@ class TestSearch:
         simulation = run(connections=10)
         for connection in simulation.connections[8:]:
             assert (connection.port, connection.errno) == (0, errno.EADDRNOTAVAIL)
-            assert {probe.obstacle for probe in connection.path} == {Obstacle.IN_USE}
+            assert {probe.finding for probe in connection.path} == {Finding.IN_USE}
             assert connection.probes == 8
 
     def test_a_window_is_tried_once(self) -> None:

@@ -8,6 +8,7 @@ the same seed. tests/lab/test_simulate.py holds it against the kernel.
 
 from __future__ import annotations
 
+import enum
 import errno
 import random
 from dataclasses import dataclass, field
@@ -136,11 +137,29 @@ class Settings:
         return beyond * each + searched + self.attempts * _PROBES_IN_PASSING
 
 
+class Finding(enum.Enum):
+    """What a search finds at a port that it looks at.
+
+    IN_USE: the 4-tuple is taken. BOUND: another socket is bound to the port.
+    """
+
+    IN_USE = "in use"
+    BOUND = "bound"
+    CHOSEN = "chosen"
+
+
+_FINDINGS: Final = {
+    Obstacle.IN_USE: Finding.IN_USE,
+    Obstacle.BOUND: Finding.BOUND,
+    None: Finding.CHOSEN,
+}
+
+
 class Probe(NamedTuple):
-    """A port that a search looked at; obstacle: why it went on, None where it took it."""
+    """A port that a search looked at."""
 
     port: int
-    obstacle: Obstacle | None
+    finding: Finding
 
 
 class Connection(NamedTuple):
@@ -284,18 +303,13 @@ def _connect(kernel: KernelModel, settings: Settings, number: int, window: PortR
         kernel.connect(sock, destination)
     except OSError as error:
         code = error.errno or 0
-    path: tuple[Probe, ...] = ()
+    path: list[Probe] = []
     if settings.paths:
-        # The ports that were passed over are as they were.
-        path = tuple(
-            Probe(
-                port,
-                None
-                if port == sock.source.port
-                else kernel.obstacle(Endpoint(_HOST, port), destination),
-            )
-            for port in kernel.probes
-        )
+        for port in kernel.probes:
+            # Ports that were passed over are still as the search found them.
+            obstacle = kernel.obstacle(Endpoint(_HOST, port), destination)
+            chosen = port == sock.source.port
+            path.append(Probe(port, _FINDINGS[None if chosen else obstacle]))
     return Connection(
         number=number + 1,
         destination=number % settings.destinations + 1,
@@ -304,7 +318,7 @@ def _connect(kernel: KernelModel, settings: Settings, number: int, window: PortR
         port=sock.source.port,
         errno=code,
         probes=len(kernel.probes),
-        path=path,
+        path=tuple(path),
     )
 
 
@@ -330,7 +344,6 @@ def _connection_as_json(connection: Connection, *, paths: bool) -> dict[str, Any
     }
     if paths:
         found["path"] = [
-            {"port": probe.port, "finding": probe.obstacle.value if probe.obstacle else "chosen"}
-            for probe in connection.path
+            {"port": probe.port, "finding": probe.finding.value} for probe in connection.path
         ]
     return found

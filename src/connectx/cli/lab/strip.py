@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.lab.simulate import WINDOW
-from connectx.testing.kernel_model import Obstacle
+from connectx.lab.simulate import WINDOW, Finding
 
 if TYPE_CHECKING:
     from connectx.lab.simulate import Connection, Probe, Settings
@@ -38,8 +37,8 @@ _CHOSEN_STYLE: Final = "bold green"
 _PARITY_STYLES: Final = ("blue", "red")
 
 #: Of a probe in a narrow strip: what it found.
-_NARROW: Final = {None: "*", Obstacle.IN_USE: ">", Obstacle.BOUND: "!"}
-_WIDE_SUFFIX: Final = {Obstacle.IN_USE: _IN_USE.text, Obstacle.BOUND: _BOUND.text}
+_NARROW: Final = {Finding.CHOSEN: "*", Finding.IN_USE: ">", Finding.BOUND: "!"}
+_WIDE_SUFFIX: Final = {Finding.IN_USE: _IN_USE.text, Finding.BOUND: _BOUND.text}
 
 
 class Strips:
@@ -138,12 +137,13 @@ class Strips:
         return Segment(f"{number:>{self._number}}{shown:{self._destination}} ")
 
     def _probed(self, order: int, probe: Probe) -> Segment:
-        style = _PARITY_STYLES[probe.port % 2] if probe.obstacle else _CHOSEN_STYLE
+        chosen = probe.finding is Finding.CHOSEN
+        style = _CHOSEN_STYLE if chosen else _PARITY_STYLES[probe.port % 2]
         if self._cell == 1:
-            return Segment(_NARROW[probe.obstacle], style)
-        if probe.obstacle:
-            return Segment(f"{order}{_WIDE_SUFFIX[probe.obstacle]}", style)
-        return Segment(f"[{order}]", style)
+            return Segment(_NARROW[probe.finding], style)
+        if chosen:
+            return Segment(f"[{order}]", style)
+        return Segment(f"{order}{_WIDE_SUFFIX[probe.finding]}", style)
 
 
 def _outcome(probes: str, port: str) -> str:
