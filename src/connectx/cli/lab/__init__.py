@@ -20,7 +20,7 @@ HELP: Final = "Regenerate the articles' tables and figures on this machine's ker
 EXAMPLE: Final = "connectx lab techniques --protocol udp"
 
 #: The experiments, by module name.
-EXPERIMENTS: Final = ("latency", "simulate")
+EXPERIMENTS: Final = ("techniques", "latency", "simulate")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ _ELSEWHERE: Final = Segment("o", "dim")
 _OUTSIDE: Final = Segment(" ")
 
 _CHOSEN_STYLE: Final = "bold green"
-#: The parities, as which a plain connect() searches the ports: even and odd.
+#: Of even and of odd ports, which a plain connect() searches one after the other.
 _PARITY_STYLES: Final = ("blue", "red")
 
 #: Of a probe in a narrow strip: what it found.

@@ -1,0 +1,317 @@
+"""``connectx lab techniques``: formats what the experiments in connectx.lab.techniques find."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from connectx.cli.progress import progress_bars
+from connectx.lab import techniques
+from connectx.lab.listeners import Case
+from connectx.lab.mixing import OK, Cell
+from connectx.lab.procedures import TRIES
+from connectx.lab.technique_table import PORTS
+from connectx.lab.techniques import Row
+from connectx.lab.transports import FAMILIES, PROTOCOLS
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from connectx.lab.listeners import Outcome
+    from connectx.lab.technique_table import Findings
+    from connectx.lab.techniques import Techniques
+    from connectx.lab.transports import Transport
+
+#: Something that was found over a transport, which is its first field.
+Found = TypeVar("Found", Row, Cell, Case)
+
+NAME: Final = "techniques"
+HELP: Final = "Try every way to open an outgoing connection, and compare with what is known."
+EXAMPLE: Final = "connectx lab techniques --protocol udp --family 4"
+
+_DESCRIPTION: Final = f"""\
+{HELP}
+
+In private network namespaces, each technique opens connections from one source address,
+with {PORTS.size} source ports, to two destinations: to the first until there are as many
+as ports, and one more; then the same to the second. Two sockets are then opened to one
+4-tuple in every order that their system calls can have, and connectx by two processes at
+once. The next table has every pair of techniques: one has a source port, the other wants it
+toward another destination. The last one has services whose port an outgoing connection may
+have taken.
+
+A technique that chooses ports at random has {TRIES} tries for each port of the range, which
+is enough to find the last one but once in some million runs. What is marked with ! is not
+as expected.
+
+keys of --json:
+  machine             the kernel, what it can do, and settings of the machine's own network
+  changes             what was changed in the private networks, which are gone by now
+  seconds             how long it took
+  left_out            protocols and families that this machine lacks: protocol, family, reason
+  rows                a list, in the order of the tables:
+    protocol, family  "tcp", "mptcp", "udp" or "udplite"; 4 or 6
+    technique, calls  its name, and the calls that make it up
+    expected          what we know to come of it:
+      errno           what ends it when the ports are used up, null for nothing
+      shares          whether a source address and port serves both destinations
+      overshadows     whether two sockets can get onto one 4-tuple
+      opened          connections to each of the two destinations
+    observed          the same, as found; null where this kernel lacks what it takes
+    agrees            whether they are equal; null where there is nothing to compare
+    note              what else there is to say, or null
+  mixing              a list: protocol, family, and
+    first, second     calls of who has the port, and of who wants it too
+    expected          "ok", or the errno and the call that gave it
+    observed, agrees  as above
+  listeners           a list: protocol, family, and
+    outgoing          calls of the outgoing connection
+    service           calls of the service that starts after it
+    service_address   "source" or "wildcard": what it binds to
+    reserved          whether its port is in ip_local_reserved_ports
+    expected          takes: whether the connection has the service's port;
+                      service: "ok", or the errno and the call that gave it
+    observed, agrees  as above
+"""
+
+_WIDTH: Final = 80
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description = _DESCRIPTION
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="leave the others out")
+    parser.add_argument(
+        "--family", type=int, choices=FAMILIES, help="IPv4 or IPv6: leave the other out"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the experiments; 0 if everything is as expected."""
+    protocols = [arguments.protocol] if arguments.protocol else list(PROTOCOLS)
+    families = [arguments.family] if arguments.family else FAMILIES
+    with progress_bars() as watch:
+        result = techniques.run(protocols, families, watch)
+    if arguments.json:
+        print(json.dumps(techniques.as_json(result), indent=2))
+    else:
+        _print_tables(result)
+    return 1 if result.disagreements else 0
+
+
+def _print_tables(result: Techniques) -> None:
+    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
+
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDTH)
+    for transports, rows in _alike(result.rows):
+        _print_techniques(console, transports, rows)
+    for transports, cells in _alike(result.mixing):
+        _print_matrix(console, transports, cells)
+    for transports, cases in _alike(result.listeners):
+        _print_services(console, transports, cases)
+    _print_end(console, result)
+
+
+# The techniques.
+
+
+def _print_techniques(console: Console, transports: str, rows: Sequence[Row]) -> None:
+    table = _table(f"{transports}: {PORTS.size} source ports, two destinations")
+    table.add_column("technique", width=30)
+    table.add_column()
+    table.add_column("errno when\nexhausted", width=14)
+    table.add_column("source\nshared")
+    table.add_column("over-\nshadows")
+    table.add_column("opened\nto each")
+    notes: list[str] = []
+    for row in rows:
+        if row.note and row.note not in notes:
+            notes.append(row.note)
+        mark = f" ({notes.index(row.note) + 1})" if row.note else ""
+        columns = _beside(
+            _cells_of(row.expected), None if row.observed is None else _cells_of(row.observed)
+        )
+        style = "bold" if row.technique.startswith("connectx") else None
+        table.add_row(row.technique + mark, *columns, style=style)
+    console.print(table)
+    for number, note in enumerate(notes, start=1):
+        console.print(_hanging(f"({number})", note))
+    console.print()
+
+
+def _cells_of(findings: Findings) -> tuple[str, ...]:
+    return (
+        findings.errno or "none",
+        _yes(findings.shares),
+        _yes(findings.overshadows),
+        " ".join(map(str, findings.opened)),
+    )
+
+
+# The pairs.
+
+
+def _print_matrix(console: Console, transports: str, cells: Sequence[Cell]) -> None:
+    calls = list(dict.fromkeys(cell.first for cell in cells))
+    found = {(cell.first, cell.second): cell for cell in cells}
+    console.print(f"{transports}: pairs of techniques that want one source port\n", style="italic")
+    for number, call in enumerate(calls, start=1):
+        console.print(_hanging(f"{number:2}", call))
+    table = _table("row: who has the port; column: who wants it toward another destination")
+    table.add_column("", justify="right", style="bold")
+    for number in range(1, len(calls) + 1):
+        table.add_column(str(number), justify="right", width=3)
+    for number, call in enumerate(calls, start=1):
+        table.add_row(str(number), *(_code(found[call, second]) for second in calls))
+    console.print()
+    console.print(table)
+    console.print(f"ok: they share it.  {_legend(cells)}")
+    for cell in cells:
+        if cell.agrees is False:
+            row, column = calls.index(cell.first) + 1, calls.index(cell.second) + 1
+            console.print(
+                f"[red]! row {row}, column {column}: expected {cell.expected}, "
+                f"observed {cell.observed}[/]"
+            )
+    console.print()
+
+
+def _code(cell: Cell) -> str:
+    if cell.agrees is None:
+        return "-"
+    # The errno's number: short, and the same wherever else it is met.
+    name = cell.observed.partition(" ")[0]
+    code = name if cell.observed == OK else str(getattr(errno, name))
+    if not cell.agrees:
+        return f"[bold red]{code}![/]"
+    return f"[green]{code}[/]" if cell.observed == OK else code
+
+
+def _legend(cells: Iterable[Cell]) -> str:
+    calls: dict[str, list[str]] = {}
+    for outcome in sorted({cell.observed for cell in cells} - {OK, ""}):
+        name, _, where = outcome.partition(" ")
+        calls.setdefault(name, []).append(where)
+    entries = [f"{getattr(errno, name)}: {name} {' or '.join(calls[name])}." for name in calls]
+    if any(cell.agrees is None for cell in cells):
+        entries.append("-: this kernel lacks what one of the two takes.")
+    return "  ".join(entries)
+
+
+# The services.
+
+
+def _print_services(console: Console, transports: str, cases: Sequence[Case]) -> None:
+    table = _table(f"{transports}: a service whose port lies in the ephemeral range")
+    table.add_column("outgoing connection", width=29)
+    table.add_column("service\nbinds to", width=8)
+    table.add_column("port\nreserved")
+    table.add_column()
+    table.add_column("it\ntakes")
+    table.add_column("service")
+    merged: dict[tuple[object, ...], list[str]] = {}
+    for case in cases:
+        address = "wildcard" if case.anywhere else "source"
+        key = (case.outgoing, case.reserved, case.expected, case.observed)
+        merged.setdefault(key, []).append(address)
+    for case in cases:
+        key = (case.outgoing, case.reserved, case.expected, case.observed)
+        if key in merged:
+            columns = _beside(
+                _cells_of_outcome(case.expected),
+                None if case.observed is None else _cells_of_outcome(case.observed),
+            )
+            table.add_row(case.outgoing, ", ".join(merged.pop(key)), _yes(case.reserved), *columns)
+    console.print(table)
+    console.print(f"The service: {cases[0].service}.\n")
+
+
+def _cells_of_outcome(outcome: Outcome) -> tuple[str, ...]:
+    return (
+        "its port" if outcome.takes else "another",
+        # Which call it was, the JSON says.
+        "starts" if outcome.service == OK else outcome.service.partition(" ")[0],
+    )
+
+
+# The end.
+
+
+def _print_end(console: Console, result: Techniques) -> None:
+    for transport, reason in result.left_out.items():
+        console.print(f"Left out, since this machine has no {transport.title}: {reason}.")
+    compared = len(result.compared)
+    if result.disagreements:
+        console.print(
+            f"[bold red]! {result.disagreements:,} of {compared:,} findings are not as expected.[/]"
+        )
+    else:
+        console.print(f"All {compared:,} findings are as expected.")
+    console.print(
+        f"In private network namespaces, which are gone: {'; '.join(result.changes)}. "
+        "Nothing else was changed."
+    )
+    console.print(
+        f"Linux {result.machine.kernel}, {result.machine.cores} cores, {result.seconds:.1f} s",
+        style="dim",
+    )
+
+
+# What they have in common.
+
+
+def _alike(everything: Sequence[Found]) -> list[tuple[str, list[Found]]]:
+    """What was found over each transport, once for those over which all of it is the same."""
+    over: dict[Transport, list[Found]] = {}
+    for each in everything:
+        over.setdefault(each.transport, []).append(each)
+    alike: dict[tuple[object, ...], list[Transport]] = {}
+    for transport, found in over.items():
+        alike.setdefault(tuple(tuple(each)[1:] for each in found), []).append(transport)
+    return [(_title(transports), over[transports[0]]) for transports in alike.values()]
+
+
+def _title(transports: Sequence[Transport]) -> str:
+    protocols = list(dict.fromkeys(PROTOCOLS[each.protocol].title for each in transports))
+    families = sorted({f"IPv{each.family}" for each in transports})
+    if len(protocols) * len(families) == len(transports):
+        return f"{' and '.join(protocols)} over {' and '.join(families)}"
+    return ", ".join(each.title for each in transports)
+
+
+def _beside(expected: Sequence[str], observed: Sequence[str] | None) -> list[str]:
+    """Columns of two lines: what was expected above what was observed."""
+    if observed is None:
+        return ["expected\nobserved", *(f"{text}\n-" for text in expected)]
+    marked = [
+        there if here == there else f"[bold red]! {there}[/]"
+        for here, there in zip(expected, observed, strict=True)
+    ]
+    pairs = zip(expected, marked, strict=True)
+    return ["[dim]expected[/]\nobserved", *(f"[dim]{here}[/]\n{there}" for here, there in pairs)]
+
+
+def _yes(value: bool) -> str:  # noqa: FBT001 -- it is all there is to say
+    return "yes" if value else "no"
+
+
+def _table(title: str) -> Table:
+    from rich import box  # noqa: PLC0415 -- from the tools extra
+    from rich.table import Table  # noqa: PLC0415
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+
+
+def _hanging(label: str, text: str) -> Table:
+    from rich.table import Table  # noqa: PLC0415 -- from the tools extra
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(label, text)
+    return grid

@@ -1,0 +1,192 @@
+"""The articles' tables, regenerated on this kernel."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from connectx.lab import listeners, machine, mixing, trials
+from connectx.lab.private_networks import PrivateNetworks
+from connectx.lab.resources import CannotStartError
+from connectx.lab.technique_table import Findings, techniques
+from connectx.lab.transports import FAMILIES, PROTOCOLS, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from connectx.lab.listeners import Case
+    from connectx.lab.machine import Machine
+    from connectx.lab.mixing import Cell
+    from connectx.lab.progress import Watch
+
+
+class Row(NamedTuple):
+    """A technique over one transport.
+
+    calls: the system calls that make it up.
+    observed: None where this kernel lacks something that it needs.
+    note: what there is to say about it.
+    """
+
+    transport: Transport
+    technique: str
+    calls: str
+    expected: Findings
+    observed: Findings | None
+    note: str
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether it is as expected; None where there is nothing to compare."""
+        return None if self.observed is None else self.observed == self.expected
+
+
+class Techniques(NamedTuple):
+    """What was found.
+
+    changes: what was changed in private networks, which are gone by now.
+    seconds: how long it took.
+    left_out: the transports that this machine lacks, and why.
+    """
+
+    machine: Machine
+    changes: tuple[str, ...]
+    seconds: float
+    left_out: dict[Transport, str]
+    rows: tuple[Row, ...]
+    mixing: tuple[Cell, ...]
+    listeners: tuple[Case, ...]
+
+    @property
+    def compared(self) -> tuple[Row | Cell | Case, ...]:
+        """All that was expected and observed."""
+        everything: list[Row | Cell | Case] = [*self.rows, *self.mixing, *self.listeners]
+        return tuple(each for each in everything if each.agrees is not None)
+
+    @property
+    def disagreements(self) -> int:
+        """How much of it is not as expected."""
+        return sum(not each.agrees for each in self.compared)
+
+
+def run(protocols: Collection[str], families: Collection[int], watch: Watch) -> Techniques:
+    """Try every technique, every pair of them, and every one beside a service.
+
+    protocols: of PROTOCOLS. families: of FAMILIES. watch: is told how it goes.
+
+    Of an ordinary user's process this makes the root of a user namespace, from
+    which there is no way back: give it a process of its own.
+
+    Raises CannotStartError before anything is tried; later ChildProcessError or
+    another OSError if the experiment itself fails.
+    """
+    _require_descriptors()
+    begun = time.monotonic()
+    host = machine.describe()
+    with PrivateNetworks() as networks:
+        transports, left_out = _present(protocols, families)
+        rows: list[Row] = []
+        cells: list[Cell] = []
+        cases: list[Case] = []
+        for transport in transports:
+            rows += _try_all(transport, networks, watch)
+            cells += mixing.run(transport, networks, watch)
+            cases += listeners.run(transport, networks, watch)
+    return Techniques(
+        host,
+        networks.changes,
+        time.monotonic() - begun,
+        left_out,
+        tuple(rows),
+        tuple(cells),
+        tuple(cases),
+    )
+
+
+def _require_descriptors() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit < trials.DESCRIPTORS:
+        raise CannotStartError(
+            f"a process may have {limit:,} descriptors here (ulimit -n), "
+            f"and {trials.DESCRIPTORS:,} are needed"
+        )
+
+
+def _present(
+    protocols: Collection[str], families: Collection[int]
+) -> tuple[list[Transport], dict[Transport, str]]:
+    wanted = [
+        Transport(protocol, family)
+        for protocol in PROTOCOLS
+        if protocol in protocols
+        for family in FAMILIES
+        if family in families
+    ]
+    absences = {transport: transport.absence() for transport in wanted}
+    left_out = {transport: absence for transport, absence in absences.items() if absence}
+    transports = [transport for transport in wanted if transport not in left_out]
+    if not transports:
+        raise CannotStartError(
+            "; ".join(f"no {transport.title}: {why}" for transport, why in left_out.items())
+        )
+    return transports, left_out
+
+
+def _try_all(transport: Transport, networks: PrivateNetworks, watch: Watch) -> list[Row]:
+    rows = []
+    table = techniques(transport)
+    for done, technique in enumerate(table):
+        watch(transport.title, "techniques", done, len(table))
+        missing = trials.missing(technique, transport)
+        rows.append(
+            Row(
+                transport,
+                technique.name,
+                technique.opener.calls,
+                technique.expected,
+                None if missing else trials.observe(technique, transport, networks),
+                f"This kernel lacks {missing}. {technique.note}".strip()
+                if missing
+                else technique.note,
+            )
+        )
+    watch(transport.title, "techniques", len(table), len(table))
+    return rows
+
+
+def as_json(result: Techniques) -> dict[str, Any]:
+    """The same in JSON's types."""
+    return {
+        "machine": result.machine._asdict(),
+        "changes": list(result.changes),
+        "seconds": round(result.seconds, 3),
+        "left_out": [
+            {"protocol": transport.protocol, "family": transport.family, "reason": reason}
+            for transport, reason in result.left_out.items()
+        ],
+        "rows": [
+            {
+                "protocol": row.transport.protocol,
+                "family": row.transport.family,
+                "technique": row.technique,
+                "calls": row.calls,
+                "expected": _findings(row.expected),
+                "observed": None if row.observed is None else _findings(row.observed),
+                "agrees": row.agrees,
+                "note": row.note or None,
+            }
+            for row in result.rows
+        ],
+        "mixing": [mixing.as_json(cell) for cell in result.mixing],
+        "listeners": [listeners.as_json(case) for case in result.listeners],
+    }
+
+
+def _findings(findings: Findings) -> dict[str, Any]:
+    return {
+        "errno": findings.errno or None,
+        "shares": findings.shares,
+        "overshadows": findings.overshadows,
+        "opened": list(findings.opened),
+    }
