@@ -25,8 +25,8 @@ from connectx.lab.machine import Machine, describe
 from connectx.lab.opening import check_way, opener
 from connectx.lab.resources import CannotStartError
 from connectx.lab.summary import summarise
+from connectx.lab.transports import PROTOCOLS, Transport
 from connectx.lab.workers import Crew, Held, Holders, descriptors_free
-from connectx.linux import uapi
 from connectx.testing.namespaces import Network, experiment_network
 from connectx.testing.servers import family_of
 
@@ -40,14 +40,6 @@ if TYPE_CHECKING:
 
 #: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
 DESTINATION_PORT: Final = 7
-
-#: The type and protocol number of sockets, by the protocol's name.
-PROTOCOLS: Final = {
-    "tcp": (socket.SOCK_STREAM, 0),
-    "mptcp": (socket.SOCK_STREAM, uapi.IPPROTO_MPTCP),
-    "udp": (socket.SOCK_DGRAM, 0),
-    "udplite": (socket.SOCK_DGRAM, uapi.IPPROTO_UDPLITE),
-}
 
 #: What the kernel gives a new namespace.
 DEFAULT_PORTS: Final = PortRange(32768, 60999)
@@ -89,6 +81,11 @@ class Settings(NamedTuple):
     occupancy: float = 1.0
     operations: int = 0
     time_limit: float = TIME_LIMIT
+
+    @property
+    def transport(self) -> Transport:
+        """The protocol over the family."""
+        return Transport(self.protocol, self.family)
 
     @property
     def capacity(self) -> int:
@@ -187,20 +184,14 @@ def run(settings: Settings, watch: Watch) -> Latency:
         except OSError as error:
             raise CannotStartError(error.strerror or str(error)) from error
         network.port_range(*settings.ports)
+        if absence := settings.transport.absence():
+            raise CannotStartError(f"no {settings.transport.title} here: {absence}")
         sources, destinations = _addresses(network, settings)
         machine = describe()
         crew = stack.enter_context(Crew())
         holders = stack.enter_context(Holders(crew))
-        kind, proto = PROTOCOLS[settings.protocol]
-        try:
-            socket.socket(family_of(sources[0][0]), kind, proto).close()
-        except OSError as error:
-            raise CannotStartError(
-                f"this kernel makes no {settings.protocol} sockets for IPv{settings.family} "
-                f"({error.strerror})"
-            ) from error
-        if kind == socket.SOCK_STREAM:
-            _listen(stack, settings, destinations, proto)
+        if settings.transport.stream:
+            _listen(stack, settings, destinations)
         tell = functools.partial(watch, f"{settings.way} {settings.protocol}")
         fill, finished = _fill(settings, holders, sources, destinations, tell)
         churn = Samples.none()
@@ -225,7 +216,7 @@ def _addresses(network: Network, settings: Settings) -> tuple[list[Address], lis
 
 
 def _listen(
-    stack: contextlib.ExitStack, settings: Settings, destinations: Sequence[Address], proto: int
+    stack: contextlib.ExitStack, settings: Settings, destinations: Sequence[Address]
 ) -> None:
     """Have the kernel complete handshakes; connections wait un-accepted, without a descriptor.
 
@@ -233,6 +224,7 @@ def _listen(
     port. None of them takes time from whoever opens the connections.
     """
     backlog = resources.accept_queue()
+    proto = PROTOCOLS[settings.protocol].number
     per_destination = math.ceil((settings.tries + settings.operations) / len(destinations))
     listeners = math.ceil(per_destination / (backlog * _QUEUE_SHARE))
     for destination in destinations:
@@ -297,7 +289,13 @@ def _open(
 ) -> _Part:
     """Open connections until all are tried, or descriptors or time are used up."""
     open_one: Opener = held.kept.setdefault(
-        "opener", opener(settings.way, *PROTOCOLS[settings.protocol], settings.ports)
+        "opener",
+        opener(
+            settings.way,
+            PROTOCOLS[settings.protocol].kind,
+            PROTOCOLS[settings.protocol].number,
+            settings.ports,
+        ),
     )
     pairs = _pairs(sources, destinations, begun)
     room = descriptors_free()

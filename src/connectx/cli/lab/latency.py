@@ -18,6 +18,7 @@ from connectx.lab.explanations import explain
 from connectx.lab.opening import ONE_WINDOW, check_way
 from connectx.lab.resources import CannotStartError, in_first_network
 from connectx.lab.summary import Percentiles, Summary, summarise
+from connectx.lab.transports import FAMILIES, PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,10 +82,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"instead, compare {ONE_WINDOW} of {', '.join(map(str, WINDOWS))} ports",
     )
     parser.add_argument(
-        "--protocol", choices=list(latency.PROTOCOLS), default="tcp", help="(default: %(default)s)"
+        "--protocol", choices=list(PROTOCOLS), default="tcp", help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--family", type=int, choices=(4, 6), default=4, help="IPv4 or IPv6 (default: %(default)s)"
+        "--family",
+        type=int,
+        choices=FAMILIES,
+        default=4,
+        help="IPv4 or IPv6 (default: %(default)s)",
     )
     parser.add_argument(
         "--ports",
