@@ -4,7 +4,7 @@
 #   make test ARGS='-k udp'         ARGS goes to the command behind the target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels lint format bench docs lock clean
+.PHONY: help demo report test test-kernels lint format bench docs lock clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -20,6 +20,9 @@ help:  ## print this list
 
 demo: $(STAMPS)/demo $(STAMPS)/installed  ## open every connection one address can have, and show what stops the usual ways
 	@$(RUN) -m connectx demo $(ARGS)
+
+report: $(STAMPS)/demo $(STAMPS)/installed  ## measure how this kernel gives out source ports, and draw it on one HTML page
+	@$(RUN) -m connectx lab report $(ARGS)
 
 test: $(STAMPS)/test $(STAMPS)/installed  ## run the whole test suite against the built wheel
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)

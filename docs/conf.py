@@ -2,13 +2,18 @@
 
 import importlib.metadata
 import re
+import sys
+from pathlib import Path
+
+# For lab_tables, which is beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "connectx"
 author = "The connectx developers"
 copyright = author  # noqa: A001 -- the name Sphinx reads
 release = version = importlib.metadata.version("connectx")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["lab_tables", "myst_parser", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]

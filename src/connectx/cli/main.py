@@ -18,7 +18,7 @@ from connectx.cli.command import Command, add
 COMMANDS: Final = ("demo", "lab")
 
 #: The packages that the ``tools`` extra brings, by import name.
-TOOLS: Final = frozenset({"rich"})
+TOOLS: Final = frozenset({"altair", "jinja2", "rich", "vl_convert"})
 
 OK: Final = 0
 FAILED: Final = 1

@@ -20,7 +20,7 @@ HELP: Final = "Regenerate the articles' tables and figures on this machine's ker
 EXAMPLE: Final = "connectx lab techniques --protocol udp"
 
 #: The experiments, by module name.
-EXPERIMENTS: Final = ("techniques", "latency", "simulate")
+EXPERIMENTS: Final = ("techniques", "latency", "simulate", "report")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,107 @@
+"""``connectx lab report``: runs all experiments and writes what they find as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from connectx.cli.ports import port_range
+from connectx.cli.progress import progress_bars
+from connectx.lab.resources import CannotStartError, in_first_network, require
+
+if TYPE_CHECKING:
+    import argparse
+
+    from connectx.addresses import PortRange
+
+NAME: Final = "report"
+HELP: Final = "Run all experiments and draw them on one page that opens in any browser."
+EXAMPLE: Final = "connectx lab report --output report.html --figures figures"
+
+_DESCRIPTION: Final = f"""\
+{HELP}
+
+It runs what techniques, latency and simulate do, in private network namespaces, and
+writes one HTML file that needs nothing else: figures, tables, the machine, and the
+command for each part. With the default range it takes some five minutes on two cores;
+a smaller one takes less: the connections of a fill past its half cost the more, the
+larger the range.
+"""
+
+#: Ports that a fill should have, to show anything.
+_LEAST_PORTS: Final = 64
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description = _DESCRIPTION
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("connectx-lab-report.html"),
+        metavar="FILE",
+        help="where to write the page (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="write each figure as PNG and SVG, too, into this directory",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="write the figures' numbers as JSON, too, without the single samples",
+    )
+    parser.add_argument(
+        "--ports",
+        type=port_range,
+        # The range of the article "connect() - why are you so slow?".
+        default="9024-65535",
+        metavar="LOW-HIGH",
+        help="the range of source ports (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run everything; 1 if it could not begin."""
+    _require(arguments.ports)
+    # First of all, since they come from the tools extra and everything else takes minutes.
+    from connectx.lab.report import experiments, page  # noqa: PLC0415
+
+    _prepare(arguments)
+    with in_first_network(), progress_bars() as watch:
+        findings = experiments.run(arguments.ports, watch)
+    page.write_page(findings, arguments.output)
+    print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
+    if arguments.data is not None:
+        arguments.data.write_text(page.as_text(findings), encoding="utf-8")
+        print(f"wrote {arguments.data}")
+    if arguments.figures is not None:
+        written = page.write_figures(findings, arguments.figures)
+        print(f"wrote {len(written)} figures to {arguments.figures}")
+    print(
+        f"{findings.seconds:.0f} s in private network namespaces, which are gone; nothing else "
+        "was changed."
+    )
+    return 0
+
+
+def _require(ports: PortRange) -> None:
+    if ports.size < _LEAST_PORTS:
+        raise CannotStartError(f"{ports} is too small for a report: {_LEAST_PORTS} ports at least")
+    # The largest fill has two source addresses.
+    require(2 * ports.size, both_ends=False)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Find out now, and not in five minutes, that something cannot be written."""
+    try:
+        if arguments.figures is not None:
+            arguments.figures.mkdir(parents=True, exist_ok=True)
+        for path in (arguments.output, arguments.data):
+            if path is not None:
+                path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise CannotStartError(f"cannot write {error.filename}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""All experiments in one run, drawn on one page (``connectx lab report``)."""

@@ -1,0 +1,161 @@
+"""Which experiments the report is made of, and how large each is."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from connectx.addresses import PortRange
+from connectx.errors import NotSupported
+from connectx.lab import latency, simulate, techniques
+from connectx.lab.latency import Latency, Settings
+from connectx.lab.machine import Machine, describe
+from connectx.lab.opening import ONE_WINDOW
+from connectx.lab.transports import FAMILIES, PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from connectx.lab.progress import Watch
+    from connectx.lab.simulate import Simulation
+    from connectx.lab.techniques import Techniques
+
+Key = TypeVar("Key")
+
+#: The range of "connect() - why are you so slow?" (2024): 56,512 ports.
+ARTICLE_PORTS: Final = PortRange(9024, 65535)
+
+#: Connections for each port of the range in the comparison of one address and two: the
+#: article had 70,000 connections on 56,512 ports.
+_ADDRESSES_LOAD: Final = 70_000 / 56_512
+
+#: Sizes of the article's windows, of its range.
+WINDOWS: Final = (500, 1000, 5000, 10000)
+
+#: Ways to open TCP connections that are compared with each other, the slow one first.
+STRATEGIES: Final = (
+    "kernel",
+    "shifting-window",
+    "full-range",
+    "explicit-bind",
+    "one-port",
+    "auto",
+)
+
+#: Churn: how full, in how many ports, how often, and in which ways.
+OCCUPANCIES: Final = (0.8, 0.95, 0.99, 0.999)
+_CHURN_PORTS: Final = 16_384
+_CHURN_OPERATIONS: Final = 2_000
+CHURNING: Final = ("kernel", "shifting-window", "full-range", "auto")
+
+#: As many ports as the model walks through in a few seconds.
+_MODEL_PORTS: Final = 4_096
+
+
+class Findings(NamedTuple):
+    """What came of all experiments.
+
+    seconds: how long they took.
+    strategies, datagrams: fills of the whole range by way.
+    addresses: the same load on one source address and on two.
+    windows: fills by one window for each connection, by the window's size.
+    churn: by way and occupancy.
+    predicted, measured: the model's search, and the kernel's on the same range.
+    missing: what this kernel cannot do, by way, in words.
+    """
+
+    machine: Machine
+    ports: PortRange
+    seconds: float
+    strategies: dict[str, Latency]
+    datagrams: dict[str, Latency]
+    addresses: dict[int, Latency]
+    windows: dict[int, Latency]
+    churn: dict[tuple[str, float], Latency]
+    predicted: Simulation
+    measured: Latency
+    techniques: Techniques
+    missing: dict[str, str]
+
+    @property
+    def fills(self) -> Iterable[Latency]:
+        """All fills, in the order in which they were run."""
+        yield from self.strategies.values()
+        yield from self.windows.values()
+        yield self.addresses[2]
+        yield from self.datagrams.values()
+        yield from self.churn.values()
+        yield self.measured
+
+
+def run(ports: PortRange, watch: Watch) -> Findings:
+    """Run everything; to be called in a first private network (resources.in_first_network).
+
+    ports: the range for the fills; everything else is sized after it.
+
+    Raises as connectx.lab.latency.run().
+    """
+    return _Report(ports, watch).run()
+
+
+class _Report:
+    def __init__(self, ports: PortRange, watch: Watch) -> None:
+        self._ports = ports
+        self._watch = watch
+        self._missing: dict[str, str] = {}
+
+    def run(self) -> Findings:
+        begun = time.monotonic()
+        ports, watch = self._ports, self._watch
+        # What is needed most comes first: where it cannot be had, nobody waits for the rest.
+        strategies = self._fills({way: Settings(way, ports=ports) for way in STRATEGIES})
+        windows = self._fills(
+            {
+                size: Settings(f"{ONE_WINDOW}:{size}", ports=ports)
+                for size in (max(1, size * ports.size // ARTICLE_PORTS.size) for size in WINDOWS)
+            }
+        )
+        load = round(ports.size * _ADDRESSES_LOAD)
+        # One address has been filled already; it has no more than its range.
+        addresses = {1: strategies["kernel"]} | self._fills(
+            {2: Settings("kernel", ports=ports, sources=2, connections=load)}
+        )
+        datagrams = self._fills(
+            {way: Settings(way, "udp", ports=ports) for way in ("kernel", "auto")}
+        )
+        some = PortRange(ports.low, ports.low + min(ports.size, _CHURN_PORTS) - 1)
+        churn = self._fills(
+            {
+                (way, occupancy): Settings(
+                    way, ports=some, occupancy=occupancy, operations=_CHURN_OPERATIONS
+                )
+                for way in CHURNING
+                for occupancy in OCCUPANCIES
+            }
+        )
+        few = PortRange(ports.low, ports.low + min(ports.size & ~1, _MODEL_PORTS) - 1)
+        measured = latency.run(Settings("kernel", ports=few), watch)
+        predicted = simulate.run(simulate.Settings(ports=few), watch)
+        return Findings(
+            describe(),
+            ports,
+            time.monotonic() - begun,
+            strategies,
+            datagrams,
+            addresses,
+            windows,
+            churn,
+            predicted,
+            measured,
+            techniques.run(PROTOCOLS, FAMILIES, watch),
+            self._missing,
+        )
+
+    def _fills(self, settings: dict[Key, Settings]) -> dict[Key, Latency]:
+        fills = {}
+        for key, each in settings.items():
+            try:
+                fills[key] = latency.run(each, self._watch)
+            except NotSupported as error:
+                self._missing[each.way] = error.strerror or str(error)
+        return fills

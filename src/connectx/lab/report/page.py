@@ -1,0 +1,174 @@
+"""The report as one HTML file, which needs nothing but a browser."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import jinja2
+import vl_convert
+
+from connectx.lab import techniques
+from connectx.lab.explanations import explain
+from connectx.lab.report import experiments
+from connectx.lab.report.figures import DRAWN, all_figures, for_page
+from connectx.lab.summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from connectx.lab.latency import Latency
+    from connectx.lab.mixing import Cell
+    from connectx.lab.report.experiments import Findings
+
+#: What "connect() - why are you so slow?" (2024) measured, to stand beside our figures:
+#: milliseconds of even and odd ports, errors, connections a second.
+ARTICLE: Final = {
+    "kernel": {"even": 0.025, "odd": 4.59, "errors": 0},
+    "full-range": {"even": 0.029, "odd": 0.029, "errors": 0},
+    "windows": {
+        500: {"errors": 868, "seconds": 1.8, "per_second": 30_139},
+        1000: {"errors": 1_129, "seconds": 2.0, "per_second": 27_260},
+        5000: {"errors": 4_037, "seconds": 6.7, "per_second": 8_405},
+        10000: {"errors": 6_695, "seconds": 17.7, "per_second": 3_183},
+    },
+}
+
+#: Of Python's own, where a figure is put into the page as JSON within a script element.
+_ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+def write_page(findings: Findings, path: Path) -> None:
+    """Write the page; raises OSError as opening the file does."""
+    path.write_text(render(findings), encoding="utf-8")
+
+
+def write_figures(findings: Findings, directory: Path) -> list[Path]:
+    """Write each figure as PNG and SVG into a directory that exists, and return their paths."""
+    written = []
+    for name, figure in all_figures(findings).items():
+        for kind in ("png", "svg"):
+            path = directory / f"{name}.{kind}"
+            figure.save(path, scale_factor=2 if kind == "png" else 1)
+            written.append(path)
+    return written
+
+
+def as_text(findings: Findings) -> str:
+    """The numbers behind the figures and tables, as JSON; without the single samples."""
+    found = {
+        "machine": findings.machine._asdict(),
+        "seconds": round(findings.seconds, 1),
+        "ports": list(findings.ports),
+        "strategies": _fills(findings.strategies),
+        "udp": _fills(findings.datagrams),
+        "addresses": _fills(findings.addresses),
+        "windows": _fills(findings.windows),
+        "churn": [
+            {"way": way, "occupancy": occupancy, **_fill(fill)}
+            for (way, occupancy), fill in findings.churn.items()
+        ],
+        # What else there is of these, `connectx lab techniques --json` has.
+        "techniques": techniques.as_json(findings.techniques)["rows"],
+        "missing": findings.missing,
+        "article": ARTICLE,
+    }
+    return json.dumps(found, separators=(",", ":")) + "\n"
+
+
+def _fills(fills: Mapping[Any, Latency]) -> dict[str, Any]:
+    return {str(key): _fill(fill) for key, fill in fills.items()}
+
+
+def _fill(fill: Latency) -> dict[str, Any]:
+    return {"finished": fill.finished, **summarise(fill).as_json()}
+
+
+def render(findings: Findings) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["microseconds"] = _microseconds
+    environment.filters["milliseconds"] = _milliseconds
+    template = resources.files("connectx.lab.report").joinpath("page.html.jinja").read_text("utf-8")
+    figures = {name: _in_script(for_page(figure)) for name, figure in all_figures(findings).items()}
+    return environment.from_string(template).render(
+        article=ARTICLE,
+        article_ports=experiments.ARTICLE_PORTS,
+        changes=_changes(findings.fills),
+        churning=experiments.CHURNING,
+        drawn=DRAWN,
+        explain=lambda fill: explain(fill.settings, fill.machine),
+        figures=figures,
+        findings=findings,
+        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        occupancies=experiments.OCCUPANCIES,
+        summary=_remembering(),
+        matrices=_matrices(findings.techniques.mixing),
+        techniques=techniques.as_json(findings.techniques),
+    )
+
+
+class Matrix(NamedTuple):
+    """Which techniques share a port with which, for one transport.
+
+    names: of the techniques, in the order of rows and of columns.
+    rows: for each first technique what came of each second one.
+    """
+
+    title: str
+    names: list[str]
+    rows: list[list[Cell]]
+
+    @property
+    def agreeing(self) -> int:
+        """How many pairs are as expected."""
+        return sum(bool(cell.agrees) for row in self.rows for cell in row)
+
+
+def _matrices(cells: Iterable[Cell]) -> list[Matrix]:
+    by_transport: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        by_transport.setdefault(cell.transport.title, {}).setdefault(cell.first, []).append(cell)
+    return [
+        Matrix(title, [cell.second for cell in next(iter(rows.values()))], list(rows.values()))
+        for title, rows in by_transport.items()
+    ]
+
+
+def _remembering() -> Any:
+    """summarise(), once for each fill of one page."""
+    known: dict[int, Summary] = {}
+
+    def summary(fill: Latency) -> Summary:
+        if id(fill) not in known:
+            known[id(fill)] = summarise(fill)
+        return known[id(fill)]
+
+    return summary
+
+
+def _changes(fills: Iterable[Latency]) -> list[str]:
+    return list(dict.fromkeys(change for fill in fills for change in fill.changes))
+
+
+def _in_script(value: object) -> str:
+    text = json.dumps(value, separators=(",", ":"))
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    return text
+
+
+def _microseconds(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:,.1f}"
+
+
+def _milliseconds(microseconds: float) -> str:
+    return "" if math.isnan(microseconds) else f"{microseconds / 1000:,.3f}"

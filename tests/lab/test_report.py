@@ -1,0 +1,191 @@
+"""``connectx lab report``, on a range small enough for a test, in a real browser."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import struct
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from connectx.cli.main import main
+from connectx.linux import features
+from connectx.linux.features import Probe
+from tests.lab.browser import Browser, browser
+from tests.lab.commands import connectx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.xdist_group("report"),
+    # Each test that comes first in its worker waits for the experiments.
+    pytest.mark.timeout(300),
+]
+
+PORTS = "20000-21023"
+
+
+class Written(NamedTuple):
+    """What the command wrote, and what it said."""
+
+    page: Path
+    figures: Path
+    data: dict[str, Any]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    directory = tmp_path_factory.mktemp("report")
+    page, figures, data = directory / "page.html", directory / "figures", directory / "data.json"
+    result = connectx(
+        *("lab", "report", "--ports", PORTS, "--output", str(page)),
+        *("--figures", str(figures), "--data", str(data)),
+        timeout=280,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return Written(page, figures, json.loads(data.read_text()), result.stdout)
+
+
+@pytest.fixture
+def reader(written: Written) -> Iterator[Browser]:
+    with browser() as opened:
+        opened.open(written.page)
+        yield opened
+
+
+def names(written: Written) -> set[str]:
+    return {path.stem for path in written.figures.iterdir()}
+
+
+class TestPage:
+    def test_is_drawn_without_a_complaint(self, reader: Browser, written: Written) -> None:
+        assert reader.complaints() == []
+        drawn = reader.evaluate(
+            "return [...document.querySelectorAll('figure')].map(f => [f.id, f.dataset.figure])"
+        )
+        assert {state for _, state in drawn} == {"drawn"}
+        # All the files' figures but for those of windows between the smallest and the largest.
+        assert {name for name, _ in drawn} <= names(written)
+        assert {"latency-kernel", "latency-auto", "addresses", "strategies", "churn", "model"} <= {
+            name for name, _ in drawn
+        }
+
+    def test_every_figure_shows_something(self, reader: Browser) -> None:
+        blank = reader.evaluate(
+            """
+            return [...document.querySelectorAll('figure canvas')].filter(canvas => {
+              const {width, height} = canvas;
+              const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+              return new Set(new Uint32Array(pixels.buffer)).size < 10;
+            }).length
+            """
+        )
+        assert blank == 0
+
+    def test_needs_nothing_but_itself(self, reader: Browser) -> None:
+        assert reader.evaluate("return performance.getEntriesByType('resource').length") == 0
+        elsewhere = "[src], link:not([href^='data:']), a[href]:not([href^='#'])"
+        assert reader.evaluate(f'return document.querySelectorAll("{elsewhere}").length') == 0
+
+    def test_pointing_at_something_tells_what_it_is(self, reader: Browser) -> None:
+        bars = reader.find("addresses", "mark.marktype === 'rect' && item.datum.connections > 0")
+        tallest = max(bars, key=lambda bar: bar["datum"]["connections"])
+        reader.point("addresses", tallest)
+        reader.wait("document.querySelector('#vg-tooltip-element.visible') !== null")
+        shown = reader.evaluate("return document.getElementById('vg-tooltip-element').innerText")
+        assert "connections" in shown
+        assert tallest["datum"]["addresses"] in shown
+
+    def test_the_legend_picks_out_a_kind(self, reader: Browser) -> None:
+        dots = "mark.marktype === 'symbol' && item.datum.kind === '{}'"
+        even, odd = dots.format("even port"), dots.format("odd port")
+        assert {dot["opacity"] for dot in reader.find("latency-kernel", even)} == {0.8}
+        (entry,) = reader.find(
+            "latency-kernel", "mark.role === 'legend-symbol' && item.datum.value === 'odd port'"
+        )
+        reader.point("latency-kernel", entry, click=True)
+        assert {dot["opacity"] for dot in reader.find("latency-kernel", odd)} == {0.8}
+        assert {dot["opacity"] for dot in reader.find("latency-kernel", even)} == {0.03}
+
+    def test_is_readable_on_a_phone_in_the_dark(self, reader: Browser, tmp_path: Path) -> None:
+        light = reader.evaluate("return getComputedStyle(document.body).backgroundColor")
+        reader.emulate(width=390, height=844, dark=True)
+        reader.wait("getComputedStyle(document.body).backgroundColor !== '" + light + "'")
+        # Nothing makes the page wider than the screen; tables scroll by themselves.
+        assert reader.evaluate("return document.documentElement.scrollWidth") <= 390
+        widths = reader.evaluate(
+            "return [...document.querySelectorAll('figure canvas')].map(c => c.clientWidth)"
+        )
+        assert min(widths) >= 250
+        assert reader.complaints() == []
+        # To be looked at.
+        (tmp_path / "phone.png").write_bytes(reader.screenshot())
+
+    def test_says_what_it_ran_on_and_how_to_repeat_it(self, reader: Browser) -> None:
+        text = reader.evaluate("return document.body.innerText")
+        assert f"Linux {os.uname().release}" in text
+        assert "net.ipv4.ip_local_port_range" in text
+        for command in ("report", "latency", "simulate", "techniques"):
+            assert f"connectx lab {command}" in text
+        assert f"--ports {PORTS}" in text
+
+    def test_shows_every_technique_as_expected(self, reader: Browser, written: Written) -> None:
+        text = reader.evaluate("return document.body.innerText")
+        assert "differs" not in text
+        for row in written.data["techniques"]:
+            assert row["agrees"] is not False
+            assert row["technique"] in text
+
+
+class TestFigures:
+    def test_are_pictures(self, written: Written) -> None:
+        for name in names(written):
+            png = (written.figures / f"{name}.png").read_bytes()
+            assert png.startswith(b"\x89PNG\r\n\x1a\n")
+            width, height = struct.unpack_from("!II", png, 16)
+            assert width > height > 300
+            svg = ET.parse(written.figures / f"{name}.svg").getroot()  # noqa: S314 - our own
+            assert len(list(svg.iter())) > 50
+
+
+class TestData:
+    def test_holds_the_findings(self, written: Written) -> None:
+        kernel = written.data["strategies"]["kernel"]
+        assert kernel["opened"] == 1024
+        assert kernel["even"]["connections"] == kernel["odd"]["connections"] == 512
+        assert written.data["strategies"]["auto"]["errors"] == 0
+        assert written.data["udp"]["auto"]["opened"] == 1024
+        assert written.data["addresses"]["2"]["opened"] == round(1024 * 70000 / 56512)
+        if features.probe(features.IP_LOCAL_PORT_RANGE) is Probe.YES:
+            assert len(written.data["windows"]) == 4
+            assert written.data["missing"] == {}
+        occupancies = {each["occupancy"] for each in written.data["churn"]}
+        assert occupancies == {0.8, 0.95, 0.99, 0.999}
+
+    def test_names_the_machine_but_not_by_name(self, written: Written) -> None:
+        assert written.data["machine"]["kernel"] == os.uname().release
+        assert os.uname().nodename not in json.dumps(written.data["machine"])
+
+    def test_the_command_said_what_it_did(self, written: Written) -> None:
+        lines = written.said.splitlines()
+        assert [line.split()[0] for line in itertools.islice(lines, 3)] == ["wrote"] * 3
+        assert "nothing else was changed" in lines[-1]
+
+
+class TestRefusal:
+    def test_of_a_range_that_shows_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["lab", "report", "--ports", "40000-40009"]) == 1
+        assert "too small for a report" in capsys.readouterr().err
+
+    def test_of_a_place_that_cannot_be_written(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place = tmp_path / "nowhere" / "page.html"
+        assert main(["lab", "report", "--output", str(place)]) == 1
+        assert f"cannot write {place}" in capsys.readouterr().err
