@@ -64,7 +64,7 @@ class TestWheel:
             for path in source.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-        assert {Path(name).suffix for name in files - {"connectx/py.typed"}} == {".py"}
+        assert {Path(name).suffix for name in files - {"connectx/py.typed"}} == {".py", ".jinja"}
 
     def test_holds_the_license_and_the_typing_marker(self, wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:

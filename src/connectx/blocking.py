@@ -14,6 +14,7 @@ from connectx.linux.uapi import MSG_FASTOPEN
 from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.network import Networks
 from connectx.requests import check_forms, parse_literal, resolve_source
+from connectx.steps import Due
 from connectx.techniques import offer, replace
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
@@ -276,7 +277,11 @@ def _go_through(
     taken = 0
     while True:
         try:
-            if not steps.advance(sock, prepared, attempt, renew):
+            due = steps.advance(sock, prepared, attempt, renew)
+            if due is Due.SURVEY:
+                attempt.feed(steps.survey(prepared))
+                continue
+            if due is Due.CONNECT:
                 taken = _connect_with(sock, prepared.request, data)
             break
         except (OSError, Contested, NotVisible) as error:

@@ -1,13 +1,14 @@
 """The steps of an attempt that never wait: what the blocking and the asyncio driver share.
 
-A driver repeats three things: `propose` (the first time) or `advance` does what
-the attempt says until a connect() is due; the driver connects, waiting in its own
-manner; and `refused` tells the attempt why that failed. A datagram's connect()
-never waits, and is part of the lock, so there the first of them is all of it.
+A driver repeats three things: `advance` does what the attempt says until something
+is due that may take its time; the driver does that in its own manner; and `refused`
+tells the attempt why it failed. A datagram's connect() never waits, and is part of
+the lock, so there the first of them is nearly always all of it.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import functools
 import itertools
@@ -75,13 +76,24 @@ _FAILURES: Final[dict[Verdict, tuple[type[ConnectxError], int, int]]] = {
 }
 
 
+class Due(enum.Enum):
+    """What a driver has to do next, in its own manner."""
+
+    #: Nothing: the socket is connected.
+    NOTHING = "nothing"
+    #: Connect the socket, which may wait for the network.
+    CONNECT = "connect"
+    #: `survey`, which may read the list of sockets for some milliseconds.
+    SURVEY = "survey"
+
+
 def advance(
     sock: socket.socket,
     prepared: Prepared,
     attempt: Attempt,
     renew: Callable[[socket.socket], None],
-) -> bool:
-    """Do what the attempt says until a connect() is due; whether the socket is connected by then.
+) -> Due:
+    """Do what the attempt says until something is due that may take its time.
 
     renew: makes a socket that is bound to a port give it up.
 
@@ -91,17 +103,19 @@ def advance(
         action = attempt.next_step()
         if action is Action.CLAIM:
             _claim(sock, prepared, attempt.low)
-            return True
+            return Due.NOTHING
         if action in (Action.WINDOW, Action.KERNEL):
             _leave_to_kernel(sock, prepared, attempt)
-            return False
+            return Due.CONNECT
+        if action is Action.SURVEY:
+            return Due.SURVEY
         if isinstance(action, Verdict):
             raise failure(action, prepared, attempt) from None
         if action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
             if sock.getsockname()[1]:
                 renew(sock)
             if _bind_port(sock, prepared, attempt, action):
-                return False
+                return Due.CONNECT
         else:
             attempt.feed(_observe(action, prepared, attempt))
 
@@ -245,31 +259,37 @@ def _bind_port(sock: socket.socket, prepared: Prepared, attempt: Attempt, action
     return True
 
 
-def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
-    """Find out what is free, or who is on a 4-tuple."""
+def survey(prepared: Prepared) -> Outcome:
+    """Find out from the kernel which ports are free; to be fed to the attempt.
+
+    May be called in another thread of the same network namespace; raises OSError
+    (EXDEV) in one of another.
+    """
     request = prepared.request
+    from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
+
+    in_use = ports_toward(
+        prepared.network.diag,
+        request.diag_protocol,
+        request.wire_family,
+        prepared.source or None,
+        request.wire_destination,
+        request.destination.port,
+    )
+    # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
+    # reported as FIN_WAIT2.
+    in_use.pop(TCP_TIME_WAIT, None)
+    in_use.pop(TCP_FIN_WAIT2, None)
+    free = prepared.plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
+    return Outcome.SOME_FREE if free else Outcome.NONE_FREE
+
+
+def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
+    """Find out who is on a 4-tuple, or have ports again that were contended."""
     if action is Action.RETRY:
         os.sched_yield()
         return Outcome.SOME_FREE if prepared.plan.ledger.retry() else Outcome.NONE_FREE
-    netlink = prepared.network.diag
-    if action is Action.SURVEY:
-        from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
-
-        in_use = ports_toward(
-            netlink,
-            request.diag_protocol,
-            request.wire_family,
-            prepared.source or None,
-            request.wire_destination,
-            request.destination.port,
-        )
-        # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
-        # reported as FIN_WAIT2.
-        in_use.pop(TCP_TIME_WAIT, None)
-        in_use.pop(TCP_FIN_WAIT2, None)
-        free = prepared.plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
-        return Outcome.SOME_FREE if free else Outcome.NONE_FREE
-    record = prepared.lookup.find_record(netlink, attempt.low)
+    record = prepared.lookup.find_record(prepared.network.diag, attempt.low)
     if record is None or record.state in _UNCONNECTED_STATES:
         return Outcome.NOTHING
     return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED

@@ -23,6 +23,7 @@ from connectx.linux.sockopts import set_ip_bind_address_no_port, set_ip_local_po
 from connectx.linux.udp_claim import Contested, NotVisible
 from connectx.network import Networks
 from connectx.requests import parse
+from connectx.steps import Due
 from connectx.techniques import replace
 from connectx.tracked import TrackedSocket
 
@@ -128,7 +129,11 @@ def _by_strategy(way: str, kind: socket.SocketKind, proto: int) -> Opener:
             attempt = Attempt(prepared.plan)
             while True:
                 try:
-                    if not steps.advance(sock, prepared, attempt, replace):
+                    due = steps.advance(sock, prepared, attempt, replace)
+                    if due is Due.SURVEY:
+                        attempt.feed(steps.survey(prepared))
+                        continue
+                    if due is Due.CONNECT:
                         sock.connect(request.address)
                     break
                 except ConnectxError:
