@@ -93,7 +93,14 @@ class TestImport:
             for name, value in vars(connectx).items()
             if not name.startswith("_") and not isinstance(value, ModuleType)
         }
-        assert set(connectx.__all__) - {"__version__"} == defined
+        # Dialer is loaded when it is asked for.
+        assert set(connectx.__all__) == defined - {"TYPE_CHECKING"} | {"Dialer"}
+        for name in connectx.__all__:
+            assert getattr(connectx, name).__name__ == name
+
+    def test_knows_no_other_name(self) -> None:
+        with pytest.raises(AttributeError, match="has no attribute 'Diaper'"):
+            connectx.Diaper  # type: ignore[attr-defined]  # noqa: B018
 
     def test_lists_no_name_twice(self) -> None:
         assert len(connectx.__all__) == len(set(connectx.__all__))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
+import os
+import select
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -10,9 +13,10 @@ from connectx import steps
 from connectx.borrowed import Borrowed
 from connectx.core.attempt import Attempt
 from connectx.errors import ConnectxError, RangeNotHonoured
-from connectx.linux.uapi import MSG_FASTOPEN
+from connectx.linux.sockopts import set_ip_freebind
+from connectx.linux.uapi import MSG_FASTOPEN, SO_ERROR, SOL_SOCKET
 from connectx.linux.udp_claim import Contested, NotVisible, claim
-from connectx.network import Networks
+from connectx.network import NETWORKS
 from connectx.requests import check_forms, parse_literal, resolve_source
 from connectx.steps import Due
 from connectx.techniques import offer, replace
@@ -22,15 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from connectx.addresses import Address
-    from connectx.network import Prepared
+    from connectx.network import Options, Prepared
     from connectx.requests import Request
-
-#: One for the process: what it holds belongs to namespaces and threads, and none
-#: of it survives a fork (see connectx.network).
-_networks: Final = Networks()
+    from connectx.steps import Watch
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
-_DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
+DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
 
 
 def connectx(
@@ -72,15 +73,22 @@ def connectx(
     outside of ip_local_port_range or in TIME_WAIT, and before Linux 6.3 any UDP port
     whose connect() or first data failed.
     """
+    borrowed = Borrowed(sock)
+    return connect_borrowed(borrowed, borrowed.request(source, destination, strategy), data)
+
+
+def connect_borrowed(
+    borrowed: Borrowed, request: Request, data: bytes | bytearray | memoryview = b""
+) -> int:
+    """The same for arguments that have been checked."""
     with memoryview(data) as view:
         if not view.c_contiguous:
             raise ValueError("data is not contiguous in memory: copy it with bytes()")
         wanted = view.nbytes
-    borrowed = Borrowed(sock)
-    request = borrowed.request(source, destination, strategy)
+    sock = borrowed.sock
     try:
         borrowed.begin()
-        prepared = _networks.prepare(sock, request, borrowed.options)
+        prepared = NETWORKS.prepare(sock, request, borrowed.options)
         taken = _connect(
             sock, prepared, Attempt(prepared.plan), borrowed.release, data if wanted else b""
         )
@@ -97,9 +105,9 @@ def connectx(
     return taken
 
 
-def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth longer
+def create_connection(
     address: tuple[str | None, int | str],
-    timeout: float | None = _DEFAULT_TIMEOUT,
+    timeout: float | None = DEFAULT_TIMEOUT,
     source_address: Address | None = None,
     *,
     all_errors: bool = False,
@@ -130,6 +138,20 @@ def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth l
         request = parse_literal(address, source_address, type, proto, strategy)
     if request is None or all_errors:
         return _create_any(address, timeout, source_address, all_errors, type, proto, strategy)
+    return open_connection(request, timeout)
+
+
+def open_connection(  # noqa: C901 - in parts it would take a tenth longer
+    request: Request,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    options: Options | None = None,
+    watch: Watch | None = None,
+) -> socket.socket:
+    """The same for one address, and for options that a new socket is to have.
+
+    options: must be replaceable; None for NEW_SOCKET.
+    watch: is told how it goes.
+    """
     # Looked up now, so that gevent's class is used where it has taken the place.
     sock: socket.socket
     tracked = None
@@ -138,19 +160,27 @@ def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth l
     else:
         sock = socket.socket(request.family, request.type, request.proto)
     try:
-        if timeout is not _DEFAULT_TIMEOUT:
+        if timeout is not DEFAULT_TIMEOUT:
             sock.settimeout(timeout)
-        prepared = _networks.prepare(sock, request)
+        if options is not None and options.freebind:
+            set_ip_freebind(sock, on=True)
+        prepared = NETWORKS.prepare(sock, request, options)
         plan = prepared.plan
         ledger = plan.opening
         port = 0
-        if ledger is not None and tracked is not None:
+        if (
+            ledger is not None
+            and tracked is not None
+            # Whether it is honoured has to be seen.
+            and (options is None or options.ports is None)
+            and (watch is None or not watch.in_line)
+        ):
             try:
                 port = ledger.drawn.pop()
             except IndexError:
                 port = ledger.propose()
         if not port or ledger is None or tracked is None:
-            _connect(sock, prepared, Attempt(plan), replace)
+            _connect(sock, prepared, Attempt(plan), replace, watch=watch)
             return sock
         # Nearly every attempt ends with its first proposal. That one is made here,
         # without an Attempt, whose table would cost as much as two system calls.
@@ -176,7 +206,7 @@ def create_connection(  # noqa: C901, PLR0912 - in parts it would take a tenth l
                 )
         except (OSError, Contested, NotVisible) as error:
             tracked.ledger = None
-            _connect(sock, prepared, Attempt(plan, port), replace, opening=error)
+            _connect(sock, prepared, Attempt(plan, port), replace, opening=error, watch=watch)
     except BaseException:
         sock.close()
         raise
@@ -229,25 +259,27 @@ def _connect(
     *,
     opening: OSError | Contested | NotVisible | None = None,
     again: bool = True,
+    watch: Watch | None = None,
 ) -> int:
     """Connect a socket; returns how many bytes of data were taken.
 
     renew: makes a socket that is bound to a port give it up.
     opening: why the attempt's first proposal has failed, if that was made already.
     again: whether to try once more if what was known turns out to be out of date.
+    watch: is told how it goes.
     """
     try:
-        taken = _go_through(sock, prepared, attempt, renew, data, opening)
+        taken = _go_through(sock, prepared, attempt, renew, data, opening, watch)
     except ConnectxError as error:
         attempt.abandon()
         if isinstance(error, RangeNotHonoured):
             # Connected, but from a port that nobody asked for.
             renew(sock)
-        renewed = _networks.prepare_again(prepared) if again else None
+        renewed = NETWORKS.prepare_again(prepared) if again else None
         if renewed is None:
             raise
         renew(sock)
-        return _connect(sock, renewed, Attempt(renewed.plan), renew, data, again=False)
+        return _connect(sock, renewed, Attempt(renewed.plan), renew, data, again=False, watch=watch)
     except BaseException as error:
         if isinstance(error, BlockingIOError) and error.errno == errno.EINPROGRESS:
             steps.settle(sock, prepared, attempt)
@@ -267,6 +299,7 @@ def _go_through(
     renew: Callable[[socket.socket], None],
     data: bytes | bytearray | memoryview,
     opening: OSError | Contested | NotVisible | None,
+    watch: Watch | None,
 ) -> int:
     """Do as the attempt says until the socket is connected; arguments as for `_connect`."""
     try:
@@ -282,13 +315,37 @@ def _go_through(
                 attempt.feed(steps.survey(prepared))
                 continue
             if due is Due.CONNECT:
-                taken = _connect_with(sock, prepared.request, data)
+                if watch is None or not watch.in_line:
+                    taken = _connect_with(sock, prepared.request, data)
+                else:
+                    _connect_telling(sock, prepared.request.address, watch)
             break
         except (OSError, Contested, NotVisible) as error:
             if not steps.refused(sock, prepared, attempt, error, renew):
                 raise
     steps.settle(sock, prepared, attempt)
+    if watch is not None:
+        watch.retried(attempt.failures)
     return taken
+
+
+def _connect_telling(sock: socket.socket, address: Address, watch: Watch) -> None:
+    """connect(), and tell as soon as it has a port, which is before the handshake is done."""
+    timeout = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        number = sock.connect_ex(address)
+        if number == errno.EINPROGRESS:
+            watch.leave()
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            if not poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
+                raise TimeoutError("timed out")
+            number = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+    finally:
+        sock.settimeout(timeout)
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def _connect_with(

@@ -31,6 +31,8 @@ class Borrowed:
 
     options: what is set on it that bears on its source.
 
+    ports: the ports to stay within, whatever its own window is; None for that.
+
     Raises TypeError for what is no socket, ValueError for one that is bound to a
     port or connected, and OSError as getsockname() does.
     """
@@ -42,15 +44,15 @@ class Borrowed:
         "_no_port",
         "_proto",
         "_reuse",
-        "_sock",
         "_window",
         "options",
+        "sock",
     )
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ports: PortRange | None = None) -> None:
         if not isinstance(sock, socket.SocketType | socket.socket):
             raise TypeError(f"connectx() takes a socket, not {sock!r}")
-        self._sock = sock
+        self.sock = sock
         self._family = int(sock.family)
         self._kind = int(sock.type)
         self._proto = int(sock.proto)
@@ -64,7 +66,7 @@ class Borrowed:
         self.options: Options = options_of_socket(
             sockopts.get_so_mark(sock),
             sockopts.get_so_bindtoifindex(sock),
-            self._window if self._window != _NO_WINDOW else None,
+            ports or (self._window if self._window != _NO_WINDOW else None),
         )
 
     def request(self, source: Address | None, destination: Address, strategy: str) -> Request:
@@ -79,7 +81,7 @@ class Borrowed:
             elif isinstance(source, tuple) and len(source) > 1 and not source[0]:
                 source = (self._name[0], source[1], *self._name[2:])
         request = parse(self._family, self._kind, self._proto, strategy, source, destination)
-        if self._family != request.wire_family and sockopts.get_ipv6_v6only(self._sock):
+        if self._family != request.wire_family and sockopts.get_ipv6_v6only(self.sock):
             # bind() would say the one, connect() the other.
             number = errno.EINVAL if request.source.host else errno.ENETUNREACH
             raise OSError(number, "IPV6_V6ONLY is set, and the destination is IPv4")
@@ -89,7 +91,7 @@ class Borrowed:
         """Set what a claim of a UDP port needs, and cannot do each time."""
         if self._kind == socket.SOCK_DGRAM and self._no_port:
             # The lock is on a port, so bind() has to take one.
-            sockopts.set_ip_bind_address_no_port(self._sock, on=False)
+            sockopts.set_ip_bind_address_no_port(self.sock, on=False)
 
     def release(self, sock: socket.socket) -> None:
         """Give the socket's port back, if bind() was not given it explicitly."""
@@ -101,7 +103,7 @@ class Borrowed:
     def connected(self) -> None:
         """Set back what only finding a port has needed, so that it binds no later connect()."""
         if self._kind == socket.SOCK_DGRAM and self._no_port:
-            sockopts.set_ip_bind_address_no_port(self._sock, on=True)
+            sockopts.set_ip_bind_address_no_port(self.sock, on=True)
         self._restore_window()
 
     def restore(self) -> None:
@@ -111,7 +113,7 @@ class Borrowed:
         `connectx.linux.disconnect`), and, without CAP_NET_RAW, the device that a
         link-local source has bound a stream socket to.
         """
-        sock = self._sock
+        sock = self.sock
         if sock.fileno() < 0:
             return
         if self._kind == socket.SOCK_DGRAM:
@@ -135,7 +137,7 @@ class Borrowed:
 
     def _unbound_name(self) -> Address:
         """getsockname() of a socket without a port; ValueError for one that has one."""
-        sock = self._sock
+        sock = self.sock
         name: Address = sock.getsockname()
         if not name[1]:
             return name
@@ -154,8 +156,8 @@ class Borrowed:
         with EINVAL before anything is changed (__inet_bind).
         """
         try:
-            sockopts.set_ip_bind_address_no_port(self._sock, on=True)
-            self._sock.bind((name[0], 0, *name[2:]))
+            sockopts.set_ip_bind_address_no_port(self.sock, on=True)
+            self.sock.bind((name[0], 0, *name[2:]))
         except OSError as error:
             # MPTCP does not know the option before 6.8: there is no way to tell.
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -164,13 +166,13 @@ class Borrowed:
         finally:
             if self._no_port is not None:
                 with self._unless_mptcp_is_past_it():
-                    sockopts.set_ip_bind_address_no_port(self._sock, on=self._no_port)
+                    sockopts.set_ip_bind_address_no_port(self.sock, on=self._no_port)
         return True
 
     def _restore_window(self) -> None:
         if self._window is not None:
             with self._unless_mptcp_is_past_it():
-                sockopts.set_ip_local_port_range(self._sock, *self._window)
+                sockopts.set_ip_local_port_range(self.sock, *self._window)
 
     @contextlib.contextmanager
     def _unless_mptcp_is_past_it(self) -> Iterator[None]:

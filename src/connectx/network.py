@@ -75,9 +75,10 @@ class Options:
     ports: the ports to stay within, such as the socket's own IP_LOCAL_PORT_RANGE;
     None for the range in force.
     replaceable: whether a socket that is stuck on a port may be replaced by a new one.
+    freebind: whether the source may be an address that is not local (IP_FREEBIND).
     """
 
-    __slots__ = ("interface", "mark", "ports", "replaceable")
+    __slots__ = ("freebind", "interface", "mark", "ports", "replaceable")
 
     def __init__(
         self,
@@ -86,7 +87,9 @@ class Options:
         ports: PortRange | None = None,
         *,
         replaceable: bool = False,
+        freebind: bool = False,
     ) -> None:
+        self.freebind = freebind
         self.mark = mark
         self.interface = interface
         self.ports = ports
@@ -311,8 +314,10 @@ class Network:
             available.add(Need.PORT_IN_RANGE)
         if options.replaceable:
             available.add(Need.OWN_SOCKET)
-        if not request.source.host or request.protocol != "mptcp" or Need.WINDOW in available:
-            # MPTCP learnt both options in the same version.
+        # MPTCP learnt both options in the same version.
+        late = not request.source.host or request.protocol != "mptcp" or Need.WINDOW in available
+        if late and (options.ports is None or Need.WINDOW in available):
+            # Without a window, a port that connect() chooses may be any of the range.
             available.add(Need.LATE_PORT)
         return frozenset(available)
 
@@ -477,11 +482,15 @@ class Networks:
         if options is None:
             prepared = network.prepared.get(request)
             return network.prepare(request, NEW_SOCKET) if prepared is None else prepared
-        if not request.stream and _thread_identity() != identity:
+        if not request.stream and not options.replaceable and _thread_identity() != identity:
             # The thread may have netlink sockets there still, but other sockets that a
             # claim makes would be where the thread is now.
             raise network.absence(request)
         return network.prepared.get((request, options)) or network.prepare(request, options)
+
+    def here(self) -> Network:
+        """The namespace that the calling thread is in."""
+        return self._network(_thread_identity())
 
     def prepare_again(self, prepared: Prepared) -> Prepared | None:
         """The same with sysctls and routes read anew, or None if nothing has changed."""
@@ -584,3 +593,8 @@ def identity_of(sock: socket.socket) -> Identity:
     # own sysctl comes from a counter (get_next_ino).
     sysctl_status = os.stat("/proc/sys/net/ipv4/ip_local_port_range")  # noqa: PTH116 - as above
     return status.st_dev, status.st_ino, sysctl_status.st_ino
+
+
+#: One for the process: what it holds belongs to namespaces and threads, and none of it
+#: survives a fork. The blocking and the asyncio driver share it, since they share ports.
+NETWORKS: Final = Networks()

@@ -13,7 +13,7 @@ import errno
 import functools
 import itertools
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from connectx.addresses import FourTuple, PortRange
 from connectx.core.strategies import Action, Outcome, Verdict
@@ -85,6 +85,20 @@ class Due(enum.Enum):
     CONNECT = "connect"
     #: `survey`, which may read the list of sockets for some milliseconds.
     SURVEY = "survey"
+
+
+class Watch(Protocol):
+    """Whoever waits for a port with others, and counts."""
+
+    @property
+    def in_line(self) -> bool:
+        """Whether others wait behind it."""
+
+    def leave(self) -> None:
+        """There is a port; the handshake is still to be done."""
+
+    def retried(self, count: int) -> None:
+        """So many ports were refused before one was good."""
 
 
 def advance(
@@ -168,6 +182,8 @@ def refused(
 def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
     """Note which port a connected socket has, and make sure that it is the one asked for."""
     plan = prepared.plan
+    if plan.asked or prepared.options.ports:
+        _require_honoured(sock, prepared)
     if plan.proposes:
         proposed = attempt.low == attempt.high != 0
         port = attempt.low if proposed else sock.getsockname()[1]
@@ -178,8 +194,6 @@ def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
             sock.ledger_port = port
         else:
             plan.ledger.held(port)
-    if plan.asked or prepared.options.ports:
-        _require_honoured(sock, prepared)
 
 
 def _require_honoured(sock: socket.socket, prepared: Prepared) -> None:

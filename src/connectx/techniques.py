@@ -132,4 +132,6 @@ def replace(sock: socket.socket) -> None:
     """Put a new socket in the place of one that is stuck on a port, under the same descriptor."""
     with socket.socket(sock.family, sock.type, sock.proto) as fresh:
         fresh.settimeout(sock.gettimeout())
+        if get_ip_freebind(sock):
+            set_ip_freebind(fresh, on=True)
         os.dup2(fresh.fileno(), sock.fileno(), inheritable=False)

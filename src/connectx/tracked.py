@@ -6,7 +6,19 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from connectx.core.ledger import Ledger
+
+    class Lease(Protocol):
+        """A place that a socket has somewhere, as long as it is open."""
+
+        def release(self) -> None:
+            """Give it back: the socket is closed."""
+
+        def detached(self, sock: socket.socket) -> None:
+            """The descriptor is about to have another owner, who will not tell of its end."""
+
 
 #: The standard library's class, as it was before anybody patched it.
 STANDARD_SOCKET: Final = socket.socket
@@ -16,15 +28,17 @@ class TrackedSocket(socket.socket):
     """A socket.socket that reports to its ledger when it is closed.
 
     ledger, ledger_port: whom to tell, and which port; unset until it is connected.
+    lease: its place in a dialer's budget; unset if it is not a dialer's.
 
     The report is a hint: after dup() or a fork the port stays in use longer, and
     the kernel says so to whoever tries it.
     """
 
-    __slots__ = ("ledger", "ledger_port")
+    __slots__ = ("lease", "ledger", "ledger_port")
 
     ledger: Ledger | None
     ledger_port: int
+    lease: Lease | None
 
     def detach(self) -> int:
         """As socket.detach(); the descriptor's new owner will not report its end."""
@@ -32,6 +46,10 @@ class TrackedSocket(socket.socket):
         if ledger is not None:
             self.ledger = None
             ledger.held(self.ledger_port)
+        lease = getattr(self, "lease", None)
+        if lease is not None:
+            self.lease = None
+            lease.detached(self)
         return super().detach()
 
     def _real_close(self, *args: Any) -> None:
@@ -41,3 +59,7 @@ class TrackedSocket(socket.socket):
         if ledger is not None:
             self.ledger = None
             ledger.released(self.ledger_port)
+        lease = getattr(self, "lease", None)
+        if lease is not None:
+            self.lease = None
+            lease.release()

@@ -17,6 +17,7 @@ SOL_SOCKET: Final = 1  # asm-generic/socket.h, always
 
 # Socket options, level SOL_SOCKET (1).
 SO_REUSEADDR: Final = 2  # asm-generic/socket.h, always
+SO_ERROR: Final = 4  # asm-generic/socket.h, always
 SO_REUSEPORT: Final = 15  # asm-generic/socket.h, 3.9
 SO_BINDTODEVICE: Final = 25  # asm-generic/socket.h, 2.0.30
 SO_MARK: Final = 36  # asm-generic/socket.h, 2.6.25
@@ -56,6 +57,10 @@ MSG_FASTOPEN: Final = 0x20000000  # linux/socket.h, 3.6
 # Netlink framing.
 NETLINK_ROUTE: Final = 0  # linux/netlink.h, always
 NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h, 3.3 (inet_diag before)
+SKNLGRP_INET_TCP_DESTROY: Final = 1  # linux/sock_diag.h, 4.7
+SKNLGRP_INET_UDP_DESTROY: Final = 2  # linux/sock_diag.h, 4.7
+SKNLGRP_INET6_TCP_DESTROY: Final = 3  # linux/sock_diag.h, 4.7
+SKNLGRP_INET6_UDP_DESTROY: Final = 4  # linux/sock_diag.h, 4.7
 SOL_NETLINK: Final = 270  # linux/socket.h, always
 NETLINK_CAP_ACK: Final = 10  # linux/netlink.h, 4.3
 NLM_F_REQUEST: Final = 0x01  # linux/netlink.h, always

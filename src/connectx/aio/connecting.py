@@ -1,0 +1,369 @@
+"""create_connection(), open_connection() and create_datagram_endpoint() for asyncio and uvloop.
+
+The decisions are those of the blocking calls (connectx.steps). What differs is how
+to wait: for the handshake, for a name, for a long list of sockets. Nothing here
+blocks the loop, and whatever is cancelled leaves no descriptor and no port behind.
+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from asyncio import staggered
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from connectx import steps
+from connectx.core.attempt import Attempt
+from connectx.errors import ConnectxError, RangeNotHonoured
+from connectx.linux.sockopts import set_ip_freebind
+from connectx.linux.uapi import SO_ERROR, SOL_SOCKET
+from connectx.linux.udp_claim import Contested, NotVisible
+from connectx.network import NETWORKS
+from connectx.requests import check_forms, parse, parse_literal, resolve_source
+from connectx.steps import Due
+from connectx.techniques import replace
+from connectx.tracked import TrackedSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from connectx.addresses import Address
+    from connectx.core.strategies import Outcome
+    from connectx.network import Options, Prepared
+    from connectx.requests import Request
+    from connectx.steps import Watch
+
+    Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
+
+#: Seconds between the starts of two attempts: the Connection Attempt Delay of RFC 8305.
+HAPPY_EYEBALLS_DELAY: Final = 0.25
+
+
+async def create_connection(
+    address: tuple[str | None, int | str],
+    timeout: float | None = None,  # noqa: ASYNC109 - as in socket.create_connection()
+    source_address: Address | None = None,
+    *,
+    all_errors: bool = False,
+    type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
+    proto: int = 0,
+    strategy: str = "auto",
+    happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+) -> socket.socket:
+    """Connect to an address and return the socket, connected and non-blocking.
+
+    As `connectx.create_connection`, whose arguments it takes, but for asyncio: it
+    awaits, and the addresses of a name are tried as RFC 8305 has it.
+
+    timeout: seconds for each address, None for as long as the kernel takes.
+    happy_eyeballs_delay: seconds after which the next address is tried beside those
+        under way, the families taking turns; None tries one after the other.
+
+    Raises as `connectx.create_connection` does; TimeoutError. Exhaustion of UDP ports
+    is PortsExhausted with EAGAIN, never taken for "in progress".
+    """
+    address, source_address = _as_tuples(address, source_address, strategy)
+    request = parse_literal(address, source_address, type, proto, strategy)
+    if request is not None and not all_errors:
+        return await within(timeout, open_request(request))
+    requests: list[Request] = []
+    errors: list[OSError] = []
+    loop = asyncio.get_running_loop()
+    host, port = address[:2]
+    # Of an IPv6 address with flowinfo and scope_id, which getaddrinfo() does not take.
+    more = cast("tuple[int, ...]", address[2:])
+    for family, _, _, _, found in await loop.getaddrinfo(host, port, type=type):
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        try:
+            source = await _resolve_source(source_address, family, type)
+        except OSError as error:
+            errors.append(error)
+            continue
+        destination = (*found[:2], *(more or found[2:]))
+        requests.append(parse(0, type, proto, strategy, source, destination))
+    try:
+        return await race(
+            requests,
+            lambda request: within(timeout, open_request(request)),
+            happy_eyeballs_delay,
+            errors,
+        )
+    except OSError:
+        if all_errors:
+            raise ExceptionGroup("create_connection failed", errors) from None
+        raise
+    finally:
+        # The errors' tracebacks refer to this frame: break the cycle.
+        errors.clear()
+
+
+async def open_connection(
+    host: str | None,
+    port: int | str,
+    *,
+    limit: int = 2**16,
+    timeout: float | None = None,  # noqa: ASYNC109 - as in socket.create_connection()
+    source_address: Address | None = None,
+    proto: int = 0,
+    strategy: str = "auto",
+    happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+    ssl: Any = None,
+    server_hostname: str | None = None,
+    **keywords: Any,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """asyncio.open_connection() with shared source ports.
+
+    ssl: as there; the handshake is the loop's own.
+    server_hostname: what the server's certificate must be for; by default the host.
+    keywords: `ssl_handshake_timeout` and whatever else the loop's create_connection() takes.
+
+    The other arguments, and errors, are those of `create_connection`.
+    """
+    sock = await create_connection(
+        (host, port),
+        timeout,
+        source_address,
+        proto=proto,
+        strategy=strategy,
+        happy_eyeballs_delay=happy_eyeballs_delay,
+    )
+    return await stream_over(
+        sock, host, limit=limit, ssl=ssl, server_hostname=server_hostname, **keywords
+    )
+
+
+async def stream_over(
+    sock: socket.socket,
+    host: str | None,
+    *,
+    limit: int,
+    ssl: Any,
+    server_hostname: str | None,
+    **keywords: Any,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Reader and writer over a connected socket, which is closed if that fails."""
+    if ssl:
+        keywords["ssl"] = ssl
+        keywords["server_hostname"] = host if server_hostname is None else server_hostname
+    elif server_hostname is not None:
+        sock.close()
+        raise ValueError("server_hostname is only meaningful with ssl")
+    try:
+        return await asyncio.open_connection(sock=sock, limit=limit, **keywords)
+    except BaseException:
+        # The transport closes it as well, some time later.
+        sock.close()
+        raise
+
+
+async def create_datagram_endpoint(
+    protocol_factory: Callable[[], Protocol],
+    remote_addr: tuple[str | None, int | str],
+    source_address: Address | None = None,
+    *,
+    proto: int = 0,
+    strategy: str = "auto",
+) -> tuple[asyncio.DatagramTransport, Protocol]:
+    """loop.create_datagram_endpoint() for a connected socket that shares its source port.
+
+    remote_addr, source_address: as `create_connection` takes them.
+    """
+    sock = await create_connection(
+        remote_addr,
+        source_address=source_address,
+        type=socket.SOCK_DGRAM,
+        proto=proto,
+        strategy=strategy,
+    )
+    return await endpoint_over(sock, protocol_factory)
+
+
+async def endpoint_over(
+    sock: socket.socket, protocol_factory: Callable[[], Protocol]
+) -> tuple[asyncio.DatagramTransport, Protocol]:
+    """Transport and protocol over a connected socket, which is closed if that fails."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_datagram_endpoint(protocol_factory, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+# One address.
+
+
+async def open_request(
+    request: Request, options: Options | None = None, watch: Watch | None = None
+) -> socket.socket:
+    """A connected socket for a request; arguments as for connectx.blocking.open_connection()."""
+    sock = TrackedSocket(request.family, request.type, request.proto)
+    try:
+        sock.settimeout(0)
+        if options is not None and options.freebind:
+            set_ip_freebind(sock, on=True)
+        prepared = NETWORKS.prepare(sock, request, options)
+        try:
+            await _connect(sock, prepared, watch)
+        except ConnectxError as error:
+            if isinstance(error, RangeNotHonoured):
+                # Connected, but from a port that nobody asked for.
+                replace(sock)
+            renewed = NETWORKS.prepare_again(prepared)
+            if renewed is None:
+                raise
+            replace(sock)
+            await _connect(sock, renewed, watch)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect(sock: socket.socket, prepared: Prepared, watch: Watch | None) -> None:
+    attempt = Attempt(prepared.plan)
+    try:
+        while True:
+            try:
+                due = steps.advance(sock, prepared, attempt, replace)
+                if due is Due.SURVEY:
+                    attempt.feed(await _survey(prepared))
+                    continue
+                if due is Due.CONNECT:
+                    await _finish(sock, prepared.request.address, watch)
+                break
+            except (OSError, Contested, NotVisible) as error:
+                if not steps.refused(sock, prepared, attempt, error, replace):
+                    raise
+        steps.settle(sock, prepared, attempt)
+        if watch is not None:
+            watch.retried(attempt.failures)
+    except BaseException:
+        attempt.abandon()
+        raise
+
+
+async def _finish(sock: socket.socket, address: Address, watch: Watch | None) -> None:
+    """connect(), awaiting the handshake; `watch` is told as soon as there is a port.
+
+    Not loop.sock_connect(): uvloop's drops the scope of an IPv6 address (EINVAL), and
+    one that is cancelled may leave its callback to a descriptor that is closed.
+    """
+    number = sock.connect_ex(address)
+    if number == errno.EINPROGRESS and sock.type == socket.SOCK_STREAM:
+        if watch is not None:
+            watch.leave()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        descriptor = sock.fileno()
+        loop.add_writer(descriptor, _resolve, done)
+        try:
+            await done
+        finally:
+            loop.remove_writer(descriptor)
+        number = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def _resolve(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+async def _survey(prepared: Prepared) -> Outcome:
+    """Read the list of sockets in another thread: it may take milliseconds."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(None, steps.survey, prepared)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The loop's threads were started in another network namespace than ours.
+        return steps.survey(prepared)
+
+
+# Several addresses.
+
+
+async def race(
+    requests: list[Request],
+    opening: Callable[[Request], Awaitable[socket.socket]],
+    delay: float | None,
+    errors: list[OSError],
+) -> socket.socket:
+    """The first socket that gets connected; what the others met with goes into `errors`."""
+    winners: list[socket.socket] = []
+
+    def starter(request: Request) -> Callable[[], Awaitable[None]]:
+        async def start() -> None:
+            try:
+                sock = await opening(request)
+            except OSError as error:
+                errors.append(error)
+                raise
+            if winners:
+                # Both within one turn of the loop, which staggered_race() is not made for.
+                sock.close()
+                raise asyncio.CancelledError
+            winners.append(sock)
+
+        return start
+
+    ordered = _interleaved(requests)
+    try:
+        await staggered.staggered_race(map(starter, ordered), delay if len(ordered) > 1 else None)
+    except BaseException:
+        # Cancelled, maybe in the very moment in which there was a winner.
+        for sock in winners:
+            sock.close()
+        raise
+    if winners:
+        return winners[0]
+    if errors:
+        raise errors[-1]
+    raise OSError("getaddrinfo returns an empty list")
+
+
+def _interleaved(requests: Iterable[Request]) -> list[Request]:
+    """The families in turn, beginning with the first one's (RFC 8305, section 4)."""
+    families: dict[int, list[Request]] = {}
+    for request in requests:
+        families.setdefault(request.family, []).append(request)
+    turns = chain.from_iterable(zip_longest(*families.values()))
+    return [request for request in turns if request is not None]
+
+
+async def _resolve_source(source: Address | None, family: int, kind: int) -> Address | None:
+    """`resolve_source`, which may ask a resolver, for hosts that are names."""
+    if not source or not source[0]:
+        return source or None
+    with contextlib.suppress(OSError):
+        socket.inet_pton(family, source[0])
+        return source
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, resolve_source, source, family, kind)
+
+
+def _as_tuples(
+    address: tuple[str | None, int | str], source: Address | None, strategy: str
+) -> tuple[Any, Address | None]:
+    # Lists are taken where socket.create_connection() takes them; a cache cannot hold them.
+    checked = tuple(address)
+    check_forms(cast("Address", checked), source, strategy, resolved=True)
+    return checked, source
+
+
+async def within(
+    timeout: float | None,  # noqa: ASYNC109 - as above
+    opening: Awaitable[socket.socket],
+) -> socket.socket:
+    """Await a socket so many seconds; TimeoutError."""
+    async with asyncio.timeout(timeout):
+        return await opening

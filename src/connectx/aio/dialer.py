@@ -1,0 +1,239 @@
+"""Dialer for asyncio: the awaiting driver of connectx.core.budget."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from connectx.aio.connecting import (
+    HAPPY_EYEBALLS_DELAY,
+    endpoint_over,
+    open_request,
+    race,
+    stream_over,
+    within,
+)
+from connectx.core.budget import LimitReached, TurnMissed, Wait
+from connectx.core.sources import MOST_FREE
+from connectx.dialing import Capacity, Dialing, Stats, concerns, hear
+from connectx.errors import PortsExhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from connectx.addresses import Address
+    from connectx.linux.destroy_events import DestroyEvents
+    from connectx.requests import Request
+
+    Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
+
+
+class Dialer:
+    """connectx.Dialer for asyncio and uvloop: the same arguments, and methods to be awaited.
+
+    For one event loop at a time; calls that wait for a port wait in its order.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[str] = (),
+        ports: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        *,
+        strategy: str = "auto",
+        rotate: str = MOST_FREE,
+        limit: int | None = None,
+        wait: float | None = None,
+        freebind: bool = False,
+        on_wait: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._dialing = Dialing(
+            sources,
+            ports,
+            strategy=strategy,
+            rotate=rotate,
+            limit=limit,
+            wait=wait,
+            freebind=freebind,
+            on_wait=on_wait,
+        )
+
+    async def create_connection(
+        self,
+        address: tuple[str | None, int | str],
+        timeout: float | None = None,  # noqa: ASYNC109 - as in socket.create_connection()
+        *,
+        all_errors: bool = False,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
+        proto: int = 0,
+        key: str | None = None,
+        happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+    ) -> socket.socket:
+        """connectx.Dialer.create_connection(), with the addresses of a name in a race.
+
+        happy_eyeballs_delay: as for `connectx.aio.create_connection`.
+        """
+        dialing = self._dialing
+        literal = dialing.literal(address, type, proto)
+        if literal is not None and not all_errors:
+            return await self._open(literal, timeout, key)
+        errors: list[OSError] = []
+        host, port = address[:2]
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=type)
+        requests = dialing.requests(found, address, type, proto)
+        try:
+            return await race(
+                requests, lambda to: self._open(to, timeout, key), happy_eyeballs_delay, errors
+            )
+        except OSError:
+            if all_errors:
+                raise ExceptionGroup("create_connection failed", errors) from None
+            raise
+        finally:
+            # The errors' tracebacks refer to this frame: break the cycle.
+            errors.clear()
+
+    async def open_connection(
+        self,
+        host: str | None,
+        port: int | str,
+        *,
+        limit: int = 2**16,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        proto: int = 0,
+        key: str | None = None,
+        happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+        ssl: Any = None,
+        server_hostname: str | None = None,
+        **keywords: Any,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """connectx.aio.open_connection() by policy; `limit` is the reader's, as there."""
+        sock = await self.create_connection(
+            (host, port), timeout, proto=proto, key=key, happy_eyeballs_delay=happy_eyeballs_delay
+        )
+        return await stream_over(
+            sock, host, limit=limit, ssl=ssl, server_hostname=server_hostname, **keywords
+        )
+
+    async def create_datagram_endpoint(
+        self,
+        protocol_factory: Callable[[], Protocol],
+        remote_addr: tuple[str | None, int | str],
+        *,
+        proto: int = 0,
+        key: str | None = None,
+    ) -> tuple[asyncio.DatagramTransport, Protocol]:
+        """connectx.aio.create_datagram_endpoint() by policy."""
+        sock = await self.create_connection(
+            remote_addr, type=socket.SOCK_DGRAM, proto=proto, key=key
+        )
+        return await endpoint_over(sock, protocol_factory)
+
+    async def capacity(
+        self,
+        address: Address,
+        *,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
+        proto: int = 0,
+    ) -> Capacity:
+        """connectx.Dialer.capacity(); the list of sockets is read in another thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self._dialing.capacity, address, type, proto)
+
+    def stats(self) -> Stats:
+        """What this dialer has done since it was made."""
+        return self._dialing.stats()
+
+    async def _open(
+        self,
+        to: Request,
+        timeout: float | None,  # noqa: ASYNC109 - as above
+        key: str | None,
+    ) -> socket.socket:
+        """Take the steps of one call."""
+        dialing = self._dialing
+        line: _Line | None = None
+        dial, steps = dialing.dial(to, key, _Place)
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Wait):
+                    line = line or _Line(to)
+                    await line.wait(step)
+                    dialing.sweep()
+                    step = next(steps)
+                    continue
+                request = dialing.request(to.address, step.host, to.type, to.proto)
+                begun = time.monotonic()
+                try:
+                    sock = await within(
+                        timeout, open_request(request, dialing.options(step.ports), dial)
+                    )
+                except PortsExhausted as error:
+                    dialing.budget.searched(time.monotonic() - begun)
+                    step = steps.send(error)
+                    continue
+                dialing.lease(dial, sock)
+                return sock
+        except (LimitReached, TurnMissed) as error:
+            raise dialing.failure(error, to) from None
+        finally:
+            steps.close()
+            if line is not None:
+                line.close()
+
+
+class _Place:
+    """A place in the line of a task."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have the task look again; from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._woken.set)
+        except RuntimeError:
+            # The loop is closed, and with it the task is gone.
+            return
+
+    async def wait(self, seconds: float) -> None:
+        """Wait to be woken, so long at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()
+
+
+class _Line:
+    """How a task waits, and hears of others' connections while it is the first in line."""
+
+    def __init__(self, to: Request) -> None:
+        self._to = to
+        self._events: DestroyEvents | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def wait(self, step: Wait) -> None:
+        """Wait until the place is woken, a connection to the destination ends, or time is up."""
+        place = cast("_Place", step.turn)
+        if step.first and self._events is None:
+            self._events = hear(self._to)
+            if self._events is not None:
+                self._loop.add_reader(self._events.fileno(), self._heard, self._events, place)
+        await place.wait(step.seconds)
+
+    def _heard(self, events: DestroyEvents, place: _Place) -> None:
+        if events.take(partial(concerns, self._to)):
+            place.wake()
+
+    def close(self) -> None:
+        """Hear no more."""
+        events, self._events = self._events, None
+        if events is not None:
+            self._loop.remove_reader(events.fileno())
+            events.close()

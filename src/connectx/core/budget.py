@@ -1,0 +1,412 @@
+"""How many connections go where, who waits for a port, and what to do next.
+
+A dialer keeps one `Budget`. For each call it asks for `Budget.dial`, a generator that
+says what to do: `Try` a source and a range of ports, or `Wait`. The drivers do it,
+blocking or awaiting, and know nothing of turns, limits and deadlines. In words:
+
+- A call takes its turn: it tries at once if nobody waits for the destination, and
+  otherwise waits behind those who do. Only the first in line tries.
+- It tries all sources and ranges before it gives up or waits, in the order that
+  connectx.core.sources has.
+- Who waits is woken by the end of a connection of this dialer. The first in line also
+  looks by itself now and then, since others' connections end as well.
+- Once the first in line has a port, the next one is woken: one end may have been the
+  first of several.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+
+    from connectx.addresses import PortRange
+    from connectx.core.sources import Sources
+
+    Steps: TypeAlias = Generator["Try | Wait", Exception, None]
+
+L = TypeVar("L", bound="Lease")
+
+#: Seconds until the first in line looks by itself: at first, at most, and how much
+#: longer each time. Nobody tells when a TIME_WAIT ends.
+_POLL_FIRST: Final = 0.05
+_POLL_LONGEST: Final = 1.0
+_POLL_GROWTH: Final = 2.0
+
+
+class Turn(Protocol):
+    """A place in the line, which a driver makes: how its caller waits."""
+
+    def wake(self) -> None:
+        """Have it look again; from any thread, at any moment, several times too."""
+
+
+class Try(NamedTuple):
+    """Connect from this address ("" for routing's choice), within these ports (None: any)."""
+
+    host: str
+    ports: PortRange | None
+
+
+class Wait(NamedTuple):
+    """Wait to be woken, so many seconds at most.
+
+    first: whether it is the first in line, which should hear of others' connections.
+    """
+
+    turn: Turn
+    seconds: float
+    first: bool
+
+
+class LimitReached(Exception):  # noqa: N818 - what happened
+    """As many connections are open to the destination as the dialer allows."""
+
+
+class TurnMissed(Exception):  # noqa: N818 - as above
+    """Others were waiting for the destination all the time that the call could wait."""
+
+
+class Counters:
+    """What a dialer has done since it was made.
+
+    attempts: sources and ranges tried. retries: ports refused within them.
+    waits: calls that waited. waiting: calls that wait now.
+    failures: by errno, what attempts ended with.
+    search_seconds: time spent in attempts that were refused.
+    """
+
+    __slots__ = ("attempts", "failures", "opened", "retries", "search_seconds", "waiting", "waits")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.opened = 0
+        self.retries = 0
+        self.waits = 0
+        self.waiting = 0
+        self.failures: dict[int, int] = {}
+        self.search_seconds = 0.0
+
+
+class Destination:
+    """What is open, and who waits, toward one destination.
+
+    open: connections by source address. seen: others' connections by source address,
+    as the kernel said last. total: all of `open`. line: who waits, the first one first.
+    """
+
+    __slots__ = ("key", "line", "open", "seen", "total")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.open: dict[str, int] = {}
+        self.seen: dict[str, int] = {}
+        self.total = 0
+        self.line: deque[Turn] = deque()
+
+    def load(self, host: str) -> int:
+        """How many connections there are from a source address."""
+        return self.open.get(host, 0) + self.seen.get(host, 0)
+
+    def wake(self) -> None:
+        """Have the first in line look again."""
+        try:
+            first = self.line[0]
+        except IndexError:
+            return
+        first.wake()
+
+
+class Lease:
+    """One connection's place in the budget, for as long as its socket is open.
+
+    Ends with `release`, or when nobody has it any more: a socket thrown away unclosed
+    is closed, too.
+    """
+
+    __slots__ = ("_budget", "destination", "host")
+
+    def __init__(self, budget: Budget, destination: Destination, host: str) -> None:
+        self._budget: Budget | None = budget
+        self.destination = destination
+        self.host = host
+
+    def release(self) -> None:
+        """Give the place back; may be called again, and at any moment."""
+        budget, self._budget = self._budget, None
+        if budget is not None:
+            budget.ended(self.destination, self.host)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Budget:
+    """The connections of one dialer.
+
+    sources, ranges: where from; without ranges, from the range in force.
+    limit: connections to one destination at most; 0 for no limit.
+    wait: seconds to wait for a port.
+    lock: held while something is changed, never while something is tried or waited for.
+    clock: gives the time in seconds. jitter: gives a number from 0 to 1.
+    on_wait: is called with the destination when a call begins to wait.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        ranges: Sequence[PortRange | None],
+        *,
+        limit: int,
+        wait: float,
+        lock: threading.Lock,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        on_wait: Callable[[Hashable], object] | None,
+    ) -> None:
+        self.sources = sources
+        self.ranges = ranges
+        self.limit = limit
+        self.wait = wait
+        self.counters = Counters()
+        self._lock = lock
+        self._clock = clock
+        self._jitter = jitter
+        self._on_wait = on_wait
+        self._destinations: dict[Hashable, Destination] = {}
+        # Ends that are yet to be counted. Appended to without the lock, since a socket
+        # may be collected as garbage in the middle of anything.
+        self._ended: deque[tuple[Destination, str]] = deque()
+
+    def ended(self, destination: Destination, host: str) -> None:
+        """Note that a connection is open no longer."""
+        self._ended.append((destination, host))
+        destination.wake()
+
+    def open_to(self, key: Hashable) -> dict[str, int]:
+        """How many connections are open to a destination now, by source address."""
+        with self._lock:
+            self._count_ended()
+            found = self._destinations.get(key)
+            return {} if found is None else dict(found.open)
+
+    def saw(self, key: Hashable, counts: Mapping[str, int]) -> None:
+        """Learn from the kernel how many connections each source has to a destination, all told."""
+        with self._lock:
+            self._count_ended()
+            found = self._destinations.get(key)
+            if found is not None:
+                found.seen = {
+                    host: max(0, count - found.open.get(host, 0)) for host, count in counts.items()
+                }
+
+    def find(self, key: Hashable) -> Destination:
+        """What is known of a destination; a new one where there is nothing."""
+        return self._destinations.get(key) or Destination(key)
+
+    def reserve(self, key: Hashable, host: str) -> Destination | None:
+        """A place for a connection that is about to be tried; None where the limit is reached."""
+        with self._lock:
+            self._count_ended()
+            destination = self._destinations.get(key)
+            if destination is None:
+                destination = self._destinations[key] = Destination(key)
+            if self.limit and destination.total >= self.limit:
+                self._forget(destination)
+                return None
+            destination.total += 1
+            destination.open[host] = destination.open.get(host, 0) + 1
+            self.counters.attempts += 1
+            return destination
+
+    def refused(self, destination: Destination, host: str, number: int, retries: int) -> None:
+        """Take a place back, since the try has failed; number: its errno, 0 if cancelled."""
+        with self._lock:
+            self._drop(destination, host)
+            self.counters.retries += retries
+            if number:
+                failures = self.counters.failures
+                failures[number] = failures.get(number, 0) + 1
+
+    def retried(self, count: int) -> None:
+        """Count refused ports."""
+        with self._lock:
+            self.counters.retries += count
+
+    def searched(self, seconds: float) -> None:
+        """Count time spent in a try that was refused."""
+        with self._lock:
+            self.counters.search_seconds += seconds
+
+    def connected(self) -> None:
+        """Count a try that was good."""
+        with self._lock:
+            self.counters.opened += 1
+
+    def join(self, key: Hashable, place: Turn) -> Destination:
+        """Have a call wait at the end of a destination's line."""
+        with self._lock:
+            destination = self._destinations.get(key)
+            if destination is None:
+                destination = self._destinations[key] = Destination(key)
+            destination.line.append(place)
+            self.counters.waits += 1
+            self.counters.waiting += 1
+        if self._on_wait is not None:
+            self._on_wait(key)
+        return destination
+
+    def leave(self, destination: Destination, place: Turn) -> None:
+        """Have a call wait no longer; the next one is woken, since there may be more."""
+        with self._lock:
+            destination.line.remove(place)
+            self.counters.waiting -= 1
+            self._forget(destination)
+        destination.wake()
+
+    def now(self) -> float:
+        """The time, in seconds."""
+        return self._clock()
+
+    def spread(self, seconds: float) -> float:
+        """About so long: or all the dialers of a machine would look at once."""
+        return seconds * (0.5 + self._jitter())
+
+    def _count_ended(self) -> None:
+        ended = self._ended
+        while ended:
+            self._drop(*ended.popleft())
+
+    def _drop(self, destination: Destination, host: str) -> None:
+        destination.total -= 1
+        count = destination.open[host] - 1
+        if count:
+            destination.open[host] = count
+        else:
+            del destination.open[host]
+            self._forget(destination)
+
+    def _forget(self, destination: Destination) -> None:
+        """Keep nothing of a destination that nobody is concerned with."""
+        if not destination.total and not destination.line:
+            self._destinations.pop(destination.key, None)
+
+
+class Dial:
+    """One call: its steps, and what it has in the budget meanwhile.
+
+    key: names the destination. version: of IP, 4 or 6. stick: what "sticky" sticks to.
+    turn: makes a place in the line.
+
+    Go through `steps`: do each step, send what a try met with if no port was to be had,
+    and close the generator when connected or on any other error. `lease` takes a
+    connection's place out of its hands; `leave` ends its turn early.
+    """
+
+    __slots__ = ("_budget", "_destination", "_host", "_key", "_line", "_place", "_stick", "_turn",
+                 "_version")  # fmt: skip
+
+    def __init__(
+        self, budget: Budget, key: Hashable, version: int, stick: str, turn: Callable[[], Turn]
+    ) -> None:
+        self._budget = budget
+        self._key = key
+        self._version = version
+        self._stick = stick
+        self._turn = turn
+        # The try at hand: the place in the budget that it has.
+        self._destination: Destination | None = None
+        self._host = ""
+        # The line that it waits in, and its place there.
+        self._line: Destination | None = None
+        self._place: Turn | None = None
+
+    def lease(self, kind: Callable[[Budget, Destination, str], L]) -> L:
+        """The place of the connection that the last try has opened."""
+        destination, self._destination = self._destination, None
+        if destination is None:
+            raise RuntimeError("there is no connection to take a lease of")
+        self._budget.connected()
+        return kind(self._budget, destination, self._host)
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it waits, or has waited, in a line."""
+        return self._line is not None
+
+    def retried(self, count: int) -> None:
+        """Count ports that were refused in a try that was good in the end."""
+        if count:
+            self._budget.retried(count)
+
+    def leave(self) -> None:
+        """The port is taken: let the next in line try, whatever becomes of the handshake."""
+        line, self._line = self._line, None
+        if line is not None and self._place is not None:
+            self._budget.leave(line, self._place)
+
+    def steps(self) -> Steps:
+        """What to do until there is a connection; raises what the last try met with.
+
+        LimitReached and TurnMissed where it has not come to a try.
+        """
+        budget = self._budget
+        deadline = 0.0
+        poll = _POLL_FIRST
+        failure: Exception = TurnMissed()
+        try:
+            while True:
+                if self._may_try():
+                    failure = yield from self._tries()
+                now = budget.now()
+                if self._line is None:
+                    if not budget.wait:
+                        raise failure
+                    deadline = now + budget.wait
+                    place = self._place = self._turn()
+                    self._line = budget.join(self._key, place)
+                if now >= deadline:
+                    raise failure
+                seconds = deadline - now
+                first = self._line.line[0] is place
+                if first:
+                    seconds = min(seconds, budget.spread(poll))
+                    poll = min(poll * _POLL_GROWTH, _POLL_LONGEST)
+                yield Wait(place, seconds, first)
+        finally:
+            # Cancelled, or refused by the server: the place is free for the next in line.
+            if destination := self._destination:
+                self._give_back(0, 0)
+                destination.wake()
+            self.leave()
+
+    def _may_try(self) -> bool:
+        """Whether nobody is in line before it."""
+        line = self._line or self._budget.find(self._key)
+        try:
+            return line.line[0] is self._place
+        except IndexError:
+            return True
+
+    def _tries(self) -> Generator[Try, Exception, Exception]:
+        """Every source and range once; returns what the last one met with."""
+        budget = self._budget
+        failure: Exception = TurnMissed()
+        for host in budget.sources.order(self._version, self._stick, budget.find(self._key).load):
+            for ports in budget.ranges:
+                self._destination = budget.reserve(self._key, host)
+                if self._destination is None:
+                    return LimitReached()
+                self._host = host
+                failure = yield Try(host, ports)
+                number = failure.errno if isinstance(failure, OSError) else 0
+                self._give_back(number or 0, getattr(failure, "attempts", 0))
+        return failure
+
+    def _give_back(self, number: int, retries: int) -> None:
+        destination, self._destination = self._destination, None
+        if destination is not None:
+            self._budget.refused(destination, self._host, number, retries)

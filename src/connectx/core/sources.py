@@ -1,0 +1,152 @@
+"""Which source address to take next.
+
+A source is an address or a prefix. A small prefix stands for its addresses; of a
+large one, such as an IPv6 /64, any address will do, and each has a whole port range
+of its own toward every destination.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from itertools import cycle
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+MOST_FREE: Final = "most-free"
+ROUND_ROBIN: Final = "round-robin"
+STICKY: Final = "sticky"
+ROTATIONS: Final = (MOST_FREE, ROUND_ROBIN, STICKY)
+
+#: A prefix of at most so many addresses is a list of them.
+_LISTED: Final = 256
+
+#: How many addresses of a large prefix a call tries: where none of these has a free
+#: port, something else is wrong.
+_DRAWN: Final = 4
+
+
+class Pool(NamedTuple):
+    """The sources of one family: single addresses, and prefixes too large to list."""
+
+    hosts: tuple[str, ...]
+    prefixes: tuple[Network, ...]
+
+
+class Sources:
+    """The addresses to connect from, and in which order to try them.
+
+    sources: IP addresses and prefixes in text form, of both families; without any, the
+    routing table chooses.
+    rotate: "most-free", "round-robin" or "sticky".
+    draw: gives as many 32-bit numbers as asked for.
+
+    Raises ValueError for what is no address or prefix, and for an unknown rotation.
+    """
+
+    def __init__(
+        self, sources: Iterable[str], rotate: str, draw: Callable[[int], Sequence[int]]
+    ) -> None:
+        if rotate not in ROTATIONS:
+            raise ValueError(f"rotate is one of {', '.join(map(repr, ROTATIONS))}, not {rotate!r}")
+        if isinstance(sources, str):
+            raise TypeError(f"sources is a list of addresses, not one: {sources!r}")
+        self.rotate = rotate
+        self._draw = draw
+        self._pools = _pools(sources)
+        self.any = not self._pools
+        self._turns = {family: cycle(pool.hosts) for family, pool in self._pools.items()}
+
+    def serves(self, version: int) -> bool:
+        """Whether there is a source of IP version 4 or 6."""
+        return self.any or version in self._pools
+
+    def hosts(self, version: int) -> tuple[str, ...]:
+        """The single addresses of a version."""
+        return self._pools[version].hosts if version in self._pools else ()
+
+    def prefixes(self, version: int) -> tuple[Network, ...]:
+        """The prefixes of a version that are too large to list."""
+        return self._pools[version].prefixes if version in self._pools else ()
+
+    def order(self, version: int, key: str, load: Callable[[str], int]) -> Iterator[str]:
+        """The addresses of a version, in the order in which to try them; "" for routing's.
+
+        key: what to stick to, for that rotation.
+        load: how many connections an address has toward the destination.
+        """
+        if self.any:
+            yield ""
+            return
+        pool = self._pools.get(version)
+        if pool is None:
+            return
+        if self.rotate == STICKY:
+            # One only: another address would end the session that it is stuck to.
+            yield self._sticky(pool, key)
+            return
+        if pool.prefixes:
+            # Their addresses are as good as unused.
+            for number in self._draw(_DRAWN):
+                prefix = pool.prefixes[number % len(pool.prefixes)]
+                yield str(prefix[self._number() % prefix.num_addresses])
+        if not pool.hosts:
+            return
+        if len(pool.hosts) == 1:
+            yield pool.hosts[0]
+        elif self.rotate == ROUND_ROBIN:
+            first = next(self._turns[version])
+            place = pool.hosts.index(first)
+            yield from pool.hosts[place:] + pool.hosts[:place]
+        else:
+            first = min(pool.hosts, key=load)
+            yield first
+            yield from sorted((host for host in pool.hosts if host != first), key=load)
+
+    def _sticky(self, pool: Pool, key: str) -> str:
+        """Rendezvous hashing: when a source comes or goes, few keys move."""
+        names = (*pool.hosts, *map(str, pool.prefixes))
+        best = max(names, key=lambda name: _digest(f"{name} {key}"))
+        if "/" not in best:
+            return best
+        prefix = ipaddress.ip_network(best)
+        return str(prefix[_digest(f"within {best} {key}") % prefix.num_addresses])
+
+    def _number(self) -> int:
+        """128 random bits."""
+        number = 0
+        for part in self._draw(4):
+            number = number << 32 | part
+        return number
+
+
+def _digest(text: str) -> int:
+    # The same in every process and on every machine, unlike hash().
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
+
+
+def _pools(sources: Iterable[str]) -> dict[int, Pool]:
+    hosts: dict[int, list[str]] = {}
+    prefixes: dict[int, list[Network]] = {}
+    for source in sources:
+        if not isinstance(source, str):
+            raise TypeError(f"a source is text, such as '192.0.2.7' or '2001:db8::/64': {source!r}")
+        try:
+            network = ipaddress.ip_network(source)
+        except ValueError as error:
+            raise ValueError(f"not an IP address or prefix: {error}") from error
+        version = network.version
+        listed = hosts.setdefault(version, [])
+        if network.num_addresses > _LISTED:
+            prefixes.setdefault(version, []).append(network)
+        else:
+            # hosts() leaves out what is no address in a subnet, if this is one.
+            listed += [str(host) for host in network.hosts()]
+    return {
+        version: Pool(tuple(dict.fromkeys(listed)), tuple(prefixes.get(version, ())))
+        for version, listed in hosts.items()
+    }

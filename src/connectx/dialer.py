@@ -1,0 +1,271 @@
+"""Dialer: which sources, which ports, how many connections, and what to do when there is no port.
+
+The blocking driver of connectx.core.budget.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+import socket
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
+from connectx.borrowed import Borrowed
+from connectx.core.budget import LimitReached, TurnMissed, Wait
+from connectx.core.sources import MOST_FREE
+from connectx.dialing import Capacity, Dialing, Stats, concerns, hear
+from connectx.errors import PortsExhausted
+from connectx.linux.sockopts import set_ip_freebind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from connectx.addresses import Address, PortRange
+    from connectx.core.budget import Dial
+    from connectx.linux.destroy_events import DestroyEvents
+    from connectx.requests import Request
+
+
+class Dialer:
+    """Opens connections from many sources, within limits, and waits for a port if need be.
+
+    sources: IP addresses and prefixes such as "2001:db8::/64", both families mixed; by
+        default the routing table chooses.
+    ports: a range (low, high) of source ports, or several, to be used in this order;
+        by default net.ipv4.ip_local_port_range. They must lie within that.
+    strategy: how source ports are chosen, by name; see `connectx.core.strategies`.
+    rotate: "most-free" takes the source with the fewest connections to the destination,
+        "round-robin" one after the other, "sticky" always the same for a key.
+    limit: connections of this dialer to one destination at most.
+    wait: seconds to wait for a port, or for a place under the limit, instead of failing:
+        first come, first served.
+    freebind: sources need not be local (IP_FREEBIND), as for a prefix that is routed here.
+    on_wait: is called with (protocol, destination) when a call begins to wait.
+
+    Safe under threads; in a forked child it begins with nothing open. It holds nothing
+    that would have to be closed.
+
+    Raises TypeError and ValueError for arguments that cannot be right.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[str] = (),
+        ports: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        *,
+        strategy: str = "auto",
+        rotate: str = MOST_FREE,
+        limit: int | None = None,
+        wait: float | None = None,
+        freebind: bool = False,
+        on_wait: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._dialing = Dialing(
+            sources,
+            ports,
+            strategy=strategy,
+            rotate=rotate,
+            limit=limit,
+            wait=wait,
+            freebind=freebind,
+            on_wait=on_wait,
+        )
+
+    def create_connection(
+        self,
+        address: tuple[str | None, int | str],
+        timeout: float | None = DEFAULT_TIMEOUT,
+        *,
+        all_errors: bool = False,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
+        proto: int = 0,
+        key: str | None = None,
+    ) -> socket.socket:
+        """Connect to an address and return the socket: `connectx.create_connection` by policy.
+
+        timeout: seconds for each address and source; waiting for a port is not part of it.
+        key: what a "sticky" source belongs to; the destination's host by default.
+
+        Raises as `connectx.create_connection` does. PortsExhausted is raised only when
+        no source has a port, and where `wait` is set, after so many seconds.
+        """
+        dialing = self._dialing
+        literal = dialing.literal(address, type, proto)
+        if literal is not None and not all_errors:
+            return self._create(literal, timeout, key)
+        errors: list[OSError] = []
+        host, port = address[:2]
+        found = socket.getaddrinfo(host, port, 0, type)
+        for request in dialing.requests(found, address, type, proto):
+            try:
+                return self._create(request, timeout, key)
+            except OSError as error:
+                errors.append(error)
+        try:
+            if all_errors:
+                raise ExceptionGroup("create_connection failed", errors)
+            raise errors[-1]
+        finally:
+            # The errors' tracebacks refer to this frame: break the cycle.
+            errors.clear()
+
+    def connectx(
+        self,
+        sock: socket.socket,
+        destination: Address,
+        *,
+        data: bytes | bytearray | memoryview = b"",
+        key: str | None = None,
+    ) -> int:
+        """Connect a socket made elsewhere, from one of the sources: `connectx.connectx` by policy.
+
+        Its end is found out by looking, since nobody tells it: within a second or so, while
+        somebody waits for a place. With `freebind`, IP_FREEBIND is set on it.
+
+        Returns and raises as `connectx.connectx` does.
+        """
+        dialing = self._dialing
+        to = dialing.served(Borrowed(sock).request(None, destination, dialing.strategy))
+        outcome: int | BlockingIOError = 0
+
+        def connect(request: Request, ports: PortRange | None, _: Dial) -> socket.socket:
+            nonlocal outcome
+            if dialing.freebind:
+                set_ip_freebind(sock, on=True)
+            try:
+                outcome = connect_borrowed(Borrowed(sock, ports), request, data)
+            except BlockingIOError as error:
+                # Under way, if it is a stream's; a datagram's is PortsExhausted.
+                if error.errno != errno.EINPROGRESS:
+                    raise
+                outcome = error
+            return sock
+
+        self._go(to, key, connect)
+        if isinstance(outcome, BlockingIOError):
+            raise outcome
+        return outcome
+
+    def capacity(
+        self,
+        address: Address,
+        *,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
+        proto: int = 0,
+    ) -> Capacity:
+        """How many connections there can be to an IP address and port, and how many there are.
+
+        Reads the kernel's list of sockets: some milliseconds where there are many.
+        """
+        return self._dialing.capacity(address, type, proto)
+
+    def stats(self) -> Stats:
+        """What this dialer has done since it was made."""
+        return self._dialing.stats()
+
+    def _create(self, to: Request, timeout: float | None, key: str | None) -> socket.socket:
+        options = self._dialing.options
+
+        def connect(request: Request, ports: PortRange | None, dial: Dial) -> socket.socket:
+            return open_connection(request, timeout, options(ports), dial)
+
+        return self._go(to, key, connect)
+
+    def _go(
+        self,
+        to: Request,
+        key: str | None,
+        connect: Callable[[Request, PortRange | None, Dial], socket.socket],
+    ) -> socket.socket:
+        """Take the steps of one call; connect: does one try."""
+        dialing = self._dialing
+        line: _Line | None = None
+        dial, steps = dialing.dial(to, key, _Place)
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Wait):
+                    line = line or _Line(to)
+                    line.wait(step)
+                    dialing.sweep()
+                    step = next(steps)
+                    continue
+                request = dialing.request(to.address, step.host, to.type, to.proto)
+                begun = time.monotonic()
+                try:
+                    sock = connect(request, step.ports, dial)
+                except PortsExhausted as error:
+                    dialing.budget.searched(time.monotonic() - begun)
+                    step = steps.send(error)
+                    continue
+                dialing.lease(dial, sock)
+                return sock
+        except (LimitReached, TurnMissed) as error:
+            raise dialing.failure(error, to) from None
+        finally:
+            steps.close()
+            if line is not None:
+                line.close()
+
+
+class _Place:
+    """A place in the line of a thread that waits in poll(2)."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Reentrant, since the socket whose end wakes us may be collected as garbage right
+        # here. Without it the wake-up might go to whoever has the descriptor next.
+        self._open = threading.RLock()
+
+    def wake(self) -> None:
+        """Have the thread look again."""
+        with self._open:
+            if self.descriptor >= 0:
+                os.eventfd_write(self.descriptor, 1)
+
+    def close(self) -> None:
+        """Wait no more."""
+        with self._open:
+            descriptor, self.descriptor = self.descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class _Line:
+    """How a thread waits, and hears of others' connections while it is the first in line."""
+
+    def __init__(self, to: Request) -> None:
+        self._to = to
+        self._place: _Place | None = None
+        self._events: DestroyEvents | None = None
+
+    def wait(self, step: Wait) -> None:
+        """Wait until the place is woken, a connection to the destination ends, or time is up."""
+        place = self._place = cast("_Place", step.turn)
+        poll = select.poll()
+        poll.register(place.descriptor, select.POLLIN)
+        if step.first and self._events is None:
+            self._events = hear(self._to)
+        if self._events is not None:
+            poll.register(self._events.fileno(), select.POLLIN)
+        deadline = time.monotonic() + step.seconds
+        while (left := deadline - time.monotonic()) > 0:
+            for descriptor, _ in poll.poll(math.ceil(left * 1000)):
+                if descriptor == place.descriptor:
+                    os.eventfd_read(descriptor)
+                    return
+                if self._events is not None and self._events.take(partial(concerns, self._to)):
+                    return
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        if self._place is not None:
+            self._place.close()
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,453 @@
+"""What the blocking and the asyncio Dialer share: arguments, requests, capacity, detached sockets.
+
+The decisions are in connectx.core.budget and connectx.core.sources; how to wait is
+each dialer's own affair.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import random
+import socket
+import threading
+import time
+from collections import deque
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
+from connectx.core import strategies
+from connectx.core.budget import Budget, Dial, Lease, LimitReached
+from connectx.core.sources import Sources
+from connectx.errors import PortsExhausted
+from connectx.linux.sockopts import get_so_bindtoifindex
+from connectx.linux.tcp_states import STATE_NAMES
+from connectx.linux.uapi import AF_INET, SO_COOKIE, SOL_SOCKET
+from connectx.network import NETWORKS, NEW_SOCKET, Options, draw, identity_of
+from connectx.requests import parse, parse_literal
+from connectx.tracked import TrackedSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from connectx.addresses import Address
+    from connectx.core.budget import Steps, Turn
+    from connectx.linux.destroy_events import DestroyEvents
+    from connectx.linux.sock_diag import SocketRecord
+    from connectx.network import Network
+    from connectx.requests import Request
+
+#: How an IPv4 address looks in a record of an AF_INET6 socket.
+V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+#: Seconds between two looks at sockets whose end nobody tells us.
+_SWEEP_EVERY: Final = 0.25
+
+
+class SourceCapacity(NamedTuple):
+    """The ports of one source address toward a destination.
+
+    source: the address, or a prefix: all of its addresses that are not listed by themselves.
+    total: ports there are. in_use: of these, by state as ss(8) names it.
+    """
+
+    source: str
+    total: int
+    in_use: dict[str, int]
+
+    @property
+    def free(self) -> int:
+        """Ports that no connection to the destination has."""
+        return self.total - sum(self.in_use.values())
+
+
+class Capacity(NamedTuple):
+    """The connections there can be to a destination, and those there are.
+
+    total, in_use, free: ports of all sources together. sources: the same for each.
+
+    Whoever has the connections counts, in the calling thread's network namespace.
+    Sockets to other destinations do not: they take no port away.
+    """
+
+    total: int
+    in_use: int
+    free: int
+    sources: tuple[SourceCapacity, ...]
+
+
+class Stats(NamedTuple):
+    """What a dialer has done since it was made.
+
+    attempts: tries to connect; one for each source and range of ports.
+    opened: how many of them got a connection. retries: ports refused within tries.
+    waits: calls that had to wait for a port. waiting: calls that wait now.
+    failures: tries that found no port, by the name of the errno.
+    search_seconds: time spent in those.
+    """
+
+    attempts: int
+    opened: int
+    retries: int
+    waits: int
+    waiting: int
+    failures: dict[str, int]
+    search_seconds: float
+
+
+class Dialing:
+    """The settings of a dialer, and what it has open; see connectx.Dialer for the arguments."""
+
+    def __init__(
+        self,
+        sources: Iterable[str],
+        ports: tuple[int, int] | Sequence[tuple[int, int]] | None,
+        *,
+        strategy: str,
+        rotate: str,
+        limit: int | None,
+        wait: float | None,
+        freebind: bool,
+        on_wait: Callable[[Any], object] | None,
+    ) -> None:
+        strategies.named(strategy)
+        self.sources = Sources(sources, rotate, draw)
+        self.ranges = _ranges(ports)
+        self.freebind = freebind
+        self._limit = int(_number("limit", limit, 1))
+        self._wait = float(_number("wait", wait, 0))
+        self.strategy = strategy
+        self._on_wait = on_wait
+        self._options = {
+            ports: Options(ports=ports, freebind=freebind, replaceable=True)
+            for ports in self.ranges
+            if ports is not None or freebind
+        }
+        self._owner = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start with nothing open: at first, and in a child process."""
+        self._owner = os.getpid()
+        self._detached: deque[_Detached] = deque()
+        self._swept = 0.0
+        self._budget = Budget(
+            self.sources,
+            self.ranges,
+            limit=self._limit,
+            wait=self._wait,
+            lock=threading.Lock(),
+            clock=time.monotonic,
+            jitter=random.random,
+            on_wait=self._on_wait,
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """What is open; nothing yet in a process that was forked meanwhile."""
+        if self._owner != os.getpid():
+            self._begin()
+        return self._budget
+
+    def dial(self, to: Request, stick: str | None, turn: Callable[[], Turn]) -> tuple[Dial, Steps]:
+        """Begin a call to a destination; the steps are yet to be taken."""
+        budget = self.budget
+        if self._detached and self._limit:
+            self.sweep()
+        destination = to.destination
+        dial = Dial(
+            budget,
+            (to.protocol, destination),
+            version_of(to),
+            destination.host if stick is None else stick,
+            turn,
+        )
+        return dial, dial.steps()
+
+    def request(self, address: Address, host: str, kind: int, proto: int) -> Request:
+        """What a try asks for: a connection to an IP address from a source address."""
+        if host and address[0].startswith("::ffff:") and ":" not in host:
+            host = f"::ffff:{host}"
+        source = (host, 0) if host else None
+        request = parse_literal(address, source, kind, proto, self.strategy)
+        return request or parse(0, kind, proto, self.strategy, source, address)
+
+    def literal(
+        self, address: tuple[str | None, int | str], kind: int, proto: int
+    ) -> Request | None:
+        """What a call to an IP address asks for; None for a name. Errors as `parse`."""
+        checked = cast("Address", tuple(address))
+        request = parse_literal(checked, None, kind, proto, self.strategy)
+        return None if request is None else self.served(request)
+
+    def served(self, to: Request) -> Request:
+        """The request, if there is a source of its version; OSError (EAFNOSUPPORT) otherwise."""
+        version = version_of(to)
+        if not self.sources.serves(version):
+            raise OSError(
+                errno.EAFNOSUPPORT,
+                f"none of the dialer's sources is IPv{version}, as {to.destination} is",
+            )
+        return to
+
+    def requests(
+        self,
+        found: Iterable[tuple[Any, ...]],
+        address: tuple[str | None, int | str],
+        kind: int,
+        proto: int,
+    ) -> list[Request]:
+        """What a call to a name asks for: the addresses that it has sources for.
+
+        found: what getaddrinfo() gave.
+
+        Raises OSError (EAFNOSUPPORT) if there are none.
+        """
+        # Of an IPv6 address with flowinfo and scope_id, which getaddrinfo() does not take.
+        more = cast("tuple[int, ...]", address[2:])
+        requests = [
+            parse(0, kind, proto, self.strategy, None, (*sockaddr[:2], *(more or sockaddr[2:])))
+            for family, _, _, _, sockaddr in found
+            if family in (socket.AF_INET, socket.AF_INET6)
+        ]
+        if not requests:
+            raise OSError("getaddrinfo returns an empty list")
+        served = [to for to in requests if self.sources.serves(version_of(to))]
+        return served or [self.served(requests[0])]
+
+    def options(self, ports: PortRange | None) -> Options | None:
+        """What the socket of a try is to have set."""
+        return self._options.get(ports)
+
+    def lease(self, dial: Dial, sock: socket.socket) -> None:
+        """Have a connected socket keep its place in the budget until it is closed."""
+        lease = dial.lease(SocketLease)
+        lease.dialing = self
+        if isinstance(sock, TrackedSocket):
+            sock.lease = lease
+        else:
+            lease.detached(sock)
+
+    def failure(self, error: Exception, to: Request) -> PortsExhausted:
+        """The error of a call that has not come to a try."""
+        open_now = sum(self.budget.open_to((to.protocol, to.destination)).values())
+        reason = (
+            f"the dialer's limit of {self._limit} connections to {to.destination} is reached"
+            if isinstance(error, LimitReached)
+            else f"others waited for a port toward {to.destination} for as long as this call could"
+        )
+        return PortsExhausted(
+            reason,
+            protocol=to.protocol,
+            source=Endpoint("", 0),
+            destination=to.destination,
+            strategy=self.strategy,
+            errno=errno.EADDRNOTAVAIL if to.stream else errno.EAGAIN,
+            explanation=lambda: (
+                f"{open_now} connections of this dialer to {to.destination} were open. Close some, "
+                "raise the limit, or wait longer."
+            ),
+        )
+
+    # Sockets whose end nobody tells us.
+
+    def watch(self, detached: _Detached) -> None:
+        """Look for a socket's end from now on."""
+        self._detached.append(detached)
+
+    def sweep(self) -> None:
+        """Give back the places of detached sockets that are closed; not too often."""
+        now = time.monotonic()
+        if not self._detached or now < self._swept:
+            return
+        network = NETWORKS.here()
+        for _ in range(len(self._detached)):
+            detached = self._detached.popleft()
+            if not detached.ended(network):
+                self._detached.append(detached)
+        # Of ten thousand sockets a look takes some 50 ms.
+        self._swept = now + _SWEEP_EVERY + 20 * (time.monotonic() - now)
+
+    # What there is.
+
+    def capacity(self, address: Address, kind: int, proto: int) -> Capacity:
+        """The ports toward a destination; see connectx.Dialer.capacity."""
+        to = self.request(address, "", kind, proto)
+        version = version_of(to)
+        open_now = self.budget.open_to((to.protocol, to.destination))
+        hosts = dict.fromkeys([*self.sources.hosts(version), *open_now])
+        if self.sources.any:
+            hosts = {"": None}
+        counted = [self._count(address, host, kind, proto) for host in hosts]
+        network = NETWORKS.here()
+        for prefix in self.sources.prefixes(version):
+            rest = prefix.num_addresses - sum(ip_address(host) in prefix for host in open_now)
+            ports = self._within(network.ports or PortRange(0, -1), network.reserved)
+            counted.append(SourceCapacity(str(prefix), rest * len(ports), {}))
+        self.budget.saw(
+            (to.protocol, to.destination),
+            {each.source: sum(each.in_use.values()) for each in counted if each.in_use},
+        )
+        total = sum(each.total for each in counted)
+        free = sum(each.free for each in counted)
+        return Capacity(total, total - free, free, tuple(counted))
+
+    def _count(self, address: Address, host: str, kind: int, proto: int) -> SourceCapacity:
+        from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
+
+        request = self.request(address, host, kind, proto)
+        network = NETWORKS.here()
+        if network.ports is None:
+            raise network.absence(request)
+        wire = request.wire_source or network.routed_source(request, NEW_SOCKET)
+        within = self._within(network.ports, network.reserved)
+        found = ports_toward(
+            network.diag,
+            request.diag_protocol,
+            request.wire_family,
+            wire,
+            request.wire_destination,
+            request.destination.port,
+        )
+        in_use: dict[str, int] = {}
+        for state, some in found.items():
+            count = len(within.intersection(some))
+            if count:
+                in_use[STATE_NAMES.get(state, str(state))] = count
+        return SourceCapacity(host or request.source_host(wire), len(within), in_use)
+
+    def _within(self, in_force: PortRange, reserved: Iterable[PortRange]) -> set[int]:
+        """The ports that may be used, of those that the kernel would honour."""
+        within: set[int] = set()
+        for ports in self.ranges:
+            low, high = ports or in_force
+            within.update(range(max(low, in_force.low), min(high, in_force.high) + 1))
+        for hole in reserved:
+            within.difference_update(range(hole.low, hole.high + 1))
+        return within
+
+    def stats(self) -> Stats:
+        """What was done; see connectx.Dialer.stats."""
+        counters = self.budget.counters
+        return Stats(
+            counters.attempts,
+            counters.opened,
+            counters.retries,
+            counters.waits,
+            counters.waiting,
+            {
+                errno.errorcode.get(number, str(number)): count
+                for number, count in counters.failures.copy().items()
+            },
+            counters.search_seconds,
+        )
+
+
+def hear(to: Request) -> DestroyEvents | None:
+    """Hear of the ends of sockets of a protocol, or None where that is not possible."""
+    from connectx.linux.destroy_events import DestroyEvents  # noqa: PLC0415 - as in network.py
+
+    try:
+        return DestroyEvents(stream=to.stream)
+    except OSError:
+        # An old kernel, or no descriptor left: looking now and then has to do.
+        return None
+
+
+def concerns(to: Request, record: SocketRecord) -> bool:
+    """Whether a socket was connected to a destination."""
+    return (
+        record.destination_port == to.destination.port
+        and record.destination.removeprefix(V4_MAPPED) == to.wire_destination
+    )
+
+
+def version_of(to: Request) -> int:
+    """The IP version on the wire, 4 or 6: of an IPv4-mapped address 4."""
+    return 4 if to.wire_family == AF_INET else 6
+
+
+def _number(name: str, value: float | None, least: float) -> Any:
+    """A number that may be left out (0 then); TypeError or ValueError for what is none."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number, not {value!r}")
+    if not least <= value < math.inf:
+        raise ValueError(f"{name} is at least {least:g}, not {value!r}")
+    return value
+
+
+def _ranges(
+    ports: tuple[int, int] | Sequence[tuple[int, int]] | None,
+) -> tuple[PortRange | None, ...]:
+    """The ranges of source ports, in order; (None,) for the range in force."""
+    if ports is None:
+        return (None,)
+    given = list(ports)
+    if len(given) == 2 and all(isinstance(port, int) for port in given):
+        given = [given]
+    ranges: list[PortRange | None] = []
+    for each in given:
+        if not isinstance(each, tuple | list) or len(each) != 2:
+            raise TypeError(f"ports is a range such as (20000, 29999), or several: {ports!r}")
+        low, high = each
+        for port in each:
+            if isinstance(port, bool) or not isinstance(port, int):
+                raise TypeError(f"a port is an integer, not {port!r}")
+        if not 1 <= low <= high <= HIGHEST_PORT:
+            raise ValueError(
+                f"a range lies within 1 to {HIGHEST_PORT}, its low end first: {each!r}"
+            )
+        ranges.append(PortRange(low, high))
+    if not ranges:
+        raise ValueError("ports names no range: leave it out for the range in force")
+    return tuple(ranges)
+
+
+class SocketLease(Lease):
+    """The place of a socket; of one that has lost it, too, as long as its descriptor is open."""
+
+    __slots__ = ("dialing",)
+
+    dialing: Dialing
+
+    def detached(self, sock: socket.socket) -> None:
+        """Its descriptor gets an owner who will not tell of its end, such as an SSLSocket."""
+        self.dialing.watch(_Detached(self, sock))
+
+
+class _Detached:
+    """A connection that is looked for by its 4-tuple."""
+
+    __slots__ = ("_cookie", "_identity", "_lease", "_lookup", "_port")
+
+    def __init__(self, lease: SocketLease, sock: socket.socket) -> None:
+        from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in network.py
+
+        name, peer = sock.getsockname(), sock.getpeername()
+        ends = parse(int(sock.family), int(sock.type), int(sock.proto), "auto", name, peer)
+        self._lease = lease
+        self._identity = identity_of(sock)
+        self._cookie = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
+        self._port: int = name[1]
+        self._lookup = TupleLookup(
+            ends.diag_protocol,
+            ends.wire_family,
+            ends.wire_source,
+            ends.wire_destination,
+            ends.destination.port,
+            get_so_bindtoifindex(sock) or ends.destination.scope_id,
+        )
+
+    def ended(self, network: Network) -> bool:
+        """Whether the socket is gone; its place is given back then."""
+        if network.identity != self._identity:
+            return False
+        record = self._lookup.find_record(network.diag, self._port)
+        if record is not None and record.cookie == self._cookie:
+            return False
+        self._lease.release()
+        return True
