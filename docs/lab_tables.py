@@ -77,10 +77,14 @@ def churn(found: dict[str, Any]) -> Iterator[Sequence[object]]:
     shares = list(dict.fromkeys(each["occupancy"] for each in found["churn"]))
     yield "way", *(f"{share:.1%}" for share in shares)
     for way in dict.fromkeys(each["way"] for each in found["churn"]):
-        times = [each["churn"] for each in found["churn"] if each["way"] == way]
+        fills = [each for each in found["churn"] if each["way"] == way]
         yield (
             f"`{way}`",
-            *(f"{_number(each['mean'])} / {_number(each['ninety_nine'])}" for each in times),
+            *(
+                f"{_number(each['churn']['mean'])} / {_number(each['churn']['ninety_nine'])}"
+                + (f", {each['churn_errors']} refused" if each["churn_errors"] else "")
+                for each in fills
+            ),
         )
 
 

@@ -185,12 +185,14 @@ class TestBrokenPipe:
         # The status is argparse's affair: before Python 3.12 it hides the error itself.
         assert run("-m", "connectx", "--version", stdout=closed_pipe).stderr == ""
 
-    def test_a_full_disk_is_said_once(self) -> None:
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    @pytest.mark.parametrize("length", [1, 100_000])
+    def test_a_full_disk_is_said_once(self, length: int, unbuffered: str) -> None:
         with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, not a path to work with
             result = run(
-                *("-c", FAKE_MAIN, "return print('.')", "fake"),
+                *("-c", FAKE_MAIN, f"return print('.' * {length})", "fake"),
                 stdout=full.fileno(),
-                environment={"PYTHONUNBUFFERED": ""},
+                environment={"PYTHONUNBUFFERED": unbuffered},
             )
         assert result.returncode == cli.FAILED
         assert result.stderr.splitlines() == [

@@ -39,8 +39,8 @@ const view = drawn.get(figure).view, found = [];
   for (const item of mark.items) {
     const {x1, x2, y1, y2} = item.bounds;
     if (test(mark, item)) {
-      found.push({x: x + (x1 + x2) / 2, y: y + (y1 + y2) / 2, opacity: item.opacity,
-        datum: item.datum});
+      found.push({x: x + (x1 + x2) / 2, y: y + (y1 + y2) / 2, right: x + x2,
+        opacity: item.opacity, datum: item.datum});
     }
     for (const inner of item.items || []) walk(inner, x + (item.x || 0), y + (item.y || 0));
   }

@@ -171,6 +171,12 @@ class TestChurn:
         assert set(found["churn"]["errno"]) == {0}
         assert found["summary"]["churn"]["connections"] == 300
 
+    def test_closes_any_of_the_connections(self) -> None:
+        settings = Settings("kernel", ports=PortRange(9024, 11023), occupancy=1.0, operations=1000)
+        churn = run(settings, watch).churn
+        even = sum(port % 2 == 0 for port in churn.port)
+        assert 350 < even < 650
+
     def test_of_a_full_range_finds_the_one_port_that_is_free(self) -> None:
         found = ways(
             *("--way", "auto,kernel", "--ports", "40000-40009"),
@@ -203,7 +209,7 @@ class TestOutput:
 
     @needs_windows
     def test_the_table_of_window_sizes(self) -> None:
-        result = lab_latency("--windows", "--ports", "40000-40199")
+        result = lab_latency("--windows", "--ports", "40000-51999")
         assert result.returncode == 0
         for size in (500, 1000, 5000, 10000):
             assert f"one-window:{size} " in result.stdout
@@ -212,6 +218,8 @@ class TestOutput:
         result = lab_latency("--way", "kernel", "--ports", "40000-40009", "--json")
         found = json.loads(result.stdout)
         assert found["machine"]["kernel"] == os.uname().release
+        # The machine's own, not what the experiment has set.
+        assert found["machine"]["sysctls"]["net.ipv4.ip_local_port_range"] != "40000 40009"
         assert "net.ipv4.ip_local_port_range = 40000 40009" in found["changes"]
 
     @pytest.mark.parametrize(
@@ -231,6 +239,11 @@ class TestOutput:
             ("--ports", "1-10"),
             ("--time-limit", "0"),
             ("--json", "--csv"),
+            ("--way", "kernel", "--windows"),
+            ("--operations", "5"),
+            ("--churn", "50", "--connections", "10"),
+            ("--ports", "40000-40009", "--churn", "1"),
+            ("--ports", "40000-40009", "--way", "one-window:11"),
         ],
         ids=" ".join,
     )
@@ -250,9 +263,14 @@ class TestRefusal:
         assert main(["lab", "latency"]) == 1
         assert "connectx lab latency: a process may have 100 descriptors" in capsys.readouterr().err
 
-    def test_for_churn_with_nothing_to_close(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["lab", "latency", "--ports", "40000-40009", "--churn", "1"]) == 1
-        assert "nothing to close" in capsys.readouterr().err
+    def test_of_churn_that_one_process_cannot_hold(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # It could close its own connections only, which are the latest: all of one parity.
+        monkeypatch.setattr(workers, "descriptor_limit", lambda: 1000)
+        with pytest.raises(SystemExit, match="2"):
+            main(["lab", "latency", "--ports", "40000-41999", "--churn", "90"])
+        assert "churn takes 1,800 descriptors in one process" in capsys.readouterr().err
 
 
 class TestInterruption:

@@ -40,7 +40,7 @@ class TestBooks:
             for port in range(40000, 40008):
                 network.port_range(port, 40007 + port % 2)
         assert networks.changes[-1] == (
-            "net.ipv4.ip_local_port_range = 40000 40007 to 40007 40008 (8 values)"
+            "net.ipv4.ip_local_port_range = 40000 40007 and 7 other values"
         )
 
     def test_keep_what_was_changed_before_an_error(self) -> None:

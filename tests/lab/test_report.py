@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import os
+import signal
 import struct
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from connectx.addresses import PortRange
 from connectx.cli.main import main
+from connectx.lab import trials
+from connectx.lab.latency import Latency, Samples, Settings
+from connectx.lab.machine import describe
+from connectx.lab.report import figures
+from connectx.lab.summary import summarise
 from connectx.linux import features
 from connectx.linux.features import Probe
 from tests.lab.browser import Browser, browser
-from tests.lab.commands import connectx
+from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,7 +185,14 @@ class TestData:
     def test_the_command_said_what_it_did(self, written: Written) -> None:
         lines = written.said.splitlines()
         assert [line.split()[0] for line in itertools.islice(lines, 3)] == ["wrote"] * 3
-        assert "nothing else was changed" in lines[-1]
+        assert "findings on techniques are as expected" in lines[3]
+        low, high = PORTS.split("-")
+        assert f"net.ipv4.ip_local_port_range = {low} {high}" in lines[-1]
+        assert "Nothing else was changed." in lines[-1]
+
+    def test_the_machine_is_shown_as_it_was(self, written: Written) -> None:
+        sysctls = written.data["machine"]["sysctls"]
+        assert sysctls["net.ipv4.ip_local_port_range"] != PORTS.replace("-", " ")
 
 
 class TestRefusal:
@@ -187,6 +203,51 @@ class TestRefusal:
     def test_of_a_place_that_cannot_be_written(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        place = tmp_path / "nowhere" / "page.html"
-        assert main(["lab", "report", "--output", str(place)]) == 1
-        assert f"cannot write {place}" in capsys.readouterr().err
+        for place in (tmp_path / "nowhere" / "page.html", tmp_path):
+            assert main(["lab", "report", "--output", str(place)]) == 1
+            assert "connectx lab report: cannot write " in capsys.readouterr().err
+            assert list(tmp_path.iterdir()) == []
+
+    def test_leaves_no_empty_page_when_interrupted(self, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        page.write_text("the former one")
+        with on_a_terminal("lab", "report", "--output", str(page)) as (process, screen):
+            read_until(screen, b"opening")
+            os.killpg(process.pid, signal.SIGINT)
+            assert b"Traceback" not in read_to_end(screen)
+            assert process.wait() == 130
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["the former one"]
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+
+    def test_of_too_few_descriptors_before_anything_is_measured(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(trials, "DESCRIPTORS", 1 << 40)
+        assert main(["lab", "report"]) == 1
+        assert "descriptors here" in capsys.readouterr().err
+
+
+def fill(nanoseconds: list[int], ports: list[int]) -> Latency:
+    samples = Samples.none()
+    for each, port in zip(nanoseconds, ports, strict=True):
+        samples.add(port, each, 0, 0 if port else 99)
+    settings = Settings("kernel", ports=PortRange(40000, 40000 + len(ports) - 1))
+    return Latency(settings, describe(), samples, Samples.none(), finished=True, changes=[])
+
+
+class TestRegressionLine:
+    """The line's ends are on the line, also where it begins below zero."""
+
+    def test_of_two_stages(self) -> None:
+        stages = [1_000] * 100 + [1_000_000] * 100
+        figure = figures.latency(fill(stages, list(range(40000, 40200)))).to_dict()
+        name = figure["layer"][1]["data"]["name"]
+        ends = list(csv.DictReader(io.StringIO(figure["datasets"][name])))
+        summary = summarise(fill(stages, list(range(40000, 40200))))
+        assert summary.start < 0
+        for end in ends:
+            number, milliseconds = float(end["number"]), float(end["ms"])
+            expected = (summary.start + summary.slope * number) / 1000
+            assert milliseconds == pytest.approx(expected, abs=1e-3)
+            assert milliseconds >= -1e-9

@@ -4,6 +4,7 @@ A subcommand is a module of this package that has what :class:`connectx.cli.comm
 """
 
 import argparse
+import errno
 import importlib
 import os
 import select
@@ -25,6 +26,9 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 #: 128 + SIGINT, as shells report it.
 INTERRUPTED: Final = 130
+
+#: Errors of write(2) that say that there is no more room.
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 EPILOG: Final = f"""\
 exit status:
@@ -56,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
+        _give_up_output()
+        return FAILED
+    except OSError as error:
+        # While the command was at it: unbuffered, or with more to say than a buffer holds.
+        if error.errno not in _DISK_FULL or error.filename is not None:
+            raise
+        print(f"connectx: cannot write to standard output: {error.strerror}", file=sys.stderr)
         _give_up_output()
         return FAILED
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from connectx.lab.resources import LOWEST_PORT
 def port_range(text: str) -> PortRange:
     """The range in LOW-HIGH; raises argparse.ArgumentTypeError saying what is wrong."""
     low, dash, high = text.partition("-")
-    if not (dash and low.isdecimal() and high.isdecimal()):
+    if not (dash and text.isascii() and low.isdecimal() and high.isdecimal()):
         raise argparse.ArgumentTypeError(f"not a range of ports such as 40000-40999: {text!r}")
     ports = PortRange(int(low), int(high))
     if not LOWEST_PORT <= ports.low <= ports.high <= HIGHEST_PORT:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 _REDRAW_EVERY: Final = 0.1
 
 
+#: How many tasks are shown, besides the first one: the latest.
+_SHOWN: Final = 8
+
+
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Watch]:
     """Show a bar for each task that an experiment tells of, with an estimate of its end."""
@@ -46,7 +50,9 @@ def progress_bars() -> Iterator[Watch]:
     def watch(task: str, phase: str, done: int, total: int) -> None:
         nonlocal drawn
         if task not in tasks:
-            tasks[task] = progress.add_task(task, phase=phase)
+            tasks[task] = progress.add_task(task, total=total, phase=phase)
+            for former in list(tasks)[1:-_SHOWN]:
+                progress.update(tasks[former], visible=False)
         progress.update(tasks[task], completed=done, total=total, phase=phase)
         if time.monotonic() - drawn > _REDRAW_EVERY:
             progress.refresh()

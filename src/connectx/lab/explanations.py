@@ -67,6 +67,12 @@ _LOCK: Final = (
     "The kernel searches for nothing, and checks no 4-tuple by itself."
 )
 
+_DATAGRAM_WINDOWS: Final = (
+    "IP_LOCAL_PORT_RANGE is set to one window of random position, and bind() takes a port within "
+    "it that no other socket of that address has, whatever its destination. A full window gives "
+    "EAGAIN, although other ports are free."
+)
+
 _DATAGRAMS: Final = (
     "connect() binds the socket first: udp_lib_get_port() begins at a random port and walks in "
     "steps of a random size; a port that any other socket of that address has is passed over, "
@@ -94,7 +100,11 @@ def _of_streams(settings: Settings, machine: Machine) -> str:
     elif name == "one-port":
         text = _ONE_PORT
     elif name == "auto":
-        windows = _has(machine, features.IP_LOCAL_PORT_RANGE)
+        mptcp = settings.protocol == "mptcp"
+        windows = _has(
+            machine,
+            features.IP_LOCAL_PORT_RANGE_MPTCP if mptcp else features.IP_LOCAL_PORT_RANGE,
+        )
         text = _ONE_PORT + _THEN[step] if windows else _WITHOUT_WINDOWS
     else:
         tries = "one window" if window_of(settings.way) else "up to 16 windows"
@@ -103,6 +113,8 @@ def _of_streams(settings: Settings, machine: Machine) -> str:
 
 
 def _of_datagrams(settings: Settings) -> str:
+    if window_of(settings.way):
+        return _DATAGRAM_WINDOWS
     return _LOCK if settings.way == "auto" else _DATAGRAMS
 
 

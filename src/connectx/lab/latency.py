@@ -20,9 +20,9 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from connectx.addresses import PortRange
-from connectx.lab import resources
+from connectx.lab import resources, workers
 from connectx.lab.machine import Machine, describe
-from connectx.lab.opening import check_way, opener
+from connectx.lab.opening import check_way, opener, window_of
 from connectx.lab.resources import CannotStartError
 from connectx.lab.summary import summarise
 from connectx.lab.transports import PROTOCOLS, Transport
@@ -52,6 +52,9 @@ TIME_LIMIT: Final = 120.0
 _QUEUE_SHARE: Final = 0.6
 
 _REPORT_EVERY: Final = 0.1  # seconds
+
+#: What a worker has open besides the connections it holds, with much to spare.
+_DESCRIPTORS_BESIDES: Final = 128
 
 #: SO_LINGER on with no time: close() resets the connection, and no TIME_WAIT is left.
 _ABORT: Final = struct.pack("@ii", 1, 0)
@@ -105,8 +108,22 @@ class Settings(NamedTuple):
         for name, count in (("sources", self.sources), ("destinations", self.destinations)):
             if not 1 <= count <= MOST_ADDRESSES:
                 raise ValueError(f"{name}: 1 to {MOST_ADDRESSES}, not {count}")
-        if self.operations and not int(self.ports.size * self.occupancy):
+        if window_of(self.way) > self.ports.size:
+            raise ValueError(f"{self.way} has more ports than {self.ports}")
+        if self.operations and not self.tries:
             raise ValueError(f"nothing to close at {self.occupancy:.0%} of {self.ports}")
+        if self.operations and self.tries > churn_most():
+            # The others would have to be closed in other processes, and the ones left to
+            # close here are the latest: all of one parity, for a plain connect().
+            raise ValueError(
+                f"churn takes {self.tries:,} descriptors in one process, which may have "
+                f"{churn_most():,} (ulimit -H -n): try a smaller range"
+            )
+
+
+def churn_most() -> int:
+    """How many connections there may be for churn: those that one process holds."""
+    return max(0, workers.descriptor_limit() - _DESCRIPTORS_BESIDES)
 
 
 #: Addresses of one kind: what fits into the last octet of the ones below.
@@ -166,8 +183,10 @@ class _Part(NamedTuple):
     stopped: bool
 
 
-def run(settings: Settings, watch: Watch) -> Latency:
+def run(settings: Settings, watch: Watch, machine: Machine | None = None) -> Latency:
     """Fill a port range in a network of its own.
+
+    machine: what it runs on, where the caller has looked before entering another network.
 
     Of an ordinary user's process this makes the root of a user namespace, from
     which there is no way back: give it a process of its own.
@@ -178,6 +197,7 @@ def run(settings: Settings, watch: Watch) -> Latency:
     """
     settings.check()
     resources.require(settings.tries, both_ends=False)
+    machine = machine or describe()
     with contextlib.ExitStack() as stack:
         try:
             network = stack.enter_context(experiment_network())
@@ -187,7 +207,6 @@ def run(settings: Settings, watch: Watch) -> Latency:
         if absence := settings.transport.absence():
             raise CannotStartError(f"no {settings.transport.title} here: {absence}")
         sources, destinations = _addresses(network, settings)
-        machine = describe()
         crew = stack.enter_context(Crew())
         holders = stack.enter_context(Holders(crew))
         if settings.transport.stream:

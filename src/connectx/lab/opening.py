@@ -15,17 +15,11 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from connectx import steps
+from connectx.blocking import open_connection
 from connectx.core import strategies
-from connectx.core.attempt import Attempt
-from connectx.errors import ConnectxError, PortsExhausted
+from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_bind_address_no_port, set_ip_local_port_range
-from connectx.linux.udp_claim import Contested, NotVisible
-from connectx.network import Networks
-from connectx.requests import parse
-from connectx.steps import Due
-from connectx.techniques import replace
-from connectx.tracked import TrackedSocket
+from connectx.requests import parse_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,13 +72,12 @@ def opener(way: str, kind: socket.SocketKind, proto: int, ports: PortRange) -> O
 
     ports: the range in force.
 
-    Each opener begins knowing nothing of the ports in use, as a new process would.
     It raises OSError for what is not about ports, such as a refused connection, and
     NotSupported where this kernel cannot do as the way says.
     """
     size = window_of(way)
     if size:
-        return _one_window(min(size, ports.size), kind, proto, ports)
+        return _one_window(size, kind, proto, ports)
     return _by_strategy(way, kind, proto)
 
 
@@ -115,41 +108,38 @@ def _one_window(size: int, kind: socket.SocketKind, proto: int, ports: PortRange
     return open_one
 
 
+class _Retries:
+    """Is told how often the library was refused (connectx.steps.Watch)."""
+
+    in_line = False
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def leave(self) -> None:
+        """Nobody waits in line here."""
+
+    def retried(self, count: int) -> None:
+        """Note them."""
+        self.count = count
+
+
 def _by_strategy(way: str, kind: socket.SocketKind, proto: int) -> Opener:
-    # Not connectx.create_connection(), which does the same: it does not say how often
-    # it was refused before it succeeded.
-    networks = Networks()
+    # What connectx.create_connection() does with an IP address, and it says how often it
+    # was refused before it succeeded.
+    retries = _Retries()
 
     def open_one(source: Address, destination: Address) -> Opened:
+        retries.count = 0
         begun = time.perf_counter_ns()
-        request = parse(0, kind, proto, way, source, destination)
-        sock = TrackedSocket(request.family, request.type, request.proto)
+        request = parse_literal(destination, source, kind, proto, way)
+        if request is None:
+            raise ValueError(f"not IP addresses: {source} and {destination}")
         try:
-            prepared = networks.prepare(sock, request)
-            attempt = Attempt(prepared.plan)
-            while True:
-                try:
-                    due = steps.advance(sock, prepared, attempt, replace)
-                    if due is Due.SURVEY:
-                        attempt.feed(steps.survey(prepared))
-                        continue
-                    if due is Due.CONNECT:
-                        sock.connect(request.address)
-                    break
-                except ConnectxError:
-                    raise
-                except (OSError, Contested, NotVisible) as error:
-                    if not steps.refused(sock, prepared, attempt, error, replace):
-                        raise
-            spent = time.perf_counter_ns() - begun
-            steps.settle(sock, prepared, attempt)
+            sock = open_connection(request, None, None, retries)
         except PortsExhausted as error:
             spent = time.perf_counter_ns() - begun
-            sock.close()
             return Opened(None, spent, max(error.attempts - 1, 0), error.errno or 0)
-        except BaseException:
-            sock.close()
-            raise
-        return Opened(sock, spent, attempt.failures, 0)
+        return Opened(sock, time.perf_counter_ns() - begun, retries.count, 0)
 
     return open_one

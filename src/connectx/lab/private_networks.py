@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-#: Values of one setting that are listed; of more, the first and the last are named.
+#: Values of one setting that are listed; of more, the first is named.
 _LISTED: Final = 3
 
 
@@ -43,7 +43,7 @@ class PrivateNetworks:
         for name, values in self._changed.items():
             listed = list(values)
             if len(listed) > _LISTED:
-                listed = [f"{listed[0]} to {listed[-1]} ({len(listed)} values)"]
+                listed = [f"{listed[0]} and {len(listed) - 1} other values"]
             lines += [f"{name} = {value}" if value else name for value in listed]
         return tuple(lines)
 

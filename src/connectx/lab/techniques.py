@@ -81,7 +81,7 @@ def run(protocols: Collection[str], families: Collection[int], watch: Watch) -> 
     Raises CannotStartError before anything is tried; later ChildProcessError or
     another OSError if the experiment itself fails.
     """
-    _require_descriptors()
+    require_descriptors()
     begun = time.monotonic()
     host = machine.describe()
     with PrivateNetworks() as networks:
@@ -104,13 +104,16 @@ def run(protocols: Collection[str], families: Collection[int], watch: Watch) -> 
     )
 
 
-def _require_descriptors() -> None:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit < trials.DESCRIPTORS:
+def require_descriptors() -> None:
+    """Raise CannotStartError where a process may have too few; raises its soft limit to do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < trials.DESCRIPTORS:
         raise CannotStartError(
-            f"a process may have {limit:,} descriptors here (ulimit -n), "
+            f"a process may have {hard:,} descriptors here (ulimit -H -n), "
             f"and {trials.DESCRIPTORS:,} are needed"
         )
+    if soft < trials.DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (trials.DESCRIPTORS, hard))
 
 
 def _present(

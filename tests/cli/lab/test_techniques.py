@@ -147,7 +147,7 @@ class TestWhatIsMissing:
     ) -> None:
         monkeypatch.setattr(trials, "DESCRIPTORS", 1 << 40)
         assert main(["lab", "techniques"]) == 1
-        assert "descriptors here (ulimit -n)" in capsys.readouterr().err
+        assert "descriptors here (ulimit -H -n)" in capsys.readouterr().err
 
 
 class TestInterruption:

@@ -15,8 +15,9 @@ from connectx.core.strategies import STRATEGIES
 from connectx.errors import NotSupported
 from connectx.lab import latency
 from connectx.lab.explanations import explain
+from connectx.lab.machine import describe
 from connectx.lab.opening import ONE_WINDOW, check_way
-from connectx.lab.resources import CannotStartError, in_first_network
+from connectx.lab.resources import in_first_network
 from connectx.lab.summary import Percentiles, Summary, summarise
 from connectx.lab.transports import FAMILIES, PROTOCOLS
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 NAME: Final = "latency"
 HELP: Final = "Time every connection of a fill, from an empty port range to a full one."
 EXAMPLE: Final = "connectx lab latency --way kernel,full-range --ports 9024-65535"
+
+OPERATIONS: Final = 5000
 
 #: The window sizes of the article's table.
 WINDOWS: Final = (500, 1000, 5000, 10000)
@@ -68,7 +71,10 @@ columns of --csv: way, phase (fill or churn), number, port, nanoseconds, retries
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = _DESCRIPTION
-    parser.add_argument(
+    # For what only several arguments together show.
+    parser.set_defaults(complain=parser.error)
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
         "--way",
         "--strategy",
         type=_ways,
@@ -76,10 +82,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="WAY[,WAY...]",
         help="ways to open connections (default: %(default)s)",
     )
-    parser.add_argument(
+    ways.add_argument(
         "--windows",
         action="store_true",
-        help=f"instead, compare {ONE_WINDOW} of {', '.join(map(str, WINDOWS))} ports",
+        help=f"compare {ONE_WINDOW} of {', '.join(map(str, WINDOWS))} ports",
     )
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), default="tcp", help="(default: %(default)s)"
@@ -105,14 +111,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--destinations", type=addresses, default=1, metavar="N", help="destinations in turn"
     )
-    parser.add_argument(
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "--connections",
         type=_count(1, 10_000_000),
         default=0,
         metavar="N",
         help="how many to try (default: as many as there are 4-tuples)",
     )
-    parser.add_argument(
+    amount.add_argument(
         "--churn",
         type=_percent,
         metavar="PERCENT",
@@ -121,9 +128,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--operations",
         type=_count(1, 1_000_000),
-        default=5000,
         metavar="N",
-        help="with --churn, how many times (default: %(default)s)",
+        help=f"with --churn, how many times (default: {OPERATIONS})",
     )
     parser.add_argument(
         "--time-limit",
@@ -139,13 +145,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the experiment; 1 if a way could not be taken, or took longer than the limit."""
+    if arguments.operations and not arguments.churn:
+        arguments.complain("--operations goes with --churn")
     ways = [f"{ONE_WINDOW}:{size}" for size in WINDOWS] if arguments.windows else arguments.way
+    for way in ways:
+        _settings(arguments, way)
     results = []
     failed = False
+    machine = describe()
     with in_first_network(), progress_bars() as watch:
         for way in ways:
             try:
-                results.append(latency.run(_settings(arguments, way), watch))
+                results.append(latency.run(_settings(arguments, way), watch, machine))
             except NotSupported as error:
                 print(f"connectx lab latency: {way}: {error.strerror}", file=sys.stderr)
                 failed = True
@@ -168,13 +179,13 @@ def _settings(arguments: argparse.Namespace, way: str) -> latency.Settings:
         arguments.destinations,
         arguments.connections,
         arguments.churn or 1.0,
-        arguments.operations if arguments.churn else 0,
+        (arguments.operations or OPERATIONS) if arguments.churn else 0,
         arguments.time_limit,
     )
     try:
         settings.check()
     except ValueError as error:
-        raise CannotStartError(str(error)) from error
+        arguments.complain(str(error))
     return settings
 
 
@@ -336,8 +347,9 @@ def _remarks(result: latency.Latency, summary: Summary) -> Iterator[str]:
     if not result.finished:
         yield f"stopped by the time limit of {result.settings.time_limit:.0f} s."
     if summary.even.connections and summary.odd.connections:
+        # The median: a moment in which the machine was busy reaches the mean.
         yield (
-            f"connections from odd ports take {summary.odd.mean / summary.even.mean:.1f} times as "
-            "long as those from even ports."
+            "by the median, connections from odd ports take "
+            f"{summary.odd.half / summary.even.half:.1f} times as long as those from even ports."
         )
     yield explain(result.settings, result.machine)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from connectx.cli.ports import port_range
 from connectx.cli.progress import progress_bars
+from connectx.lab.machine import describe
 from connectx.lab.resources import CannotStartError, in_first_network, require
+from connectx.lab.techniques import require_descriptors
 
 if TYPE_CHECKING:
     import argparse
@@ -65,43 +70,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run everything; 1 if it could not begin."""
+    """Run everything; 1 if something was not as expected, not finished, or could not begin."""
     _require(arguments.ports)
     # First of all, since they come from the tools extra and everything else takes minutes.
     from connectx.lab.report import experiments, page  # noqa: PLC0415
 
-    _prepare(arguments)
+    require(experiments.largest_fill(arguments.ports), both_ends=False)
+    require_descriptors()
+    _try_places(arguments)
+    # Before another network is entered, whose sysctls are no longer the machine's.
+    machine = describe()
     with in_first_network(), progress_bars() as watch:
-        findings = experiments.run(arguments.ports, watch)
-    page.write_page(findings, arguments.output)
-    print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
+        findings = experiments.run(arguments.ports, machine, watch)
+    _write(arguments.output, page.render(findings))
     if arguments.data is not None:
-        arguments.data.write_text(page.as_text(findings), encoding="utf-8")
-        print(f"wrote {arguments.data}")
+        _write(arguments.data, page.as_text(findings))
     if arguments.figures is not None:
         written = page.write_figures(findings, arguments.figures)
         print(f"wrote {len(written)} figures to {arguments.figures}")
+    tables = findings.techniques
     print(
-        f"{findings.seconds:.0f} s in private network namespaces, which are gone; nothing else "
-        "was changed."
+        f"{len(tables.compared) - tables.disagreements:,} of {len(tables.compared):,} findings on "
+        "techniques are as expected"
     )
-    return 0
+    for way in findings.unfinished:
+        print(f"the fill by {way} was stopped after {experiments.TIME_LIMIT:.0f} s")
+    print(
+        f"{findings.seconds:.0f} s in private network namespaces, which are gone: "
+        f"{'; '.join(findings.changes)}. Nothing else was changed."
+    )
+    return int(bool(tables.disagreements or findings.unfinished))
 
 
 def _require(ports: PortRange) -> None:
     if ports.size < _LEAST_PORTS:
         raise CannotStartError(f"{ports} is too small for a report: {_LEAST_PORTS} ports at least")
-    # The largest fill has two source addresses.
-    require(2 * ports.size, both_ends=False)
 
 
-def _prepare(arguments: argparse.Namespace) -> None:
+def _try_places(arguments: argparse.Namespace) -> None:
     """Find out now, and not in five minutes, that something cannot be written."""
     try:
         if arguments.figures is not None:
             arguments.figures.mkdir(parents=True, exist_ok=True)
         for path in (arguments.output, arguments.data):
             if path is not None:
-                path.open("a", encoding="utf-8").close()
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+                if not path.exists() or path.is_file():
+                    # Nothing is left of it, whatever becomes of the experiments.
+                    tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise CannotStartError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one go: where that fails, what was there before stays."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists() and not path.is_file():
+            # A device or a pipe, whose place no file is to take.
+            path.write_text(text, encoding="utf-8")
+        else:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(path)
+    except OSError as error:
+        raise CannotStartError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    print(f"wrote {path} ({len(text.encode()) / 1e6:.1f} MB)")

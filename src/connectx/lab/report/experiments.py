@@ -9,13 +9,13 @@ from connectx.addresses import PortRange
 from connectx.errors import NotSupported
 from connectx.lab import latency, simulate, techniques
 from connectx.lab.latency import Latency, Settings
-from connectx.lab.machine import Machine, describe
 from connectx.lab.opening import ONE_WINDOW
 from connectx.lab.transports import FAMILIES, PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from connectx.lab.machine import Machine
     from connectx.lab.progress import Watch
     from connectx.lab.simulate import Simulation
     from connectx.lab.techniques import Techniques
@@ -48,6 +48,12 @@ _CHURN_PORTS: Final = 16_384
 _CHURN_OPERATIONS: Final = 2_000
 CHURNING: Final = ("kernel", "shifting-window", "full-range", "auto")
 
+#: How many fills there are, and the model and the tables.
+_PARTS: Final = len(STRATEGIES) + len(WINDOWS) + 1 + 2 + len(CHURNING) * len(OCCUPANCIES) + 1 + 2
+
+#: Seconds for a fill: the plain one of the article's range takes some 100 on two cores.
+TIME_LIMIT: Final = 300.0
+
 #: As many ports as the model walks through in a few seconds.
 _MODEL_PORTS: Final = 4_096
 
@@ -57,7 +63,8 @@ class Findings(NamedTuple):
 
     seconds: how long they took.
     strategies, datagrams: fills of the whole range by way.
-    addresses: the same load on one source address and on two.
+    addresses: fills by how many source addresses share the load, which on one is what
+    its range holds.
     windows: fills by one window for each connection, by the window's size.
     churn: by way and occupancy.
     predicted, measured: the model's search, and the kernel's on the same range.
@@ -78,6 +85,17 @@ class Findings(NamedTuple):
     missing: dict[str, str]
 
     @property
+    def unfinished(self) -> list[str]:
+        """The fills that the time limit has ended."""
+        return [str(fill.settings.way) for fill in self.fills if not fill.finished]
+
+    @property
+    def changes(self) -> list[str]:
+        """What was changed in private networks, which are gone by now."""
+        found = dict.fromkeys(change for fill in self.fills for change in fill.changes)
+        return list(found | dict.fromkeys(self.techniques.changes))
+
+    @property
     def fills(self) -> Iterable[Latency]:
         """All fills, in the order in which they were run."""
         yield from self.strategies.values()
@@ -88,42 +106,52 @@ class Findings(NamedTuple):
         yield self.measured
 
 
-def run(ports: PortRange, watch: Watch) -> Findings:
+def largest_fill(ports: PortRange) -> int:
+    """How many connections there are at a time, at most."""
+    return round(ports.size * _ADDRESSES_LOAD)
+
+
+def run(ports: PortRange, machine: Machine, watch: Watch) -> Findings:
     """Run everything; to be called in a first private network (resources.in_first_network).
 
     ports: the range for the fills; everything else is sized after it.
+    machine: what it runs on, as it was before that network was entered.
 
     Raises as connectx.lab.latency.run().
     """
-    return _Report(ports, watch).run()
+    return _Report(ports, machine, watch).run()
 
 
 class _Report:
-    def __init__(self, ports: PortRange, watch: Watch) -> None:
+    def __init__(self, ports: PortRange, machine: Machine, watch: Watch) -> None:
         self._ports = ports
+        self._machine = machine
         self._watch = watch
         self._missing: dict[str, str] = {}
+        self._parts = 0
 
     def run(self) -> Findings:
         begun = time.monotonic()
-        ports, watch = self._ports, self._watch
+        ports = self._ports
         # What is needed most comes first: where it cannot be had, nobody waits for the rest.
         strategies = self._fills({way: Settings(way, ports=ports) for way in STRATEGIES})
         windows = self._fills(
             {
                 size: Settings(f"{ONE_WINDOW}:{size}", ports=ports)
-                for size in (max(1, size * ports.size // ARTICLE_PORTS.size) for size in WINDOWS)
+                for size in dict.fromkeys(
+                    max(1, size * ports.size // ARTICLE_PORTS.size) for size in WINDOWS
+                )
             }
         )
-        load = round(ports.size * _ADDRESSES_LOAD)
         # One address has been filled already; it has no more than its range.
         addresses = {1: strategies["kernel"]} | self._fills(
-            {2: Settings("kernel", ports=ports, sources=2, connections=load)}
+            {2: Settings("kernel", ports=ports, sources=2, connections=largest_fill(ports))}
         )
         datagrams = self._fills(
             {way: Settings(way, "udp", ports=ports) for way in ("kernel", "auto")}
         )
-        some = PortRange(ports.low, ports.low + min(ports.size, _CHURN_PORTS) - 1)
+        most = min(ports.size, _CHURN_PORTS, latency.churn_most())
+        some = PortRange(ports.low, ports.low + most - 1)
         churn = self._fills(
             {
                 (way, occupancy): Settings(
@@ -134,10 +162,13 @@ class _Report:
             }
         )
         few = PortRange(ports.low, ports.low + min(ports.size & ~1, _MODEL_PORTS) - 1)
-        measured = latency.run(Settings("kernel", ports=few), watch)
-        predicted = simulate.run(simulate.Settings(ports=few), watch)
+        measured = self._fills({"kernel": Settings("kernel", ports=few)})["kernel"]
+        self._watch("report", "parts", self._parts, _PARTS)
+        predicted = simulate.run(simulate.Settings(ports=few), self._watch)
+        self._watch("report", "parts", _PARTS - 1, _PARTS)
+        tables = techniques.run(PROTOCOLS, FAMILIES, self._watch)
         return Findings(
-            describe(),
+            self._machine,
             ports,
             time.monotonic() - begun,
             strategies,
@@ -147,15 +178,24 @@ class _Report:
             churn,
             predicted,
             measured,
-            techniques.run(PROTOCOLS, FAMILIES, watch),
+            tables,
             self._missing,
         )
 
     def _fills(self, settings: dict[Key, Settings]) -> dict[Key, Latency]:
         fills = {}
         for key, each in settings.items():
+            # The bar of the whole comes first, and stays.
+            self._watch("report", "parts", self._parts, _PARTS)
+            self._parts += 1
             try:
-                fills[key] = latency.run(each, self._watch)
+                fills[key] = latency.run(
+                    each._replace(time_limit=TIME_LIMIT), self._told, self._machine
+                )
             except NotSupported as error:
                 self._missing[each.way] = error.strerror or str(error)
         return fills
+
+    def _told(self, task: str, phase: str, done: int, total: int) -> None:
+        """Pass on how it goes, each fill by a name of its own."""
+        self._watch(f"fill {self._parts}: {task}", phase, done, total)

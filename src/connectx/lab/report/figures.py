@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     Figure = alt.LayerChart | alt.Chart
 
-#: Connections drawn of each fill: as many as a phone draws at once. The slowest and the
-#: refused ones are all among them, and of the others as many at regular distances.
+#: Connections drawn of each fill: as many as a phone draws at once. The slowest are among
+#: them, a third are refused ones if there are so many, the others come at regular distances.
 DRAWN: Final = 6_000
 _SLOWEST: Final = 500
 
@@ -119,7 +119,9 @@ def latency(fill: Latency) -> Figure:
     )
     summary = summarise(fill)
     last = len(fill.fill.port) - 1
-    ends = [(x, max(0.0, (summary.start + summary.slope * x) / 1000)) for x in (0, last)]
+    # Where it is above zero: of two stages, a line begins far below.
+    zero = -summary.start / summary.slope if summary.slope else 0.0
+    ends = [(x, (summary.start + summary.slope * x) / 1000) for x in (max(0.0, zero), last)]
     line = (
         alt.Chart(_table(("number", "ms"), ends))
         .mark_line(strokeWidth=2, strokeDash=[6, 3], color=_PINK)
@@ -127,7 +129,7 @@ def latency(fill: Latency) -> Figure:
             x="number:Q",
             y="ms:Q",
             tooltip=alt.value(
-                f"the line through all connections: {summary.slope * 1000:,.3g} ns more for each"
+                f"the regression line: {summary.slope * 1000:,.3g} ns more for each connection"
             ),
         )
     )

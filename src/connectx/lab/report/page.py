@@ -41,11 +41,6 @@ ARTICLE: Final = {
 _ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
-def write_page(findings: Findings, path: Path) -> None:
-    """Write the page; raises OSError as opening the file does."""
-    path.write_text(render(findings), encoding="utf-8")
-
-
 def write_figures(findings: Findings, directory: Path) -> list[Path]:
     """Write each figure as PNG and SVG into a directory that exists, and return their paths."""
     written = []
@@ -102,7 +97,6 @@ def render(findings: Findings) -> str:
     return environment.from_string(template).render(
         article=ARTICLE,
         article_ports=experiments.ARTICLE_PORTS,
-        changes=_changes(findings.fills),
         churning=experiments.CHURNING,
         drawn=DRAWN,
         explain=lambda fill: explain(fill.settings, fill.machine),
@@ -132,6 +126,11 @@ class Matrix(NamedTuple):
         """How many pairs are as expected."""
         return sum(bool(cell.agrees) for row in self.rows for cell in row)
 
+    @property
+    def tried(self) -> int:
+        """How many pairs this kernel can do at all."""
+        return sum(cell.agrees is not None for row in self.rows for cell in row)
+
 
 def _matrices(cells: Iterable[Cell]) -> list[Matrix]:
     by_transport: dict[str, dict[str, list[Cell]]] = {}
@@ -153,10 +152,6 @@ def _remembering() -> Any:
         return known[id(fill)]
 
     return summary
-
-
-def _changes(fills: Iterable[Latency]) -> list[str]:
-    return list(dict.fromkeys(change for fill in fills for change in fill.changes))
 
 
 def _in_script(value: object) -> str:
