@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import calls, churn, competition, empty_range, importing, memory, report
+from bench import (
+    asynchronous,
+    calls,
+    churn,
+    competition,
+    dialing,
+    empty_range,
+    importing,
+    memory,
+    report,
+)
 from bench.harness import Findings, Settings, progress_line, refusal
 from connectx.addresses import PortRange
 
@@ -23,6 +33,8 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     "system calls": calls.measure,
     "churn": churn.measure,
     "empty range": empty_range.measure,
+    "dialer": dialing.measure,
+    "asyncio": asynchronous.measure,
     "import": importing.measure,
     "memory": memory.measure,
 }

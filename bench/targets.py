@@ -108,6 +108,42 @@ TARGETS: Final = (
         )
         for source in SOURCES
     ),
+    *(
+        Target(
+            f"dialer, {protocol}, {sources}",
+            f"Dialer, {protocol.upper()}, {sources}: time, create_connection() being 1",
+            AT_MOST,
+            1.15,
+            "x",
+        )
+        for protocol in ("tcp", "udp")
+        for sources in ("one source", "two sources")
+    ),
+    *(
+        Target(
+            f"asyncio, empty range: {call}",
+            f"asyncio, empty range: speed of {call}(), asyncio.open_connection() being 1",
+            AT_LEAST,
+            1,
+            "x",
+        )
+        for call in ("create_connection", "open_connection")
+    ),
+    Target("asyncio, opened", "asyncio: connections opened, of all there are", AT_LEAST, 1),
+    Target(
+        "asyncio, last 1 %",
+        "asyncio: time in the last 1 %, the first half being 1",
+        AT_MOST,
+        1.5,
+        "x",
+    ),
+    Target(
+        "asyncio, waiting",
+        "asyncio: 1,000 tasks that wait for a port, of one CPU",
+        AT_MOST,
+        1,
+        "%",
+    ),
     Target("import", "import connectx, beyond import socket", AT_MOST, 15, "ms"),
     *(
         target

@@ -22,9 +22,10 @@ from connectx.core.sources import MOST_FREE
 from connectx.dialing import Capacity, Dialing, Stats, concerns, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
+from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from connectx.addresses import Address, PortRange
     from connectx.core.budget import Dial
@@ -96,9 +97,26 @@ class Dialer:
         no source has a port, and where `wait` is set, after so many seconds.
         """
         dialing = self._dialing
+        name = (address, type, proto)
+        try:
+            sock = None if all_errors else self._create_at_once(name, timeout)
+        except TypeError:
+            # A list, which no dictionary takes.
+            return self.create_connection(
+                cast("tuple[str | None, int | str]", tuple(address)),
+                timeout,
+                all_errors=all_errors,
+                type=type,
+                proto=proto,
+                key=key,
+            )
+        if sock is not None:
+            return sock
         literal = dialing.literal(address, type, proto)
         if literal is not None and not all_errors:
-            return self._create(literal, timeout, key)
+            sock = self._create(literal, timeout, key)
+            dialing.learn(literal, name)
+            return sock
         errors: list[OSError] = []
         host, port = address[:2]
         found = socket.getaddrinfo(host, port, 0, type)
@@ -168,6 +186,29 @@ class Dialer:
     def stats(self) -> Stats:
         """What this dialer has done since it was made."""
         return self._dialing.stats()
+
+    def _create_at_once(self, name: Hashable, timeout: float | None) -> socket.socket | None:
+        """The first try, where it needs no thought; None where it does, or finds no port."""
+        dialing = self._dialing
+        place = dialing.at_once(name)
+        if place is None:
+            return None
+        request, lease = place
+        try:
+            sock = open_connection(request, timeout, dialing.options(dialing.ranges[0]))
+        except PortsExhausted as error:
+            lease.release()
+            dialing.budget.failed_at_once(error.errno or 0)
+            return None
+        except BaseException:
+            lease.release()
+            dialing.budget.failed_at_once(0)
+            raise
+        if isinstance(sock, TrackedSocket):
+            sock.lease = lease
+        else:
+            lease.detached(sock)
+        return sock
 
     def _create(self, to: Request, timeout: float | None, key: str | None) -> socket.socket:
         options = self._dialing.options

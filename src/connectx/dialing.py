@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
 from connectx.core import strategies
 from connectx.core.budget import Budget, Dial, Lease, LimitReached
-from connectx.core.sources import Sources
+from connectx.core.sources import MOST_FREE, Sources
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
 from connectx.linux.tcp_states import STATE_NAMES
@@ -30,7 +30,7 @@ from connectx.requests import parse, parse_literal
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from connectx.addresses import Address
     from connectx.core.budget import Steps, Turn
@@ -142,6 +142,7 @@ class Dialing:
             clock=time.monotonic,
             jitter=random.random,
             on_wait=self._on_wait,
+            on_detached=self._watch,
         )
 
     @property
@@ -221,10 +222,31 @@ class Dialing:
         """What the socket of a try is to have set."""
         return self._options.get(ports)
 
+    def at_once(self, name: Hashable) -> tuple[Request, Lease] | None:
+        """A request and a place in the budget for a call that need not wait or choose."""
+        place = self.budget.reserve_at_once(name)
+        if place is None:
+            return None
+        request, destination, host = place
+        return request, Lease(self._budget, destination, host)
+
+    def learn(self, to: Request, name: Hashable) -> None:
+        """Have the next calls to a destination be quick, where one try is as good as another."""
+        hosts = self.sources.hosts(version_of(to)) or ("",) * self.sources.any
+        if (
+            len(self.ranges) > 1
+            or self._detached
+            or not hosts
+            or self.sources.prefixes(version_of(to))
+            or self.sources.rotate != MOST_FREE
+        ):
+            return
+        requests = {host: self.request(to.address, host, to.type, to.proto) for host in hosts}
+        self.budget.known_as((to.protocol, to.destination), name, requests)
+
     def lease(self, dial: Dial, sock: socket.socket) -> None:
         """Have a connected socket keep its place in the budget until it is closed."""
-        lease = dial.lease(SocketLease)
-        lease.dialing = self
+        lease = dial.lease()
         if isinstance(sock, TrackedSocket):
             sock.lease = lease
         else:
@@ -253,9 +275,9 @@ class Dialing:
 
     # Sockets whose end nobody tells us.
 
-    def watch(self, detached: _Detached) -> None:
-        """Look for a socket's end from now on."""
-        self._detached.append(detached)
+    def _watch(self, lease: Lease, sock: Any) -> None:
+        """Look for the end of a socket that nobody will tell us of."""
+        self._detached.append(_Detached(lease, sock))
 
     def sweep(self) -> None:
         """Give back the places of detached sockets that are closed; not too often."""
@@ -407,24 +429,12 @@ def _ranges(
     return tuple(ranges)
 
 
-class SocketLease(Lease):
-    """The place of a socket; of one that has lost it, too, as long as its descriptor is open."""
-
-    __slots__ = ("dialing",)
-
-    dialing: Dialing
-
-    def detached(self, sock: socket.socket) -> None:
-        """Its descriptor gets an owner who will not tell of its end, such as an SSLSocket."""
-        self.dialing.watch(_Detached(self, sock))
-
-
 class _Detached:
     """A connection that is looked for by its 4-tuple."""
 
     __slots__ = ("_cookie", "_identity", "_lease", "_lookup", "_port")
 
-    def __init__(self, lease: SocketLease, sock: socket.socket) -> None:
+    def __init__(self, lease: Lease, sock: socket.socket) -> None:
         from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in network.py
 
         name, peer = sock.getsockname(), sock.getpeername()

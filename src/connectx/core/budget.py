@@ -17,7 +17,7 @@ blocking or awaiting, and know nothing of turns, limits and deadlines. In words:
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import threading
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
     Steps: TypeAlias = Generator["Try | Wait", Exception, None]
 
-L = TypeVar("L", bound="Lease")
-
 #: Seconds until the first in line looks by itself: at first, at most, and how much
 #: longer each time. Nobody tells when a TIME_WAIT ends.
 _POLL_FIRST: Final = 0.05
 _POLL_LONGEST: Final = 1.0
 _POLL_GROWTH: Final = 2.0
+
+#: Destinations to which nothing is open, and which are remembered all the same: whoever
+#: opens one connection at a time would start from nothing each time.
+_MOST_IDLE: Final = 512
 
 
 class Turn(Protocol):
@@ -96,12 +98,16 @@ class Destination:
 
     open: connections by source address. seen: others' connections by source address,
     as the kernel said last. total: all of `open`. line: who waits, the first one first.
+    requests: what to ask for, by source address, for a driver in a hurry; names: what
+    callers call the destination, for the same.
     """
 
-    __slots__ = ("key", "line", "open", "seen", "total")
+    __slots__ = ("key", "line", "names", "open", "requests", "seen", "total")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
+        self.names: list[Hashable] = []
+        self.requests: dict[str, Any] = {}
         self.open: dict[str, int] = {}
         self.seen: dict[str, int] = {}
         self.total = 0
@@ -113,11 +119,12 @@ class Destination:
 
     def wake(self) -> None:
         """Have the first in line look again."""
-        try:
-            first = self.line[0]
-        except IndexError:
-            return
-        first.wake()
+        if self.line:
+            try:
+                first = self.line[0]
+            except IndexError:
+                return  # It has left in this very moment, and has woken the next one.
+            first.wake()
 
 
 class Lease:
@@ -136,12 +143,20 @@ class Lease:
 
     def release(self) -> None:
         """Give the place back; may be called again, and at any moment."""
-        budget, self._budget = self._budget, None
+        budget = self._budget
         if budget is not None:
+            self._budget = None
             budget.ended(self.destination, self.host)
 
-    def __del__(self) -> None:
-        self.release()
+    __del__ = release
+
+    def detached(self, sock: Any) -> None:
+        """The socket's descriptor gets an owner who will not tell of its end, such as an SSLSocket.
+
+        From now on the place ends when the budget's owner finds the socket gone.
+        """
+        if self._budget is not None:
+            self._budget.on_detached(self, sock)
 
 
 class Budget:
@@ -153,6 +168,7 @@ class Budget:
     lock: held while something is changed, never while something is tried or waited for.
     clock: gives the time in seconds. jitter: gives a number from 0 to 1.
     on_wait: is called with the destination when a call begins to wait.
+    on_detached: is called with the lease and the socket when nobody else will tell of its end.
     """
 
     def __init__(
@@ -166,7 +182,9 @@ class Budget:
         clock: Callable[[], float],
         jitter: Callable[[], float],
         on_wait: Callable[[Hashable], object] | None,
+        on_detached: Callable[[Lease, Any], None],
     ) -> None:
+        self.on_detached = on_detached
         self.sources = sources
         self.ranges = ranges
         self.limit = limit
@@ -177,6 +195,7 @@ class Budget:
         self._jitter = jitter
         self._on_wait = on_wait
         self._destinations: dict[Hashable, Destination] = {}
+        self._names: dict[Hashable, Destination] = {}
         # Ends that are yet to be counted. Appended to without the lock, since a socket
         # may be collected as garbage in the middle of anything.
         self._ended: deque[tuple[Destination, str]] = deque()
@@ -184,14 +203,58 @@ class Budget:
     def ended(self, destination: Destination, host: str) -> None:
         """Note that a connection is open no longer."""
         self._ended.append((destination, host))
-        destination.wake()
+        if destination.line:
+            destination.wake()
+
+    def known_as(self, key: Hashable, name: Hashable, requests: dict[str, Any]) -> None:
+        """Remember what to ask for where a caller uses a name, from each of the sources."""
+        with self._lock:
+            destination = self._destinations.get(key)
+            if destination is not None and not destination.requests:
+                destination.names.append(name)
+                destination.requests = requests
+                for host in requests:
+                    destination.open.setdefault(host, 0)
+                self._names[name] = destination
+
+    def reserve_at_once(self, name: Hashable) -> tuple[Any, Destination, str] | None:
+        """A request and a place for it, if nobody waits and there is nothing to consider.
+
+        Nearly every call ends with its first try. This is that try, without a `Dial`,
+        which would cost as much as two system calls. The place counts as opened.
+        """
+        destination = self._names.get(name)
+        if destination is None or destination.line:
+            return None
+        with self._lock:
+            if self._ended:
+                self._count_ended()
+            requests = destination.requests
+            if not requests or (self.limit and destination.total >= self.limit):
+                return None
+            # Without seen ones, `open` alone tells: its hosts are those of `requests`.
+            count = destination.load if destination.seen else destination.open.__getitem__
+            host = min(requests, key=count) if len(requests) > 1 else next(iter(requests))
+            destination.total += 1
+            destination.open[host] += 1
+            self.counters.attempts += 1
+            self.counters.opened += 1
+        return requests[host], destination, host
+
+    def failed_at_once(self, number: int) -> None:
+        """A place that was reserved at once has not been opened; its lease gives it back."""
+        with self._lock:
+            self.counters.opened -= 1
+            if number:
+                failures = self.counters.failures
+                failures[number] = failures.get(number, 0) + 1
 
     def open_to(self, key: Hashable) -> dict[str, int]:
         """How many connections are open to a destination now, by source address."""
         with self._lock:
             self._count_ended()
             found = self._destinations.get(key)
-            return {} if found is None else dict(found.open)
+            return {} if found is None else {host: n for host, n in found.open.items() if n}
 
     def saw(self, key: Hashable, counts: Mapping[str, int]) -> None:
         """Learn from the kernel how many connections each source has to a destination, all told."""
@@ -282,17 +345,21 @@ class Budget:
 
     def _drop(self, destination: Destination, host: str) -> None:
         destination.total -= 1
-        count = destination.open[host] - 1
-        if count:
-            destination.open[host] = count
-        else:
+        count = destination.open[host] = destination.open[host] - 1
+        if not count and host not in destination.requests:
             del destination.open[host]
+        if not destination.total:
             self._forget(destination)
 
     def _forget(self, destination: Destination) -> None:
-        """Keep nothing of a destination that nobody is concerned with."""
-        if not destination.total and not destination.line:
-            self._destinations.pop(destination.key, None)
+        """Keep nothing of destinations that nobody is concerned with, but for the latest ones."""
+        if destination.total or destination.line or len(self._destinations) <= _MOST_IDLE:
+            return
+        for idle in [each for each in self._destinations.values() if not each.total]:
+            if not idle.line:
+                del self._destinations[idle.key]
+                for name in idle.names:
+                    self._names.pop(name, None)
 
 
 class Dial:
@@ -324,13 +391,13 @@ class Dial:
         self._line: Destination | None = None
         self._place: Turn | None = None
 
-    def lease(self, kind: Callable[[Budget, Destination, str], L]) -> L:
+    def lease(self) -> Lease:
         """The place of the connection that the last try has opened."""
         destination, self._destination = self._destination, None
         if destination is None:
             raise RuntimeError("there is no connection to take a lease of")
         self._budget.connected()
-        return kind(self._budget, destination, self._host)
+        return Lease(self._budget, destination, self._host)
 
     @property
     def in_line(self) -> bool:
