@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
-import select
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -331,6 +329,9 @@ def _go_through(
 
 def _connect_telling(sock: socket.socket, address: Address, watch: Watch) -> None:
     """connect(), and tell as soon as it has a port, which is before the handshake is done."""
+    import math  # noqa: PLC0415 - only where somebody waits in line
+    import select  # noqa: PLC0415 - as above
+
     timeout = sock.gettimeout()
     sock.settimeout(0)
     try:

@@ -13,7 +13,7 @@ import errno
 import functools
 import itertools
 import os
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import FourTuple, PortRange
 from connectx.core.strategies import Action, Outcome, Verdict
@@ -47,9 +47,24 @@ from connectx.tracked import TrackedSocket
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from typing import Protocol
 
     from connectx.core.attempt import Attempt
     from connectx.network import Prepared
+
+    class Watch(Protocol):
+        """Whoever waits for a port with others, and counts."""
+
+        @property
+        def in_line(self) -> bool:
+            """Whether others wait behind it."""
+
+        def leave(self) -> None:
+            """There is a port; the handshake is still to be done."""
+
+        def retried(self, count: int) -> None:
+            """So many ports were refused before one was good."""
+
 
 #: States in which a socket holds a port but no 4-tuple.
 _UNCONNECTED_STATES: Final = (TCP_LISTEN, TCP_CLOSE, TCP_BOUND_INACTIVE)
@@ -85,20 +100,6 @@ class Due(enum.Enum):
     CONNECT = "connect"
     #: `survey`, which may read the list of sockets for some milliseconds.
     SURVEY = "survey"
-
-
-class Watch(Protocol):
-    """Whoever waits for a port with others, and counts."""
-
-    @property
-    def in_line(self) -> bool:
-        """Whether others wait behind it."""
-
-    def leave(self) -> None:
-        """There is a port; the handshake is still to be done."""
-
-    def retried(self, count: int) -> None:
-        """So many ports were refused before one was good."""
 
 
 def advance(
