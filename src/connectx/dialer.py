@@ -190,7 +190,8 @@ class Dialer:
     def _create_at_once(self, name: Hashable, timeout: float | None) -> socket.socket | None:
         """The first try, where it needs no thought; None where it does, or finds no port."""
         dialing = self._dialing
-        place = dialing.at_once(name)
+        budget = dialing.budget
+        place = budget.reserve_at_once(name)
         if place is None:
             return None
         request, lease = place
@@ -198,13 +199,13 @@ class Dialer:
             sock = open_connection(request, timeout, dialing.options(dialing.ranges[0]))
         except PortsExhausted as error:
             lease.release()
-            dialing.budget.failed_at_once(error.errno or 0)
+            budget.failed_at_once(error.errno or 0)
             return None
         except BaseException:
             lease.release()
-            dialing.budget.failed_at_once(0)
+            budget.failed_at_once(0)
             raise
-        if isinstance(sock, TrackedSocket):
+        if type(sock) is TrackedSocket:
             sock.lease = lease
         else:
             lease.detached(sock)

@@ -6,6 +6,7 @@ each dialer's own affair.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -222,14 +223,6 @@ class Dialing:
         """What the socket of a try is to have set."""
         return self._options.get(ports)
 
-    def at_once(self, name: Hashable) -> tuple[Request, Lease] | None:
-        """A request and a place in the budget for a call that need not wait or choose."""
-        place = self.budget.reserve_at_once(name)
-        if place is None:
-            return None
-        request, destination, host = place
-        return request, Lease(self._budget, destination, host)
-
     def learn(self, to: Request, name: Hashable) -> None:
         """Have the next calls to a destination be quick, where one try is as good as another."""
         hosts = self.sources.hosts(version_of(to)) or ("",) * self.sources.any
@@ -246,11 +239,25 @@ class Dialing:
 
     def lease(self, dial: Dial, sock: socket.socket) -> None:
         """Have a connected socket keep its place in the budget until it is closed."""
-        lease = dial.lease()
+        self.attach(dial.lease(), sock)
+
+    def attach(self, lease: Lease, sock: socket.socket) -> None:
+        """The same for a lease at hand."""
         if isinstance(sock, TrackedSocket):
             sock.lease = lease
         else:
             lease.detached(sock)
+        if lease.destination.growing:
+            self.count_others(sock.getpeername()[:2], int(sock.type), int(sock.proto))
+
+    def count_others(self, address: Address, kind: int, proto: int) -> None:
+        """Have "most-free" know of connections that are not this dialer's.
+
+        It goes on with what it knew where that cannot be found out: a source that is full
+        is passed over all the same.
+        """
+        with contextlib.suppress(OSError):
+            self.capacity(address, kind, proto)
 
     def failure(self, error: Exception, to: Request) -> PortsExhausted:
         """The error of a call that has not come to a try."""

@@ -49,7 +49,7 @@ class Dialer:
         freebind: bool = False,
         on_wait: Callable[[Any], object] | None = None,
     ) -> None:
-        self._dialing = Dialing(
+        self._dialing = _Dialing(
             sources,
             ports,
             strategy=strategy,
@@ -183,6 +183,14 @@ class Dialer:
             steps.close()
             if line is not None:
                 line.close()
+
+
+class _Dialing(Dialing):
+    """Reads long lists of sockets in another thread."""
+
+    def count_others(self, address: Address, kind: int, proto: int) -> None:
+        """The same, without waiting for it."""
+        asyncio.get_running_loop().run_in_executor(None, super().count_others, address, kind, proto)
 
 
 class _Place:

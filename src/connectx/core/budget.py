@@ -34,6 +34,10 @@ _POLL_FIRST: Final = 0.05
 _POLL_LONGEST: Final = 1.0
 _POLL_GROWTH: Final = 2.0
 
+#: Connections of a destination from which on others' are counted as well: reading the
+#: list of sockets costs as much as opening some of them.
+_WORTH_COUNTING: Final = 32
+
 #: Destinations to which nothing is open, and which are remembered all the same: whoever
 #: opens one connection at a time would start from nothing each time.
 _MOST_IDLE: Final = 512
@@ -112,6 +116,12 @@ class Destination:
         self.seen: dict[str, int] = {}
         self.total = 0
         self.line: deque[Turn] = deque()
+
+    @property
+    def growing(self) -> bool:
+        """Whether it is time to ask the kernel for others' connections: with each doubling."""
+        total = self.total
+        return total >= _WORTH_COUNTING and not total & (total - 1) and len(self.open) > 1
 
     def load(self, host: str) -> int:
         """How many connections there are from a source address."""
@@ -217,7 +227,7 @@ class Budget:
                     destination.open.setdefault(host, 0)
                 self._names[name] = destination
 
-    def reserve_at_once(self, name: Hashable) -> tuple[Any, Destination, str] | None:
+    def reserve_at_once(self, name: Hashable) -> tuple[Any, Lease] | None:
         """A request and a place for it, if nobody waits and there is nothing to consider.
 
         Nearly every call ends with its first try. This is that try, without a `Dial`,
@@ -229,17 +239,21 @@ class Budget:
         with self._lock:
             if self._ended:
                 self._count_ended()
-            requests = destination.requests
-            if not requests or (self.limit and destination.total >= self.limit):
+            requests, total, counts = destination.requests, destination.total, destination.open
+            if not requests or (self.limit and total >= self.limit):
                 return None
-            # Without seen ones, `open` alone tells: its hosts are those of `requests`.
-            count = destination.load if destination.seen else destination.open.__getitem__
-            host = min(requests, key=count) if len(requests) > 1 else next(iter(requests))
-            destination.total += 1
-            destination.open[host] += 1
+            if len(requests) == 1:
+                (host,) = requests
+            else:
+                if not (total + 1) & total and total >= _WORTH_COUNTING - 1:
+                    return None  # See Destination.growing.
+                # Without seen ones, `open` alone tells: its hosts are those of `requests`.
+                host = min(requests, key=destination.load if destination.seen else counts.get)  # type: ignore[arg-type]  # all of them are there
+            destination.total = total + 1
+            counts[host] += 1
             self.counters.attempts += 1
             self.counters.opened += 1
-        return requests[host], destination, host
+        return requests[host], Lease(self, destination, host)
 
     def failed_at_once(self, number: int) -> None:
         """A place that was reserved at once has not been opened; its lease gives it back."""
