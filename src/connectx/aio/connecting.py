@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from connectx.addresses import Address
+    from connectx.borrowed import Borrowed
     from connectx.core.strategies import Outcome
     from connectx.network import Options, Prepared
     from connectx.requests import Request
@@ -210,7 +211,7 @@ async def open_request(
             set_ip_freebind(sock, on=True)
         prepared = NETWORKS.prepare(sock, request, options)
         try:
-            await _connect(sock, prepared, watch)
+            await _connect(sock, prepared, replace, watch)
         except ConnectxError as error:
             if isinstance(error, RangeNotHonoured):
                 # Connected, but from a port that nobody asked for.
@@ -219,19 +220,36 @@ async def open_request(
             if renewed is None:
                 raise
             replace(sock)
-            await _connect(sock, renewed, watch)
+            await _connect(sock, renewed, replace, watch)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-async def _connect(sock: socket.socket, prepared: Prepared, watch: Watch | None) -> None:
+async def connect_borrowed(borrowed: Borrowed, request: Request, watch: Watch | None) -> None:
+    """Connect a caller's non-blocking socket; after an error it is as it was found."""
+    try:
+        borrowed.begin()
+        prepared = NETWORKS.prepare(borrowed.sock, request, borrowed.options)
+        await _connect(borrowed.sock, prepared, borrowed.release, watch)
+    except BaseException:
+        borrowed.restore()
+        raise
+    borrowed.connected()
+
+
+async def _connect(
+    sock: socket.socket,
+    prepared: Prepared,
+    renew: Callable[[socket.socket], None],
+    watch: Watch | None,
+) -> None:
     attempt = Attempt(prepared.plan)
     try:
         while True:
             try:
-                due = steps.advance(sock, prepared, attempt, replace)
+                due = steps.advance(sock, prepared, attempt, renew)
                 if due is Due.SURVEY:
                     attempt.feed(await _survey(prepared))
                     continue
@@ -239,7 +257,7 @@ async def _connect(sock: socket.socket, prepared: Prepared, watch: Watch | None)
                     await _finish(sock, prepared.request.address, watch)
                 break
             except (OSError, Contested, NotVisible) as error:
-                if not steps.refused(sock, prepared, attempt, error, replace):
+                if not steps.refused(sock, prepared, attempt, error, renew):
                     raise
         steps.settle(sock, prepared, attempt)
         if watch is not None:

@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from connectx.aio.connecting import (
     HAPPY_EYEBALLS_DELAY,
+    connect_borrowed,
     endpoint_over,
     open_request,
     race,
     stream_over,
     within,
 )
+from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.core.sources import MOST_FREE
 from connectx.dialing import Capacity, Dialing, Stats, concerns, hear
 from connectx.errors import PortsExhausted
+from connectx.linux.sockopts import set_ip_freebind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from connectx.addresses import Address
+    from connectx.addresses import Address, PortRange
+    from connectx.core.budget import Dial
     from connectx.linux.destroy_events import DestroyEvents
     from connectx.requests import Request
 
@@ -131,6 +135,29 @@ class Dialer:
         )
         return await endpoint_over(sock, protocol_factory)
 
+    async def connectx(
+        self, sock: socket.socket, destination: Address, *, key: str | None = None
+    ) -> None:
+        """Connect a non-blocking socket made elsewhere: connectx.Dialer.connectx(), awaited.
+
+        A stream that is cancelled or fails in the middle of the handshake goes on
+        connecting, as after loop.sock_connect(): close it then.
+
+        Raises ValueError for a blocking socket; otherwise as there.
+        """
+        if sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking: call sock.setblocking(False) first")
+        dialing = self._dialing
+
+        async def connect(request: Request, ports: PortRange | None, dial: Dial) -> socket.socket:
+            if dialing.freebind:
+                set_ip_freebind(sock, on=True)
+            await connect_borrowed(Borrowed(sock, ports), request, dial)
+            return sock
+
+        to = dialing.served(Borrowed(sock).request(None, destination, dialing.strategy))
+        await self._go(to, key, connect)
+
     async def capacity(
         self,
         address: Address,
@@ -152,7 +179,20 @@ class Dialer:
         timeout: float | None,  # noqa: ASYNC109 - as above
         key: str | None,
     ) -> socket.socket:
-        """Take the steps of one call."""
+        options = self._dialing.options
+
+        async def connect(request: Request, ports: PortRange | None, dial: Dial) -> socket.socket:
+            return await within(timeout, open_request(request, options(ports), dial))
+
+        return await self._go(to, key, connect)
+
+    async def _go(
+        self,
+        to: Request,
+        key: str | None,
+        connect: Callable[[Request, PortRange | None, Dial], Awaitable[socket.socket]],
+    ) -> socket.socket:
+        """Take the steps of one call; connect: does one try."""
         dialing = self._dialing
         line: _Line | None = None
         dial, steps = dialing.dial(to, key, _Place)
@@ -168,9 +208,7 @@ class Dialer:
                 request = dialing.request(to.address, step.host, to.type, to.proto)
                 begun = time.monotonic()
                 try:
-                    sock = await within(
-                        timeout, open_request(request, dialing.options(step.ports), dial)
-                    )
+                    sock = await connect(request, step.ports, dial)
                 except PortsExhausted as error:
                     dialing.budget.searched(time.monotonic() - begun)
                     step = steps.send(error)
