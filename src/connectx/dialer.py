@@ -19,7 +19,7 @@ from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.core.sources import MOST_FREE
-from connectx.dialing import Capacity, Dialing, Stats, concerns, hear
+from connectx.dialing import Dialing, Stats, concerns, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.tracked import TrackedSocket
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from connectx.addresses import Address, PortRange
+    from connectx.capacity import Capacity
     from connectx.core.budget import Dial
     from connectx.linux.destroy_events import DestroyEvents
     from connectx.requests import Request

@@ -19,14 +19,14 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
+from connectx.capacity import Capacity, SourceCapacity, count
 from connectx.core import strategies
 from connectx.core.budget import Budget, Dial, Lease, LimitReached
 from connectx.core.sources import MOST_FREE, Sources
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
-from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import AF_INET, SO_COOKIE, SOL_SOCKET
-from connectx.network import NETWORKS, NEW_SOCKET, Options, draw, identity_of
+from connectx.network import NETWORKS, Options, draw, identity_of
 from connectx.requests import parse, parse_literal
 from connectx.tracked import TrackedSocket
 
@@ -45,38 +45,6 @@ V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 #: Seconds between two looks at sockets whose end nobody tells us.
 _SWEEP_EVERY: Final = 0.25
-
-
-class SourceCapacity(NamedTuple):
-    """The ports of one source address toward a destination.
-
-    source: the address, or a prefix: all of its addresses that are not listed by themselves.
-    total: ports there are. in_use: of these, by state as ss(8) names it.
-    """
-
-    source: str
-    total: int
-    in_use: dict[str, int]
-
-    @property
-    def free(self) -> int:
-        """Ports that no connection to the destination has."""
-        return self.total - sum(self.in_use.values())
-
-
-class Capacity(NamedTuple):
-    """The connections there can be to a destination, and those there are.
-
-    total, in_use, free: ports of all sources together. sources: the same for each.
-
-    Whoever has the connections counts, in the calling thread's network namespace.
-    Sockets to other destinations do not: they take no port away.
-    """
-
-    total: int
-    in_use: int
-    free: int
-    sources: tuple[SourceCapacity, ...]
 
 
 class Stats(NamedTuple):
@@ -309,12 +277,16 @@ class Dialing:
         hosts = dict.fromkeys([*self.sources.hosts(version), *open_now])
         if self.sources.any:
             hosts = {"": None}
-        counted = [self._count(address, host, kind, proto) for host in hosts]
         network = NETWORKS.here()
+        if network.ports is None:
+            raise network.absence(to)
+        within = self._within(network.ports, network.reserved)
+        counted = [
+            count(network, self.request(address, host, kind, proto), within) for host in hosts
+        ]
         for prefix in self.sources.prefixes(version):
             rest = prefix.num_addresses - sum(ip_address(host) in prefix for host in open_now)
-            ports = self._within(network.ports or PortRange(0, -1), network.reserved)
-            counted.append(SourceCapacity(str(prefix), rest * len(ports), {}))
+            counted.append(SourceCapacity(str(prefix), rest * len(within), {}))
         self.budget.saw(
             (to.protocol, to.destination),
             {each.source: sum(each.in_use.values()) for each in counted if each.in_use},
@@ -322,30 +294,6 @@ class Dialing:
         total = sum(each.total for each in counted)
         free = sum(each.free for each in counted)
         return Capacity(total, total - free, free, tuple(counted))
-
-    def _count(self, address: Address, host: str, kind: int, proto: int) -> SourceCapacity:
-        from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
-
-        request = self.request(address, host, kind, proto)
-        network = NETWORKS.here()
-        if network.ports is None:
-            raise network.absence(request)
-        wire = request.wire_source or network.routed_source(request, NEW_SOCKET)
-        within = self._within(network.ports, network.reserved)
-        found = ports_toward(
-            network.diag,
-            request.diag_protocol,
-            request.wire_family,
-            wire,
-            request.wire_destination,
-            request.destination.port,
-        )
-        in_use: dict[str, int] = {}
-        for state, some in found.items():
-            count = len(within.intersection(some))
-            if count:
-                in_use[STATE_NAMES.get(state, str(state))] = count
-        return SourceCapacity(host or request.source_host(wire), len(within), in_use)
 
     def _within(self, in_force: PortRange, reserved: Iterable[PortRange]) -> set[int]:
         """The ports that may be used, of those that the kernel would honour."""
