@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from connectx.cli.ports import port_range
 from connectx.cli.progress import progress_bars
 from connectx.lab import demo
-from connectx.lab.resources import CannotStartError
+from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 
 if TYPE_CHECKING:
     import argparse
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ports",
         type=port_range,
-        default=demo.DEFAULT_PORTS,
+        default=DEFAULT_PORTS,
         metavar="LOW-HIGH",
         help="the range of source ports (default: %(default)s)",
     )

@@ -19,7 +19,6 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import connectx
-from connectx.addresses import PortRange
 from connectx.lab import echo, resources
 from connectx.lab.opening import REFUSALS
 from connectx.lab.resources import CannotStartError
@@ -30,6 +29,7 @@ from connectx.testing.servers import Servers
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from connectx.addresses import PortRange
     from connectx.lab.progress import Watch
     from connectx.lab.workers import Report
 
@@ -41,8 +41,6 @@ SOURCE: Final = "127.0.0.1"
 DESTINATIONS: Final[tuple[Address, ...]] = (("127.0.0.2", 7), ("127.0.0.3", 7))
 MARKER_SOURCE: Final = "127.0.0.4"
 
-#: What the kernel gives a new namespace.
-DEFAULT_PORTS: Final = PortRange(32768, 60999)
 
 PROTOCOLS: Final[Mapping[str, socket.SocketKind]] = {
     "tcp": socket.SOCK_STREAM,

@@ -19,11 +19,10 @@ import time
 from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from connectx.addresses import PortRange
 from connectx.lab import resources, workers
 from connectx.lab.machine import Machine, describe
 from connectx.lab.opening import check_way, opener, window_of
-from connectx.lab.resources import CannotStartError
+from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 from connectx.lab.summary import summarise
 from connectx.lab.transports import PROTOCOLS, Transport
 from connectx.lab.workers import Crew, Held, Holders, descriptors_free
@@ -33,7 +32,7 @@ from connectx.testing.servers import family_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from connectx.addresses import Address
+    from connectx.addresses import Address, PortRange
     from connectx.lab.opening import Opener
     from connectx.lab.progress import Watch
     from connectx.lab.workers import Report
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
 #: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
 DESTINATION_PORT: Final = 7
 
-#: What the kernel gives a new namespace.
-DEFAULT_PORTS: Final = PortRange(32768, 60999)
+
+#: The window sizes in the table of "connect() - why are you so slow?" (2024).
+WINDOWS: Final = (500, 1000, 5000, 10000)
 
 #: Seconds of opening after which a way is too slow to wait for.
 TIME_LIMIT: Final = 120.0

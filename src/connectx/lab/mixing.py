@@ -20,10 +20,10 @@ from connectx.lab.calls import (
     complete,
     has_option,
 )
+from connectx.lab.opening import REFUSALS
 from connectx.lab.private_networks import leave_one_port
 from connectx.lab.procedures import Connectx, Source
 from connectx.lab.transports import FIRST, SECOND, Transport
-from connectx.lab.trials import REFUSALS
 from connectx.testing.servers import Servers
 
 if TYPE_CHECKING:

@@ -8,12 +8,15 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from connectx.addresses import PortRange
 from connectx.lab import workers
 from connectx.testing.namespaces import experiment_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: What the kernel gives a new namespace.
+DEFAULT_PORTS: Final = PortRange(32768, 60999)
 #: A range may not begin below net.ipv4.ip_unprivileged_port_start.
 LOWEST_PORT: Final = 1024
 

@@ -12,6 +12,7 @@ from connectx.addresses import PortRange
 from connectx.errors import PortsExhausted
 from connectx.lab.calls import Attempt, complete
 from connectx.lab.interleaving import Pair, orders
+from connectx.lab.opening import REFUSALS
 from connectx.lab.private_networks import leave_one_port
 from connectx.lab.procedures import Connectx
 from connectx.lab.technique_table import PORTS, Findings
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from connectx.lab.technique_table import Technique
     from connectx.lab.workers import Report
     from connectx.testing.namespaces import Network
-
-#: What means that a socket is not to be had. Any other error is the experiment's own.
-REFUSALS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN})
 
 #: What two processes race for: enough to keep both busy for some milliseconds.
 RACED: Final = PortRange(40000, 40255)

@@ -17,7 +17,7 @@ from connectx.lab import latency
 from connectx.lab.explanations import explain
 from connectx.lab.machine import describe
 from connectx.lab.opening import ONE_WINDOW, check_way
-from connectx.lab.resources import in_first_network
+from connectx.lab.resources import DEFAULT_PORTS, in_first_network
 from connectx.lab.summary import Percentiles, Summary, summarise
 from connectx.lab.transports import FAMILIES, PROTOCOLS
 
@@ -31,9 +31,6 @@ HELP: Final = "Time every connection of a fill, from an empty port range to a fu
 EXAMPLE: Final = "connectx lab latency --way kernel,full-range --ports 9024-65535"
 
 OPERATIONS: Final = 5000
-
-#: The window sizes of the article's table.
-WINDOWS: Final = (500, 1000, 5000, 10000)
 
 _WIDEST: Final = 100
 
@@ -85,7 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ways.add_argument(
         "--windows",
         action="store_true",
-        help=f"compare {ONE_WINDOW} of {', '.join(map(str, WINDOWS))} ports",
+        help=f"compare {ONE_WINDOW} of {', '.join(map(str, latency.WINDOWS))} ports",
     )
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), default="tcp", help="(default: %(default)s)"
@@ -100,7 +97,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ports",
         type=port_range,
-        default=latency.DEFAULT_PORTS,
+        default=DEFAULT_PORTS,
         metavar="LOW-HIGH",
         help="the range of source ports (default: %(default)s)",
     )
@@ -147,7 +144,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the experiment; 1 if a way could not be taken, or took longer than the limit."""
     if arguments.operations and not arguments.churn:
         arguments.complain("--operations goes with --churn")
-    ways = [f"{ONE_WINDOW}:{size}" for size in WINDOWS] if arguments.windows else arguments.way
+    ways = (
+        [f"{ONE_WINDOW}:{size}" for size in latency.WINDOWS] if arguments.windows else arguments.way
+    )
     for way in ways:
         _settings(arguments, way)
     results = []

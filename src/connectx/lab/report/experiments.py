@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from connectx.addresses import PortRange
 from connectx.errors import NotSupported
 from connectx.lab import latency, simulate, techniques
-from connectx.lab.latency import Latency, Settings
+from connectx.lab.latency import WINDOWS, Latency, Settings
 from connectx.lab.opening import ONE_WINDOW
 from connectx.lab.transports import FAMILIES, PROTOCOLS
 
@@ -28,9 +28,6 @@ ARTICLE_PORTS: Final = PortRange(9024, 65535)
 #: Connections for each port of the range in the comparison of one address and two: the
 #: article had 70,000 connections on 56,512 ports.
 _ADDRESSES_LOAD: Final = 70_000 / 56_512
-
-#: Sizes of the article's windows, of its range.
-WINDOWS: Final = (500, 1000, 5000, 10000)
 
 #: Ways to open TCP connections that are compared with each other, the slow one first.
 STRATEGIES: Final = (
