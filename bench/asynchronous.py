@@ -71,6 +71,9 @@ def measure(settings: Settings) -> Findings:
     settings.progress("asyncio: waiting")
     share = in_network(lambda: asyncio.run(_wait()), PortRange(40000, 40099))
     findings.add("asyncio, waiting", 100 * share, f"{_WAITING:,} tasks, {_WATCHED:.0f} s")
+    settings.progress("asyncio: waiting while others come and go")
+    share, ends = in_network(lambda: asyncio.run(_wait_in_churn(some)), some)
+    findings.add("asyncio, waiting in churn", 100 * share, f"{ends:,.0f} ends a second")
     return findings
 
 
@@ -143,6 +146,32 @@ async def _fill(ports: PortRange) -> list[int]:
 def _tail(nanoseconds: list[int]) -> float:
     last = nanoseconds[-max(1, len(nanoseconds) // 100) :]
     return statistics.fmean(last) / statistics.fmean(nanoseconds[: len(nanoseconds) // 2])
+
+
+async def _wait_in_churn(ports: PortRange) -> tuple[float, float]:
+    """The same for one task in a full range whose connections keep ending, into TIME_WAIT.
+
+    Returns how many ended a second, too.
+    """
+    with listen_at_destination():
+        dialer = aio.Dialer([LOOPBACK], wait=60)
+        sockets = [await dialer.create_connection(DESTINATION) for _ in range(ports.size)]
+        task = asyncio.create_task(dialer.create_connection(DESTINATION))
+        await asyncio.sleep(0)
+        spent, ended = 0.0, 0
+        begun = time.monotonic()
+        while time.monotonic() - begun < _WATCHED and sockets:
+            # What closing takes is not the task's.
+            sockets.pop().close()
+            ended += 1
+            before = time.thread_time()
+            await asyncio.sleep(0.002)
+            spent += time.thread_time() - before
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for sock in sockets:
+            sock.close()
+    return spent / _WATCHED, ended / _WATCHED
 
 
 async def _wait() -> float:

@@ -144,6 +144,13 @@ TARGETS: Final = (
         1,
         "%",
     ),
+    Target(
+        "asyncio, waiting in churn",
+        "asyncio: a task that waits in a full range while connections end, of one CPU",
+        AT_MOST,
+        20,
+        "%",
+    ),
     Target("import", "import connectx, beyond import socket", AT_MOST, 15, "ms"),
     *(
         target

@@ -291,6 +291,9 @@ class _Line:
     def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
         place = self._place = cast("_Place", step.turn)
+        if step.rest:
+            time.sleep(step.seconds)
+            return
         poll = select.poll()
         poll.register(place.descriptor, select.POLLIN)
         if step.first and self._events is None:

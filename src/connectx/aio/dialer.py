@@ -267,6 +267,9 @@ class _Line:
 
     async def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
+        if step.rest:
+            await asyncio.sleep(step.seconds)
+            return
         place = cast("_Place", step.turn)
         if step.first and self._events is None:
             self._events = hear(self._to)

@@ -34,6 +34,13 @@ _POLL_FIRST: Final = 0.05
 _POLL_LONGEST: Final = 1.0
 _POLL_GROWTH: Final = 2.0
 
+#: How many times as long as a search in vain has taken the next one has to wait. A search
+#: of a full range takes milliseconds, and connections may end far more often than that
+#: without giving a port back, into TIME_WAIT.
+_REST: Final = 9.0
+_REST_SHORTEST: Final = 0.001
+_REST_LONGEST: Final = 0.1
+
 #: Connections of a destination from which on others' are counted as well: reading the
 #: list of sockets costs as much as opening some of them.
 _WORTH_COUNTING: Final = 32
@@ -61,11 +68,13 @@ class Wait(NamedTuple):
     """Wait to be woken, so many seconds at most.
 
     first: whether it is the first in line, which should hear of others' connections.
+    rest: wait all of the seconds, whoever wakes: the last search has cost its share.
     """
 
     turn: Turn
     seconds: float
     first: bool
+    rest: bool = False
 
 
 class LimitReached(Exception):  # noqa: N818 - what happened
@@ -440,9 +449,13 @@ class Dial:
         failure: Exception = TurnMissed()
         try:
             while True:
-                if self._may_try():
-                    failure = yield from self._tries()
                 now = budget.now()
+                rest = 0.0
+                if self._may_try():
+                    begun = now
+                    failure = yield from self._tries()
+                    now = budget.now()
+                    rest = min(_REST * (now - begun), _REST_LONGEST)
                 if self._line is None:
                     if not budget.wait:
                         raise failure
@@ -453,6 +466,9 @@ class Dial:
                     raise failure
                 seconds = deadline - now
                 first = self._line.line[0] is place
+                if first and rest > _REST_SHORTEST:
+                    yield Wait(place, min(seconds, rest), first, rest=True)
+                    seconds = max(0.0, deadline - budget.now())
                 if first:
                     seconds = min(seconds, budget.spread(poll))
                     poll = min(poll * _POLL_GROWTH, _POLL_LONGEST)
