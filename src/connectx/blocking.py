@@ -17,7 +17,7 @@ from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.network import NETWORKS
 from connectx.requests import check_forms, parse_literal, resolve_source
 from connectx.steps import Due
-from connectx.techniques import offer, replace
+from connectx.techniques import discard, offer, replace
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def open_connection(  # noqa: C901 - in parts it would take a tenth longer
             tracked.ledger = None
             _connect(sock, prepared, Attempt(plan, port), replace, opening=error, watch=watch)
     except BaseException:
-        sock.close()
+        discard(sock)
         raise
     return sock
 

@@ -12,14 +12,13 @@ import select
 import socket
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.core.sources import MOST_FREE
-from connectx.dialing import Dialing, Stats, concerns, hear
+from connectx.dialing import Dialing, Ear, Stats, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.tracked import TrackedSocket
@@ -168,7 +167,11 @@ class Dialer:
 
         self._go(to, key, connect)
         if isinstance(outcome, BlockingIOError):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                # Its traceback refers to frames that refer to it: break the cycle.
+                outcome = 0
         return outcome
 
     def capacity(
@@ -285,12 +288,13 @@ class _Line:
 
     def __init__(self, to: Request) -> None:
         self._to = to
-        self._place: _Place | None = None
+        self._ear = Ear(to)
         self._events: DestroyEvents | None = None
 
     def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
-        place = self._place = cast("_Place", step.turn)
+        place = cast("_Place", step.turn)
+        self._ear.tried = time.monotonic()
         if step.rest:
             time.sleep(step.seconds)
             return
@@ -306,12 +310,10 @@ class _Line:
                 if descriptor == place.descriptor:
                     os.eventfd_read(descriptor)
                     return
-                if self._events is not None and self._events.take(partial(concerns, self._to)):
+                if self._events is not None and self._events.take(self._ear.concerns):
                     return
 
     def close(self) -> None:
-        """Give the descriptors back."""
-        if self._place is not None:
-            self._place.close()
+        """Hear no more."""
         if self._events is not None:
             self._events.close()

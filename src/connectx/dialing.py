@@ -25,9 +25,9 @@ from connectx.core.budget import Budget, Dial, Lease, LimitReached
 from connectx.core.sources import MOST_FREE, Sources
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
-from connectx.linux.uapi import AF_INET, SO_COOKIE, SOL_SOCKET
+from connectx.linux.uapi import AF_INET, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
 from connectx.network import NETWORKS, Options, draw, identity_of
-from connectx.requests import parse, parse_literal
+from connectx.requests import parse, parse_literal, sockaddr
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 #: How an IPv4 address looks in a record of an AF_INET6 socket.
 V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+#: Seconds after a try in which sockets without a port are taken for those it has used up;
+#: the kernel tells of them by a work item (sock_diag_broadcast_destroy).
+_OWN_REFUSALS: Final = 0.05
 
 #: Seconds between two looks at sockets whose end nobody tells us.
 _SWEEP_EVERY: Final = 0.25
@@ -261,9 +265,17 @@ class Dialing:
             return
         network = NETWORKS.here()
         for _ in range(len(self._detached)):
-            detached = self._detached.popleft()
-            if not detached.ended(network):
-                self._detached.append(detached)
+            try:
+                detached = self._detached.popleft()
+            except IndexError:
+                # Another thread looks at the rest.
+                break
+            ended = False
+            try:
+                ended = detached.ended(network)
+            finally:
+                if not ended:
+                    self._detached.append(detached)
         # Of ten thousand sockets a look takes some 50 ms.
         self._swept = now + _SWEEP_EVERY + 20 * (time.monotonic() - now)
 
@@ -333,12 +345,28 @@ def hear(to: Request) -> DestroyEvents | None:
         return None
 
 
-def concerns(to: Request, record: SocketRecord) -> bool:
-    """Whether a socket was connected to a destination."""
-    return (
-        record.destination_port == to.destination.port
-        and record.destination.removeprefix(V4_MAPPED) == to.wire_destination
-    )
+class Ear:
+    """Tells which of the sockets that come to their end were connected to a destination.
+
+    tried: when its owner has last tried in vain, in seconds of the monotonic clock.
+
+    A socket that was reset has lost its port by then, but not its address
+    (tcp_disconnect). So has one that was refused a port: right after a try of our own
+    such sockets are our own, and to be woken by these would go on for ever.
+    """
+
+    def __init__(self, to: Request) -> None:
+        self._host = to.wire_destination
+        self._port = to.destination.port
+        self.tried = 0.0
+
+    def concerns(self, record: SocketRecord) -> bool:
+        """Whether this end may have freed a port."""
+        if record.destination.removeprefix(V4_MAPPED) != self._host:
+            return False
+        if record.destination_port:
+            return record.destination_port == self._port
+        return time.monotonic() - self.tried > _OWN_REFUSALS
 
 
 def version_of(to: Request) -> int:
@@ -392,11 +420,16 @@ class _Detached:
     def __init__(self, lease: Lease, sock: socket.socket) -> None:
         from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in network.py
 
-        name, peer = sock.getsockname(), sock.getpeername()
-        ends = parse(int(sock.family), int(sock.type), int(sock.proto), "auto", name, peer)
+        family = int(sock.family)
+        name = sock.getsockname()
+        # Not getpeername(): the handshake may not be done yet, or the peer gone.
+        peer = sockaddr(family, lease.destination.key[1])  # type: ignore[index] # Dialing.dial()
+        ends = parse(family, int(sock.type), int(sock.proto), "auto", name, peer)
         self._lease = lease
         self._identity = identity_of(sock)
-        self._cookie = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
+        self._cookie: bytes | None = None
+        if sock.proto != IPPROTO_MPTCP:
+            self._cookie = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
         self._port: int = name[1]
         self._lookup = TupleLookup(
             ends.diag_protocol,
@@ -412,7 +445,10 @@ class _Detached:
         if network.identity != self._identity:
             return False
         record = self._lookup.find_record(network.diag, self._port)
-        if record is not None and record.cookie == self._cookie:
+        if record is not None and record.inode and self._cookie in (None, record.cookie):
+            # Of MPTCP, what is found is a subflow with a cookie of its own: the first
+            # look takes its word.
+            self._cookie = record.cookie
             return False
         self._lease.release()
         return True

@@ -6,10 +6,12 @@ Contested, NotVisible, ConnectxError.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, Final
 
 from connectx.errors import SourceNotLocal
 from connectx.linux.sockopts import (
@@ -25,6 +27,7 @@ from connectx.linux.uapi import (
     IP_FREEBIND,
     IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
+    SO_LINGER,
     SO_REUSEADDR,
     SOL_SOCKET,
 )
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from connectx.addresses import Address
     from connectx.network import Prepared
     from connectx.requests import Request
+
+#: struct linger: close() resets the connection.
+_RESET: Final = struct.pack("@ii", 1, 0)
 
 
 def offer(sock: socket.socket, prepared: Prepared, port: int) -> None:
@@ -126,6 +132,17 @@ def require_local(prepared: Prepared, error: OSError) -> None:
             f"the source address {prepared.host} is not local in this network namespace: "
             "add it to an interface, or set IP_FREEBIND on the socket if it is routed here",
         ) from error
+
+
+def discard(sock: socket.socket) -> None:
+    """Close a socket that its caller will never see: at once, if it is connected by now.
+
+    Else its port would stay in FIN_WAIT2 or TIME_WAIT for a minute, for nothing.
+    """
+    if sock.type == socket.SOCK_STREAM:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+    sock.close()
 
 
 def replace(sock: socket.socket) -> None:

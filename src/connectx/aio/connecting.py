@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import socket
-from asyncio import staggered
+from collections import deque
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -26,7 +26,7 @@ from connectx.linux.udp_claim import Contested, NotVisible
 from connectx.network import NETWORKS
 from connectx.requests import check_forms, parse, parse_literal, resolve_source
 from connectx.steps import Due
-from connectx.techniques import replace
+from connectx.techniques import discard, replace
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ async def open_request(
             replace(sock)
             await _connect(sock, renewed, replace, watch)
     except BaseException:
-        sock.close()
+        discard(sock)
         raise
     return sock
 
@@ -317,45 +317,70 @@ async def race(
     errors: list[OSError],
 ) -> socket.socket:
     """The first socket that gets connected; what the others met with goes into `errors`."""
-    winners: list[socket.socket] = []
-
-    def starter(request: Request) -> Callable[[], Awaitable[None]]:
-        async def start() -> None:
-            try:
-                sock = await opening(request)
-            except OSError as error:
-                errors.append(error)
-                raise
-            if winners:
-                # Both within one turn of the loop, which staggered_race() is not made for.
-                sock.close()
-                raise asyncio.CancelledError
-            winners.append(sock)
-
-        return start
-
     ordered = _interleaved(requests)
+    running: set[asyncio.Future[socket.socket]] = set()
     try:
-        await staggered.staggered_race(map(starter, ordered), delay if len(ordered) > 1 else None)
-    except BaseException:
-        # Cancelled, maybe in the very moment in which there was a winner.
-        for sock in winners:
-            sock.close()
-        raise
-    if winners:
-        return winners[0]
+        while ordered or running:
+            if ordered:
+                running.add(asyncio.ensure_future(opening(ordered.popleft())))
+            done, running = await asyncio.wait(
+                running,
+                timeout=delay if ordered else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if won := _results(done, errors):
+                return won
+    finally:
+        await _call_off(running)
     if errors:
         raise errors[-1]
     raise OSError("getaddrinfo returns an empty list")
 
 
-def _interleaved(requests: Iterable[Request]) -> list[Request]:
+def _results(
+    done: Iterable[asyncio.Future[socket.socket]], errors: list[OSError]
+) -> socket.socket | None:
+    """The socket that was connected first, if one was; other errors than OSError are raised."""
+    won: socket.socket | None = None
+    for attempt in done:
+        try:
+            sock = attempt.result()
+        except OSError as error:
+            errors.append(error)
+            continue
+        if won is None:
+            won = sock
+        else:
+            discard(sock)
+    return won
+
+
+async def _call_off(attempts: set[asyncio.Future[socket.socket]]) -> None:
+    """Cancel attempts, and wait until nothing is left of them.
+
+    Not asyncio.staggered.staggered_race(): before Python 3.13 a cancelled one does not
+    wait, and may even begin another attempt, whose socket nobody gets.
+    """
+    for attempt in attempts:
+        # Even if we are cancelled again, or it had a socket just before.
+        attempt.add_done_callback(_discard_result)
+        attempt.cancel()
+    if attempts:
+        await asyncio.wait(attempts)
+
+
+def _discard_result(attempt: asyncio.Future[socket.socket]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        discard(attempt.result())
+
+
+def _interleaved(requests: Iterable[Request]) -> deque[Request]:
     """The families in turn, beginning with the first one's (RFC 8305, section 4)."""
     families: dict[int, list[Request]] = {}
     for request in requests:
         families.setdefault(request.family, []).append(request)
     turns = chain.from_iterable(zip_longest(*families.values()))
-    return [request for request in turns if request is not None]
+    return deque(request for request in turns if request is not None)
 
 
 async def _resolve_source(source: Address | None, family: int, kind: int) -> Address | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from connectx.aio.connecting import (
@@ -20,7 +19,7 @@ from connectx.aio.connecting import (
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.core.sources import MOST_FREE
-from connectx.dialing import Dialing, Stats, concerns, hear
+from connectx.dialing import Dialing, Ear, Stats, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 
@@ -247,6 +246,9 @@ class _Place:
             # The loop is closed, and with it the task is gone.
             return
 
+    def close(self) -> None:
+        """Nothing is to be given back."""
+
     async def wait(self, seconds: float) -> None:
         """Wait to be woken, so long at most."""
         try:
@@ -262,11 +264,13 @@ class _Line:
 
     def __init__(self, to: Request) -> None:
         self._to = to
+        self._ear = Ear(to)
         self._events: DestroyEvents | None = None
         self._loop = asyncio.get_running_loop()
 
     async def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
+        self._ear.tried = time.monotonic()
         if step.rest:
             await asyncio.sleep(step.seconds)
             return
@@ -278,7 +282,7 @@ class _Line:
         await place.wait(step.seconds)
 
     def _heard(self, events: DestroyEvents, place: _Place) -> None:
-        if events.take(partial(concerns, self._to)):
+        if events.take(self._ear.concerns):
             place.wake()
 
     def close(self) -> None:

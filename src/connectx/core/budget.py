@@ -56,6 +56,9 @@ class Turn(Protocol):
     def wake(self) -> None:
         """Have it look again; from any thread, at any moment, several times too."""
 
+    def close(self) -> None:
+        """The call is over; it may be woken all the same."""
+
 
 class Try(NamedTuple):
     """Connect from this address ("" for routing's choice), within these ports (None: any)."""
@@ -341,9 +344,12 @@ class Budget:
             destination.line.append(place)
             self.counters.waits += 1
             self.counters.waiting += 1
+        return destination
+
+    def joined(self, key: Hashable) -> None:
+        """Tell that a call waits; raises what the user's function does."""
         if self._on_wait is not None:
             self._on_wait(key)
-        return destination
 
     def leave(self, destination: Destination, place: Turn) -> None:
         """Have a call wait no longer; the next one is woken, since there may be more."""
@@ -462,6 +468,7 @@ class Dial:
                     deadline = now + budget.wait
                     place = self._place = self._turn()
                     self._line = budget.join(self._key, place)
+                    budget.joined(self._key)
                 if now >= deadline:
                     raise failure
                 seconds = deadline - now
@@ -479,6 +486,10 @@ class Dial:
                 self._give_back(0, 0)
                 destination.wake()
             self.leave()
+            if self._place is not None:
+                self._place.close()
+            # Its traceback refers to this frame: break the cycle.
+            del failure
 
     def _may_try(self) -> bool:
         """Whether nobody is in line before it."""

@@ -18,6 +18,7 @@ SOL_SOCKET: Final = 1  # asm-generic/socket.h, always
 # Socket options, level SOL_SOCKET (1).
 SO_REUSEADDR: Final = 2  # asm-generic/socket.h, always
 SO_ERROR: Final = 4  # asm-generic/socket.h, always
+SO_LINGER: Final = 13  # asm-generic/socket.h, always
 SO_REUSEPORT: Final = 15  # asm-generic/socket.h, 3.9
 SO_BINDTODEVICE: Final = 25  # asm-generic/socket.h, 2.0.30
 SO_MARK: Final = 36  # asm-generic/socket.h, 2.6.25
