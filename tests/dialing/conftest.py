@@ -1,0 +1,45 @@
+import gc
+
+import pytest
+import uvloop
+
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.dialing.drivers import DRIVERS, HIGH, LOOPS, LOW, Driver
+from tests.kernel.raw import FIRST, SECOND
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """As in tests/api/conftest.py."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uvloop_has_its_pipe() -> None:
+    """libuv makes one for the process with its first loop, and keeps it."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(params=list(DRIVERS))
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """The blocking dialer, and the awaiting one on both loops."""
+    return DRIVERS[request.param]
+
+
+@pytest.fixture(params=list(LOOPS))
+def loop(request: pytest.FixtureRequest) -> Driver:
+    """The awaiting dialer on both loops."""
+    return LOOPS[request.param]
+
+
+@pytest.fixture
+def listening(network: Network, servers: Servers) -> Network:
+    """Eight ports, two listeners on each loopback address."""
+    network.port_range(LOW, HIGH)
+    network.add_address("::2")
+    for port in (FIRST, SECOND):
+        servers.listen("0.0.0.0", port)
+        servers.listen("::1", port)
+    return network
