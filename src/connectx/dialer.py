@@ -248,6 +248,8 @@ class Dialer:
                     sock = connect(request, step.ports, dial)
                 except PortsExhausted as error:
                     dialing.budget.searched(time.monotonic() - begun)
+                    if line is not None:
+                        line.refused()
                     step = steps.send(error)
                     continue
                 dialing.lease(dial, sock)
@@ -294,7 +296,6 @@ class _Line:
     def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
         place = cast("_Place", step.turn)
-        self._ear.tried = time.monotonic()
         if step.rest:
             time.sleep(step.seconds)
             return
@@ -312,6 +313,11 @@ class _Line:
                     return
                 if self._events is not None and self._events.take(self._ear.concerns):
                     return
+
+    def refused(self) -> None:
+        """A try was in vain: the end of its socket says nothing."""
+        if self._events is not None:
+            self._ear.refused += 1
 
     def close(self) -> None:
         """Hear no more."""

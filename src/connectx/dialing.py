@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 #: How an IPv4 address looks in a record of an AF_INET6 socket.
 V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
-#: Seconds after a try in which sockets without a port are taken for those it has used up;
-#: the kernel tells of them by a work item (sock_diag_broadcast_destroy).
-_OWN_REFUSALS: Final = 0.05
-
 #: Seconds between two looks at sockets whose end nobody tells us.
 _SWEEP_EVERY: Final = 0.25
 
@@ -348,17 +344,17 @@ def hear(to: Request) -> DestroyEvents | None:
 class Ear:
     """Tells which of the sockets that come to their end were connected to a destination.
 
-    tried: when its owner has last tried in vain, in seconds of the monotonic clock.
+    refused: tries of its owner's own, whose sockets' ends are yet to be told of.
 
     A socket that was reset has lost its port by then, but not its address
-    (tcp_disconnect). So has one that was refused a port: right after a try of our own
-    such sockets are our own, and to be woken by these would go on for ever.
+    (tcp_disconnect). Nor has one that was refused a port, and to be woken by the ends of
+    our own ones would go on for ever: as many are passed over.
     """
 
     def __init__(self, to: Request) -> None:
         self._host = to.wire_destination
         self._port = to.destination.port
-        self.tried = 0.0
+        self.refused = 0
 
     def concerns(self, record: SocketRecord) -> bool:
         """Whether this end may have freed a port."""
@@ -366,7 +362,10 @@ class Ear:
             return False
         if record.destination_port:
             return record.destination_port == self._port
-        return time.monotonic() - self.tried > _OWN_REFUSALS
+        if self.refused:
+            self.refused -= 1
+            return False
+        return True
 
 
 def version_of(to: Request) -> int:

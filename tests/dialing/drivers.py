@@ -19,7 +19,8 @@ import uvloop
 import connectx
 from connectx import aio
 from connectx.addresses import Address
-from connectx.dialing import Capacity, Dialing, Stats
+from connectx.capacity import Capacity
+from connectx.dialing import Dialing, Stats
 from tests.api.calls import port_of, reset_on_close
 
 T = TypeVar("T")
@@ -31,6 +32,15 @@ PORTS: Final = list(range(LOW, HIGH + 1))
 
 #: For what must not take long, if it does: a wait that nobody ends.
 FOREVER: Final = 6.0
+
+
+def nothing_open(dialing: Dialing) -> bool:
+    """Whether a dialer has nothing open, nobody waits, and its counts say so."""
+    dialing.budget.open_to(None)  # Counts what has ended.
+    return not any(
+        known.total or known.line or any(known.open.values())
+        for known in dialing.budget._destinations.values()
+    )
 
 
 class AnyDialer(Protocol):

@@ -32,6 +32,7 @@ from tests.dialing.drivers import (
     close,
     fill,
     four_tuples,
+    nothing_open,
     start,
 )
 from tests.kernel.raw import FIRST, SECOND
@@ -47,7 +48,7 @@ def nothing_is_kept(of: AnyDialer) -> None:
     """Nobody waits, and what is not open is not remembered."""
     assert of.stats().waiting == 0
     assert of.dialing.budget.open_to(("tcp", HERE)) == {}
-    assert of.dialing.budget._destinations == {}
+    assert nothing_open(of.dialing)
 
 
 class TestLimit:
@@ -391,7 +392,7 @@ class TestTurns:
             await waits.reach(2)
             await asyncio.gather(*calls)
             assert ended[2:] == ["hasty", "patient"]
-            assert to.dialing.budget._destinations == {}
+            assert nothing_open(to.dialing)
 
         driver.run(scenario)
 
@@ -563,7 +564,7 @@ class TestCancelled:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            assert to.dialing.budget._destinations == {}
+            assert nothing_open(to.dialing)
             # What is left is the connection that the queue is full of.
             assert (await to.capacity(address)).in_use == 0
 
@@ -586,7 +587,7 @@ class TestCancelled:
                 with pytest.raises(asyncio.CancelledError):
                     await call
                 assert to.stats().waiting <= 4 - number
-            assert to.dialing.budget._destinations == {}
+            assert nothing_open(to.dialing)
 
         loop.run(scenario)
 

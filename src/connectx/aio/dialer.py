@@ -211,6 +211,8 @@ class Dialer:
                     sock = await connect(request, step.ports, dial)
                 except PortsExhausted as error:
                     dialing.budget.searched(time.monotonic() - begun)
+                    if line is not None:
+                        line.refused()
                     step = steps.send(error)
                     continue
                 dialing.lease(dial, sock)
@@ -270,7 +272,6 @@ class _Line:
 
     async def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
-        self._ear.tried = time.monotonic()
         if step.rest:
             await asyncio.sleep(step.seconds)
             return
@@ -284,6 +285,11 @@ class _Line:
     def _heard(self, events: DestroyEvents, place: _Place) -> None:
         if events.take(self._ear.concerns):
             place.wake()
+
+    def refused(self) -> None:
+        """A try was in vain: the end of its socket says nothing."""
+        if self._events is not None:
+            self._ear.refused += 1
 
     def close(self) -> None:
         """Hear no more."""

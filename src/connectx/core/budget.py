@@ -381,8 +381,12 @@ class Budget:
             self._forget(destination)
 
     def _forget(self, destination: Destination) -> None:
-        """Keep nothing of destinations that nobody is concerned with, but for the latest ones."""
-        if destination.total or destination.line or len(self._destinations) <= _MOST_IDLE:
+        """Keep nothing of idle destinations, but for the latest that are known by name."""
+        if destination.total or destination.line:
+            return
+        if not destination.names:
+            self._destinations.pop(destination.key, None)
+        if len(self._destinations) <= _MOST_IDLE:
             return
         for idle in [each for each in self._destinations.values() if not each.total]:
             if not idle.line:
