@@ -27,7 +27,7 @@ from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
 from connectx.linux.uapi import AF_INET, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
 from connectx.network import NETWORKS, Options, draw, identity_of
-from connectx.requests import parse, parse_literal, sockaddr
+from connectx.requests import parse, parse_literal, scoped, sockaddr
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Dialing:
         self, address: tuple[str | None, int | str], kind: int, proto: int
     ) -> Request | None:
         """What a call to an IP address asks for; None for a name. Errors as `parse`."""
-        checked = cast("Address", tuple(address))
+        checked = cast("Address", scoped(tuple(address)))
         request = parse_literal(checked, None, kind, proto, self.strategy)
         return None if request is None else self.served(request)
 
@@ -252,7 +252,13 @@ class Dialing:
 
     def _watch(self, lease: Lease, sock: Any) -> None:
         """Look for the end of a socket that nobody will tell us of."""
-        self._detached.append(_Detached(lease, sock))
+        try:
+            detached = _Detached(lease, sock)
+        except (OSError, ValueError):
+            # Closed already, as uvloop does before it detaches; or unconnected by now.
+            lease.release()
+        else:
+            self._detached.append(detached)
 
     def sweep(self) -> None:
         """Give back the places of detached sockets that are closed; not too often."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from connectx.addresses import HIGHEST_PORT, Address, Endpoint
 from connectx.linux import uapi
@@ -261,6 +261,15 @@ def with_scope_id(address: Address) -> Address:
     except OSError as error:
         raise ValueError(f"no interface {scope!r} for the scope of {address!r}") from error
     return host, address[1], address[2] if len(address) > 2 else 0, index
+
+
+def scoped(address: Any) -> Any:
+    """An address with its scope as a number; uvloop's resolver drops one that is in the text."""
+    try:
+        return with_scope_id(address)
+    except ValueError:
+        # No such interface: the resolver says so.
+        return address
 
 
 def resolve_source(source: Address | None, family: int, kind: int) -> Address | None:

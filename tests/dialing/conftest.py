@@ -5,8 +5,9 @@ import uvloop
 
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
+from tests.api.calls import is_stream
 from tests.dialing.drivers import DRIVERS, HIGH, LOOPS, LOW, Driver
-from tests.kernel.raw import FIRST, SECOND
+from tests.kernel.raw import FIRST, SECOND, Transport
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,3 +44,13 @@ def listening(network: Network, servers: Servers) -> Network:
         servers.listen("0.0.0.0", port)
         servers.listen("::1", port)
     return network
+
+
+@pytest.fixture
+def serving(network: Network, servers: Servers, transport: Transport) -> Transport:
+    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
+    network.port_range(LOW, HIGH)
+    network.add_address("::2")
+    if is_stream(transport):
+        servers.listen(transport.source, FIRST, protocol=transport.protocol)
+    return transport

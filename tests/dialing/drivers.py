@@ -22,6 +22,7 @@ from connectx.addresses import Address
 from connectx.capacity import Capacity
 from connectx.dialing import Dialing, Stats
 from tests.api.calls import port_of, reset_on_close
+from tests.kernel.raw import MPTCP, MPTCP6, TCP, TCP6, UDP, UDP6, UDPLITE, UDPLITE6, Transport
 
 T = TypeVar("T")
 
@@ -235,3 +236,13 @@ def close(sock: socket.socket) -> int:
         reset_on_close(sock)
     sock.close()
     return port
+
+
+every_transport = pytest.mark.parametrize(
+    "transport", [TCP, TCP6, MPTCP, MPTCP6, UDP, UDP6, UDPLITE, UDPLITE6], ids=str
+)
+
+
+def kind_of(transport: Transport) -> dict[str, Any]:
+    default = transport.protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}
+    return {"type": transport.type, "proto": 0 if default else transport.protocol}

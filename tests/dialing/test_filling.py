@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import socket
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from connectx.linux import features
 from connectx.linux.features import Probe
 from connectx.network import NETWORKS, windows_work
 from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
 from tests.api.calls import errno_of_exhaustion, ip, is_stream, port_of
 from tests.dialing.drivers import (
     HIGH,
@@ -23,45 +21,23 @@ from tests.dialing.drivers import (
     Driver,
     by_source,
     close,
+    every_transport,
     fill,
     four_tuples,
+    kind_of,
     nothing_open,
 )
 from tests.kernel.raw import (
     FIRST,
-    MPTCP,
-    MPTCP6,
     SECOND,
     TCP,
-    TCP6,
     UDP,
     UDP6,
-    UDPLITE,
-    UDPLITE6,
     Transport,
 )
 
 TWO = ["127.0.0.2", "127.0.0.3"]
 TWO6 = ["::1", "::2"]
-
-every_transport = pytest.mark.parametrize(
-    "transport", [TCP, TCP6, MPTCP, MPTCP6, UDP, UDP6, UDPLITE, UDPLITE6], ids=str
-)
-
-
-def kind_of(transport: Transport) -> dict[str, Any]:
-    default = transport.protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}
-    return {"type": transport.type, "proto": 0 if default else transport.protocol}
-
-
-@pytest.fixture
-def serving(network: Network, servers: Servers, transport: Transport) -> Transport:
-    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
-    network.port_range(LOW, HIGH)
-    network.add_address("::2")
-    if is_stream(transport):
-        servers.listen(transport.source, FIRST, protocol=transport.protocol)
-    return transport
 
 
 class TestTwoSources:

@@ -24,7 +24,7 @@ from connectx.linux.sockopts import set_ip_freebind
 from connectx.linux.uapi import SO_ERROR, SOL_SOCKET
 from connectx.linux.udp_claim import Contested, NotVisible
 from connectx.network import NETWORKS
-from connectx.requests import check_forms, parse, parse_literal, resolve_source
+from connectx.requests import check_forms, parse, parse_literal, resolve_source, scoped
 from connectx.steps import Due
 from connectx.techniques import discard, replace
 from connectx.tracked import TrackedSocket
@@ -191,7 +191,9 @@ async def endpoint_over(
     """Transport and protocol over a connected socket, which is closed if that fails."""
     loop = asyncio.get_running_loop()
     try:
-        return await loop.create_datagram_endpoint(protocol_factory, sock=sock)
+        # Called here: a factory that raises would leave uvloop's transport unclosed.
+        protocol = protocol_factory()
+        return await loop.create_datagram_endpoint(lambda: protocol, sock=sock)
     except BaseException:
         sock.close()
         raise
@@ -319,54 +321,65 @@ async def race(
     """The first socket that gets connected; what the others met with goes into `errors`."""
     ordered = _interleaved(requests)
     running: set[asyncio.Future[socket.socket]] = set()
+    ended: set[asyncio.Future[socket.socket]] = set()
     try:
         while ordered or running:
             if ordered:
                 running.add(asyncio.ensure_future(opening(ordered.popleft())))
-            done, running = await asyncio.wait(
+            ended, running = await asyncio.wait(
                 running,
                 timeout=delay if ordered else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if won := _results(done, errors):
-                return won
+            winner = _winner(ended, errors)
+            if winner is not None:
+                await _call_off((running | ended) - {winner})
+                return winner.result()
+    except BaseException:
+        # The winner as well, if we are cancelled while the others are called off.
+        await _call_off(running | ended)
+        raise
     finally:
-        await _call_off(running)
+        # Errors refer to this frame: break the cycle.
+        running = ended = set()
     if errors:
         raise errors[-1]
     raise OSError("getaddrinfo returns an empty list")
 
 
-def _results(
-    done: Iterable[asyncio.Future[socket.socket]], errors: list[OSError]
-) -> socket.socket | None:
-    """The socket that was connected first, if one was; other errors than OSError are raised."""
-    won: socket.socket | None = None
-    for attempt in done:
-        try:
-            sock = attempt.result()
-        except OSError as error:
+def _winner(
+    ended: Iterable[asyncio.Future[socket.socket]], errors: list[OSError]
+) -> asyncio.Future[socket.socket] | None:
+    """An attempt that has a socket, if one has; other errors than OSError are raised."""
+    winner: asyncio.Future[socket.socket] | None = None
+    for attempt in ended:
+        error = attempt.exception()
+        if error is None:
+            winner = winner or attempt
+        elif isinstance(error, OSError):
             errors.append(error)
-            continue
-        if won is None:
-            won = sock
         else:
-            discard(sock)
-    return won
+            raise error
+    return winner
 
 
-async def _call_off(attempts: set[asyncio.Future[socket.socket]]) -> None:
+async def _call_off(attempts: Iterable[asyncio.Future[socket.socket]]) -> None:
     """Cancel attempts, and wait until nothing is left of them.
 
     Not asyncio.staggered.staggered_race(): before Python 3.13 a cancelled one does not
     wait, and may even begin another attempt, whose socket nobody gets.
     """
+    under_way = []
     for attempt in attempts:
-        # Even if we are cancelled again, or it had a socket just before.
+        if attempt.done():
+            _discard_result(attempt)
+            continue
+        under_way.append(attempt)
+        # Even if we are cancelled again, or it is about to have a socket.
         attempt.add_done_callback(_discard_result)
         attempt.cancel()
-    if attempts:
-        await asyncio.wait(attempts)
+    if under_way:
+        await asyncio.wait(under_way)
 
 
 def _discard_result(attempt: asyncio.Future[socket.socket]) -> None:
@@ -398,7 +411,7 @@ def _as_tuples(
     address: tuple[str | None, int | str], source: Address | None, strategy: str
 ) -> tuple[Any, Address | None]:
     # Lists are taken where socket.create_connection() takes them; a cache cannot hold them.
-    checked = tuple(address)
+    checked = scoped(tuple(address))
     check_forms(cast("Address", checked), source, strategy, resolved=True)
     return checked, source
 

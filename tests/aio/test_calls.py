@@ -1,0 +1,411 @@
+"""create_connection(), open_connection() and create_datagram_endpoint() on both loops."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import warnings
+from typing import Any
+
+import pytest
+import trustme
+
+from connectx import PortsExhausted, SourceNotLocal, TupleInUse, aio
+from connectx.addresses import Address
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.aio.conftest import Run
+from tests.aio.here import LOW, PORTS, SILENT, SIZE, client_sockets, descriptors, names, silent
+from tests.api.calls import port_of, reset_on_close
+from tests.kernel.raw import FIRST
+
+HERE = ("127.0.0.1", FIRST)
+ECHO = 9100
+
+both_kinds = pytest.mark.parametrize(
+    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
+)
+
+
+class TestCreateConnection:
+    @both_kinds
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "named"])
+    def test_gives_a_connected_socket_that_does_not_block(
+        self, run: Run, serving: Network, closing: contextlib.ExitStack, host: str, kind: int
+    ) -> None:
+        del serving
+
+        async def scenario() -> None:
+            with names(named=("127.0.0.1",)):
+                sock = closing.enter_context(await aio.create_connection((host, FIRST), type=kind))
+            assert sock.gettimeout() == 0
+            assert not sock.getblocking()
+            assert port_of(sock) in PORTS
+            assert sock.getpeername()[:2] == (host.replace("named", "127.0.0.1"), FIRST)
+            assert not sock.get_inheritable()
+
+        run(scenario)
+
+    @both_kinds
+    @pytest.mark.parametrize("source", [None, ("127.0.0.2", 0), ("127.0.0.2", LOW), ("", LOW)])
+    def test_source_address(
+        self,
+        run: Run,
+        serving: Network,
+        closing: contextlib.ExitStack,
+        kind: int,
+        source: Address | None,
+    ) -> None:
+        del serving
+
+        async def scenario() -> None:
+            with names(named=("127.0.0.1",)):
+                for host in ("127.0.0.1", "named"):
+                    sock = await aio.create_connection((host, FIRST), None, source, type=kind)
+                    name = sock.getsockname()
+                    assert name[0] == (source and source[0]) or "127.0.0.1"
+                    if source and source[1]:
+                        assert name[1] == LOW
+                    reset_on_close(sock)
+                    sock.close()
+            if source and source[1]:
+                closing.enter_context(await aio.create_connection(HERE, None, source, type=kind))
+                with pytest.raises(TupleInUse):
+                    await aio.create_connection(HERE, None, source, type=kind)
+
+        run(scenario)
+
+    @both_kinds
+    @pytest.mark.parametrize("source", [None, ("127.0.0.2", 0)])
+    def test_exhaustion_is_an_error_at_once(
+        self,
+        run: Run,
+        serving: Network,
+        closing: contextlib.ExitStack,
+        kind: int,
+        source: Address | None,
+    ) -> None:
+        """EAGAIN among them, which must not be read as "in progress"."""
+        del serving
+
+        async def scenario() -> None:
+            opened = [
+                closing.enter_context(await aio.create_connection(HERE, None, source, type=kind))
+                for _ in PORTS
+            ]
+            assert sorted(map(port_of, opened)) == PORTS
+            stream = kind == socket.SOCK_STREAM
+            with names(named=("127.0.0.1",)):
+                for host in ("127.0.0.1", "named"):
+                    with pytest.raises(PortsExhausted) as caught:
+                        await aio.create_connection((host, FIRST), None, source, type=kind)
+                    number = errno.EADDRNOTAVAIL if stream else errno.EAGAIN
+                    assert caught.value.errno == number
+                    assert not isinstance(caught.value, BlockingIOError)
+                    assert "127.0.0.1" in caught.value.explain()
+            if not stream:
+                with pytest.raises(PortsExhausted):
+                    await aio.create_datagram_endpoint(asyncio.DatagramProtocol, HERE, source)
+
+        run(scenario)
+
+    def test_errors_are_the_kernels_own(self, run: Run, serving: Network) -> None:
+        del serving
+
+        async def scenario() -> None:
+            with pytest.raises(ConnectionRefusedError):
+                await aio.create_connection(("127.0.0.1", 9999))
+            with pytest.raises(OSError, match="unreachable") as caught:
+                await aio.create_connection(("192.0.2.1", FIRST))
+            assert caught.value.errno == errno.ENETUNREACH
+            with pytest.raises(SourceNotLocal):
+                await aio.create_connection(HERE, None, ("192.0.2.1", 0))
+            for host in ("127.0.0.1", "named"):
+                with names(named=("127.0.0.1",)), pytest.raises(ValueError, match="luck"):
+                    await aio.create_connection((host, FIRST), strategy="luck")
+
+        run(scenario)
+        assert client_sockets() == []
+
+    def test_wrong_arguments(self, run: Run, serving: Network) -> None:
+        del serving
+
+        async def scenario() -> None:
+            wrong: list[tuple[Any, type[Exception]]] = [
+                ("127.0.0.1", ValueError),
+                (("127.0.0.1", 70000), ValueError),
+                (("127.0.0.1", -1), ValueError),
+                (("127.0.0.1", 0), ValueError),
+                ((5, FIRST), TypeError),
+            ]
+            for address, kind in wrong:
+                with pytest.raises(kind):
+                    await aio.create_connection(address)
+            with pytest.raises(ValueError, match="serves"):
+                await aio.create_connection(HERE, type=socket.SOCK_RAW)
+            with pytest.raises(socket.gaierror):
+                await aio.create_connection(("256.256.256.256.", FIRST))
+
+        run(scenario)
+
+    def test_lists_are_taken_for_tuples(
+        self, run: Run, serving: Network, closing: contextlib.ExitStack
+    ) -> None:
+        del serving
+
+        async def scenario() -> None:
+            address: Any = ["127.0.0.1", FIRST]
+            closing.enter_context(await aio.create_connection(address))
+
+        run(scenario)
+
+    def test_timeout(self, run: Run, serving: Network, closing: contextlib.ExitStack) -> None:
+        del serving
+        host = silent(closing, "127.0.0.9")
+
+        async def scenario() -> None:
+            with names(one=(host,), two=(host, "::1")):
+                for name in (host, "one"):
+                    with pytest.raises(TimeoutError):
+                        await aio.create_connection((name, SILENT), 0.05)
+                # For each address: the second is refused.
+                with pytest.raises(OSError):  # noqa: PT011 -- either
+                    await aio.create_connection(("two", SILENT), 0.05, happy_eyeballs_delay=None)
+
+        run(scenario)
+        assert client_sockets() == []
+
+    def test_a_socket_that_is_thrown_away_is_closed(self, run: Run, serving: Network) -> None:
+        del serving
+
+        async def scenario() -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                for _ in range(2 * SIZE):
+                    sock = await aio.create_connection(HERE)
+                    reset_on_close(sock)
+                    del sock
+                    await asyncio.sleep(0)
+
+        run(scenario)
+
+
+class TestLinkLocal:
+    """uvloop's own sock_connect() drops the scope."""
+
+    @both_kinds
+    @pytest.mark.parametrize("form", ["4-tuple", "percent"])
+    def test_scope_ids(
+        self, run: Run, network: Network, servers: Servers, form: str, kind: int
+    ) -> None:
+        network.add_device_pair("one", "peer")
+        network.add_address("fe80::1", 64, "one")
+        network.add_address("fe80::1", 64, "lo")
+        servers.listen("::", FIRST)
+        index = socket.if_nametoindex("lo")
+        # Through the resolver, like any name, where the scope is in the text.
+        address: Any = ("fe80::1", FIRST, 0, index) if form == "4-tuple" else ("fe80::1%lo", FIRST)
+
+        async def scenario() -> None:
+            with await aio.create_connection(address, type=kind) as sock:
+                assert sock.getpeername() == ("fe80::1", FIRST, 0, index)
+                assert sock.getsockname()[3] == index
+            with await aio.Dialer(["fe80::1"]).create_connection(address, type=kind) as sock:
+                assert sock.getsockname()[0] == "fe80::1"
+            if kind == socket.SOCK_STREAM and form == "percent":
+                _, writer = await aio.open_connection("fe80::1%lo", FIRST)
+                assert writer.get_extra_info("peername")[3] == index
+                writer.close()
+                await writer.wait_closed()
+
+        run(scenario)
+
+
+class TestStreams:
+    def test_data_comes_and_goes(self, run: Run, servers: Servers) -> None:
+        servers.echo(servers.listen("127.0.0.1", ECHO))
+
+        async def scenario() -> None:
+            for opened in (
+                aio.open_connection("127.0.0.1", ECHO, source_address=("127.0.0.2", 0)),
+                aio.Dialer(["127.0.0.2"]).open_connection("127.0.0.1", ECHO),
+            ):
+                reader, writer = await opened
+                assert writer.get_extra_info("sockname")[0] == "127.0.0.2"
+                writer.write(b"there and back")
+                assert await reader.readexactly(14) == b"there and back"
+                writer.close()
+                await writer.wait_closed()
+
+        run(scenario)
+
+    def test_datagrams(self, run: Run, servers: Servers) -> None:
+        servers.echo(servers.receive("127.0.0.1", ECHO))
+
+        class Keep(asyncio.DatagramProtocol):
+            def __init__(self) -> None:
+                self.came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+            def datagram_received(self, data: bytes, _: Any) -> None:
+                self.came.set_result(data)
+
+        async def scenario() -> None:
+            address = ("127.0.0.1", ECHO)
+            for made in (
+                aio.create_datagram_endpoint(Keep, address, ("127.0.0.2", 0)),
+                aio.Dialer(["127.0.0.2"]).create_datagram_endpoint(Keep, address),
+            ):
+                transport, protocol = await made
+                assert transport.get_extra_info("sockname")[0] == "127.0.0.2"
+                transport.sendto(b"a question")
+                assert await protocol.came == b"a question"
+                transport.close()
+
+        run(scenario)
+
+    def test_a_factory_that_raises_leaves_nothing(self, run: Run, serving: Network) -> None:
+        del serving
+
+        async def scenario() -> None:
+            before = descriptors()
+
+            def fail() -> asyncio.DatagramProtocol:
+                raise LookupError
+
+            for _ in range(3):
+                with pytest.raises(LookupError):
+                    await aio.create_datagram_endpoint(fail, HERE)
+            await asyncio.sleep(0)
+            assert descriptors() == before
+
+        run(scenario)
+        assert client_sockets() == []
+
+
+class TestTls:
+    """The loop's own machinery; the server is a thread with blocking sockets."""
+
+    @pytest.fixture
+    def trusting(
+        self, network: Network, servers: Servers, closing: contextlib.ExitStack
+    ) -> ssl.SSLContext:
+        """A client's context; the server's certificate is for "named" and 127.0.0.1."""
+        del network
+        authority = trustme.CA()
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("named", "127.0.0.1").configure_cert(server)
+        client = ssl.create_default_context()
+        authority.configure_trust(client)
+        listener = servers.listen("127.0.0.1", ECHO)
+
+        def serve() -> None:
+            while True:
+                try:
+                    accepted, _ = listener.accept()
+                except OSError:
+                    return
+                with accepted, contextlib.suppress(OSError):
+                    accepted.settimeout(10)
+                    with server.wrap_socket(accepted, server_side=True) as secured:
+                        secured.sendall(secured.recv(100))
+                        # Until the client has closed.
+                        secured.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        closing.callback(thread.join)
+        closing.callback(listener.shutdown, socket.SHUT_RDWR)
+        return client
+
+    @pytest.mark.parametrize("by", ["open_connection", "Dialer"])
+    @pytest.mark.parametrize("host", ["127.0.0.1", "named"])
+    def test_the_host_is_the_servers_name(
+        self, run: Run, trusting: ssl.SSLContext, host: str, by: str
+    ) -> None:
+        async def scenario() -> None:
+            opening = (
+                aio.open_connection
+                if by == "open_connection"
+                else aio.Dialer(["127.0.0.2"]).open_connection
+            )
+            with names(named=("127.0.0.1",)):
+                reader, writer = await opening(host, ECHO, ssl=trusting)
+            assert writer.get_extra_info("ssl_object").server_hostname == host
+            writer.write(b"secret")
+            assert await reader.readexactly(6) == b"secret"
+            writer.close()
+            await writer.wait_closed()
+
+        run(scenario)
+
+    def test_the_wrong_name_is_refused_and_the_socket_closed(
+        self, run: Run, trusting: ssl.SSLContext
+    ) -> None:
+        async def scenario() -> None:
+            with names(other=("127.0.0.1",)):
+                before = descriptors()
+                for host, name in (("other", None), ("127.0.0.1", "other")):
+                    with pytest.raises(ssl.SSLCertVerificationError):
+                        await aio.open_connection(host, ECHO, ssl=trusting, server_hostname=name)
+                    to = aio.Dialer(limit=1)
+                    for _ in range(2):
+                        with pytest.raises(ssl.SSLCertVerificationError):
+                            await to.open_connection(host, ECHO, ssl=trusting, server_hostname=name)
+                # Their transports close them in the loop's next turns.
+                while descriptors() != before:  # noqa: ASYNC110 -- nothing tells
+                    await asyncio.sleep(0)
+
+        run(scenario)
+
+    def test_a_name_without_tls_is_an_error(self, run: Run, serving: Network) -> None:
+        del serving
+
+        async def scenario() -> None:
+            before = descriptors()
+            with pytest.raises(ValueError, match="server_hostname"):
+                await aio.open_connection(*HERE, server_hostname="named")
+            assert descriptors() == before
+
+        run(scenario)
+
+    def test_a_dialers_place_is_kept_until_the_stream_is_closed(
+        self, run: Run, trusting: ssl.SSLContext
+    ) -> None:
+        async def scenario() -> None:
+            to = aio.Dialer(limit=1, wait=30)
+            for _ in range(3):
+                _, writer = await to.open_connection("127.0.0.1", ECHO, ssl=trusting)
+                waiting = asyncio.ensure_future(to.open_connection("127.0.0.1", ECHO, ssl=trusting))
+                while to.stats().waiting == 0:  # noqa: ASYNC110 -- one turn of the loop
+                    await asyncio.sleep(0)
+                writer.close()
+                await writer.wait_closed()
+                async with asyncio.timeout(10):
+                    _, writer = await waiting
+                writer.close()
+                await writer.wait_closed()
+
+        run(scenario)
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+
+
+def test_importing_loads_no_event_loop_but_asyncio() -> None:
+    loaded = python("import sys, connectx.aio; print(*sys.modules)").split()
+    assert "asyncio" in loaded
+    assert set(loaded).isdisjoint({"uvloop", "anyio", "trio"})
+    loaded = python("import sys, connectx; connectx.Dialer; print(*sys.modules)").split()
+    assert set(loaded).isdisjoint({"asyncio", "ssl", "uvloop"})
+
+
+def test_exports_what_all_lists() -> None:
+    for name in aio.__all__:
+        assert getattr(aio, name).__name__ == name
