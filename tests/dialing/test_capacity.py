@@ -185,6 +185,6 @@ def test_a_link_local_destination_of_each_device(
             closing.enter_context(await dialer.create_connection(address, type=socket.SOCK_DGRAM))
         capacity = await dialer.capacity(address, type=socket.SOCK_DGRAM)
         assert (capacity.total, capacity.in_use) == (SIZE, 3)
-        assert capacity.sources[0].source == "fe80::1"
+        assert capacity.sources[0].source.startswith("fe80::")
 
     driver.run(scenario)

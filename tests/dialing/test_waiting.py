@@ -592,9 +592,13 @@ class TestCancelled:
         loop.run(scenario)
 
     def test_a_blocking_call_that_a_signal_interrupts(
-        self, listening: Network, closing: contextlib.ExitStack
+        self,
+        listening: Network,
+        closing: contextlib.ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         del listening
+        never_look(monkeypatch)
         to = connectx.Dialer(
             wait=FOREVER, on_wait=lambda _: signal.setitimer(signal.ITIMER_REAL, 0.05)
         )

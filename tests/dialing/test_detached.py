@@ -1,0 +1,344 @@
+"""Sockets whose end nobody tells the dialer: SSL's, detached ones, and those made elsewhere."""
+
+import contextlib
+import errno
+import gc
+import socket
+import ssl
+import threading
+import weakref
+from typing import Any
+
+import pytest
+import trustme
+
+import connectx
+from connectx import Dialer, PortsExhausted, aio, dialing
+from connectx.dialing import Dialing
+from connectx.linux.sockopts import get_ip_freebind
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.api.calls import is_stream, port_of, reset_on_close
+from tests.dialing.drivers import (
+    FOREVER,
+    LOW,
+    PORTS,
+    SIZE,
+    Driver,
+    close,
+    every_transport,
+    kind_of,
+    start,
+)
+from tests.dialing.test_waiting import silent
+from tests.kernel.raw import FIRST, UDP, Transport
+
+HERE = ("127.0.0.1", FIRST)
+
+
+@pytest.fixture(autouse=True)
+def _looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as it is asked to, not four times a second at most."""
+    monkeypatch.setattr(dialing, "_SWEEP_EVERY", -1000.0)
+
+
+@every_transport
+def test_keep_their_place_until_the_descriptor_is_closed(
+    driver: Driver, serving: Transport, closing: contextlib.ExitStack
+) -> None:
+    kind = kind_of(serving)
+    address = (serving.source, FIRST)
+
+    async def scenario() -> None:
+        to = driver.dialer(limit=1)
+        for _ in range(3):
+            sock = await to.create_connection(address, **kind)
+            with socket.socket(fileno=sock.detach()) as other:
+                del sock
+                gc.collect()
+                for _ in range(2):
+                    with pytest.raises(PortsExhausted):
+                        await to.create_connection(address, **kind)
+                if is_stream(serving):
+                    reset_on_close(other)
+        closing.enter_context(await to.create_connection(address, **kind))
+
+    driver.run(scenario)
+
+
+def test_their_end_wakes_who_waits(
+    driver: Driver, listening: Network, closing: contextlib.ExitStack
+) -> None:
+    del listening
+
+    async def scenario() -> None:
+        to = driver.dialer(limit=1, wait=FOREVER)
+        sock = await to.create_connection(HERE)
+        other = closing.enter_context(socket.socket(fileno=sock.detach()))
+        call = await start(to.create_connection(HERE))
+        close(other)
+        closing.enter_context(await call)
+
+    driver.run(scenario)
+
+
+def test_that_are_connected_no_longer_when_they_are_detached(
+    driver: Driver, network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    """Then they have no peer to be looked for by; their place is free."""
+    network.port_range(LOW, LOW + 7)
+    listener = servers.listen("127.0.0.1", FIRST)
+
+    async def scenario() -> None:
+        to = driver.dialer(limit=1)
+        for _ in range(3):
+            sock = await to.create_connection(HERE)
+            accepted, _ = listener.accept()
+            reset_on_close(accepted)
+            accepted.close()
+            sock.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+            closing.enter_context(socket.socket(fileno=sock.detach()))
+        assert to.stats().opened == 3
+
+    driver.run(scenario)
+
+
+def test_that_were_closed_behind_our_back(driver: Driver, listening: Network) -> None:
+    """uvloop closes the descriptor first, and detaches the socket then."""
+    del listening
+
+    async def scenario() -> None:
+        to = driver.dialer(limit=1)
+        for _ in range(3):
+            sock = await to.create_connection(HERE)
+            reset_on_close(sock)
+            descriptor = sock.fileno()
+            socket.close(descriptor)
+            assert sock.detach() == descriptor
+            assert sock.fileno() == -1
+
+    driver.run(scenario)
+
+
+def test_tls_over_a_blocking_socket(
+    network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    network.port_range(LOW, LOW + 7)
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    listener = servers.listen("127.0.0.1", FIRST)
+
+    def serve() -> None:
+        for _ in range(2):
+            accepted, _ = listener.accept()
+            with server.wrap_socket(accepted, server_side=True) as secured:
+                secured.recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    closing.callback(thread.join)
+    to = Dialer(limit=1, wait=FOREVER)
+    with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1") as secured:
+        assert isinstance(secured, ssl.SSLSocket)
+        hasty = Dialer(limit=1)
+        hasty._dialing = to._dialing
+        to._dialing.budget.wait = 0
+        with pytest.raises(PortsExhausted):
+            hasty.create_connection(HERE)
+        to._dialing.budget.wait = FOREVER
+    with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1"):
+        pass
+
+
+def test_two_threads_look_at_once(
+    listening: Network, closing: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del listening
+    to = Dialer(limit=4)
+    held = [
+        closing.enter_context(socket.socket(fileno=to.create_connection(HERE).detach()))
+        for _ in range(4)
+    ]
+    for sock in held:
+        close(sock)
+    original = dialing._Detached.ended
+    others: list[threading.Thread] = []
+
+    def ended(detached: dialing._Detached, network: Any) -> bool:
+        if not others:
+            # In the middle of the first one's look, another looks at all the rest.
+            others.append(threading.Thread(target=to._dialing.sweep))
+            others[0].start()
+            others[0].join()
+        return original(detached, network)
+
+    monkeypatch.setattr(dialing._Detached, "ended", ended)
+    for _ in range(4):
+        closing.enter_context(to.create_connection(HERE))
+    with pytest.raises(PortsExhausted):
+        to.create_connection(HERE)
+
+
+def test_a_look_that_fails_forgets_none(
+    listening: Network, closing: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del listening
+    to = Dialer(limit=1)
+    held = closing.enter_context(socket.socket(fileno=to.create_connection(HERE).detach()))
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> bool:
+            raise OSError(errno.ENOBUFS, "no memory")
+
+        patch.setattr(dialing._Detached, "ended", fail)
+        with pytest.raises(OSError, match="no memory"):
+            to.create_connection(HERE)
+    gc.collect()
+    with pytest.raises(PortsExhausted):
+        to.create_connection(HERE)
+    close(held)
+    closing.enter_context(to.create_connection(HERE))
+
+
+class TestMadeElsewhere:
+    """Dialer.connectx()."""
+
+    @every_transport
+    def test_fill_two_sources_together_with_its_own(
+        self, serving: Transport, closing: contextlib.ExitStack
+    ) -> None:
+        sources = ["::1", "::2"] if ":" in serving.source else ["127.0.0.2", "127.0.0.3"]
+        address = (serving.source, FIRST)
+        to = Dialer(sources)
+        found = []
+        for number in range(2 * SIZE):
+            if number % 2:
+                sock = closing.enter_context(serving.socket())
+                assert to.connectx(sock, address) == 0
+            else:
+                sock = closing.enter_context(to.create_connection(address, **kind_of(serving)))
+            found.append(sock)
+        for source in sources:
+            mine = [sock for sock in found if sock.getsockname()[0] == source]
+            assert sorted(map(port_of, mine)) == PORTS
+        with closing.enter_context(serving.socket()) as sock, pytest.raises(PortsExhausted):
+            to.connectx(sock, address)
+        # Closed without a word, and found out.
+        freed = close(found[1])
+        sock = closing.enter_context(serving.socket())
+        to.connectx(sock, address)
+        assert port_of(sock) == freed
+
+    @every_transport
+    def test_take_a_place_under_the_limit_until_closed(
+        self, serving: Transport, closing: contextlib.ExitStack
+    ) -> None:
+        address = (serving.source, FIRST)
+        to = Dialer(limit=1)
+        for _ in range(3):
+            with serving.socket() as sock:
+                to.connectx(sock, address)
+                with pytest.raises(PortsExhausted):
+                    to.create_connection(address, **kind_of(serving))
+                if is_stream(serving):
+                    reset_on_close(sock)
+        closing.enter_context(to.create_connection(address, **kind_of(serving)))
+
+    @pytest.mark.parametrize("answers", [True, False])
+    def test_that_do_not_block(
+        self, listening: Network, closing: contextlib.ExitStack, *, answers: bool
+    ) -> None:
+        """As connect(): "in progress", and the place is taken, whether or not the server answers."""
+        del listening
+        address = HERE if answers else (silent(closing), 9998)
+        to = Dialer(["127.0.0.2"], limit=1)
+        sock = closing.enter_context(socket.socket())
+        sock.settimeout(0)
+        with pytest.raises(BlockingIOError) as caught:
+            to.connectx(sock, address)
+        assert caught.value.errno == errno.EINPROGRESS
+        assert sock.getsockname()[0] == "127.0.0.2"
+        with pytest.raises(PortsExhausted):
+            to.create_connection(address, 0.1)
+        close(sock)
+        if answers:
+            closing.enter_context(to.create_connection(address))
+        assert to.stats().opened == (2 if answers else 1)
+
+    def test_exhaustion_is_never_in_progress(
+        self, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        del listening
+        to = Dialer()
+        for transport in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            for _ in PORTS:
+                closing.enter_context(connectx.create_connection(HERE, type=transport))
+            sock = closing.enter_context(socket.socket(socket.AF_INET, transport))
+            sock.settimeout(0)
+            with pytest.raises(PortsExhausted) as caught:
+                to.connectx(sock, HERE)
+            assert not isinstance(caught.value, BlockingIOError)
+            assert sock.getsockname()[1] == 0
+
+    def test_data_goes_with_it(self, servers: Servers, closing: contextlib.ExitStack) -> None:
+        listener = servers.listen("127.0.0.1", 9100)
+        sock = closing.enter_context(socket.socket())
+        assert Dialer(["127.0.0.2"]).connectx(sock, ("127.0.0.1", 9100), data=b"hello") == 5
+        accepted, peer = listener.accept()
+        with accepted:
+            assert accepted.recv(5) == b"hello"
+            assert peer[0] == "127.0.0.2"
+
+    def test_freebind_is_set_on_them(
+        self, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        del listening
+        sock = closing.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+        Dialer(["2001:db8:1::/64"], freebind=True).connectx(sock, ("::1", FIRST))
+        assert sock.getsockname()[0].startswith("2001:db8:1:")
+        assert get_ip_freebind(sock)
+
+    def test_a_name_is_refused_and_a_bound_one(
+        self, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        del listening
+        to = Dialer()
+        sock = closing.enter_context(UDP.socket())
+        with pytest.raises(ValueError, match="IP address"):
+            to.connectx(sock, ("localhost", FIRST))
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="bound"):
+            to.connectx(sock, HERE)
+        with pytest.raises(TypeError):
+            to.connectx(7, HERE)  # type: ignore[arg-type]
+
+    def test_are_not_kept_alive(self, listening: Network) -> None:
+        del listening
+        to = Dialer()
+        gc.disable()
+        try:
+            for blocking in (True, False):
+                sock = socket.socket()
+                sock.settimeout(None if blocking else 0)
+                with contextlib.suppress(BlockingIOError):
+                    to.connectx(sock, HERE)
+                alive = weakref.ref(sock)
+                reset_on_close(sock)
+                sock.close()
+                del sock
+                assert alive() is None
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("kind", [Dialer, aio.Dialer])
+def test_there_is_nothing_to_close(kind: type[Dialer | aio.Dialer]) -> None:
+    alive = weakref.ref(kind(["127.0.0.2"], limit=1)._dialing)
+    assert isinstance(alive(), Dialing | None)
+    gc.collect()
+    assert alive() is None
