@@ -294,6 +294,9 @@ class Budget:
 
     def find(self, key: Hashable) -> Destination:
         """What is known of a destination; a new one where there is nothing."""
+        if self._ended:
+            with self._lock:
+                self._count_ended()
         return self._destinations.get(key) or Destination(key)
 
     def reserve(self, key: Hashable, host: str) -> Destination | None:
