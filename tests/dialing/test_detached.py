@@ -253,7 +253,7 @@ class TestMadeElsewhere:
     def test_that_do_not_block(
         self, listening: Network, closing: contextlib.ExitStack, *, answers: bool
     ) -> None:
-        """As connect(): "in progress", and the place is taken, whether or not the server answers."""
+        """As connect(): "in progress"; the place is taken whether the server answers or not."""
         del listening
         address = HERE if answers else (silent(closing), 9998)
         to = Dialer(["127.0.0.2"], limit=1)

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import random
 import signal
 import socket
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -719,6 +721,27 @@ class TestStats:
             assert four_tuples(others[1:])
 
         driver.run(scenario)
+
+
+def test_errors_go_with_their_last_reference(
+    listening: Network, closing: contextlib.ExitStack
+) -> None:
+    """And not with the next garbage collection, for which a busy program may not have the time."""
+    del listening
+    to = connectx.Dialer(["127.0.0.2"], limit=SIZE + 1, wait=0.01)
+    held = [closing.enter_context(to.create_connection(HERE)) for _ in PORTS]
+    gc.disable()
+    try:
+        for _ in range(2):
+            try:
+                to.create_connection(HERE)
+            except PortsExhausted as error:
+                alive = weakref.ref(error)
+            assert alive() is None
+            # The second time for the limit's sake.
+            to._dialing.budget.limit = len(held)
+    finally:
+        gc.enable()
 
 
 def test_aio_dialer_has_the_blocking_ones_arguments() -> None:

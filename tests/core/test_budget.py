@@ -1,0 +1,637 @@
+"""Turns, limits and deadlines, with a clock that stands still and callers that are a line each."""
+
+import contextlib
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connectx.addresses import PortRange
+from connectx.core.budget import (
+    Budget,
+    Dial,
+    Lease,
+    LimitReached,
+    Try,
+    TurnMissed,
+    Wait,
+)
+from connectx.core.sources import Sources
+
+if TYPE_CHECKING:
+    from connectx.core.budget import Steps
+
+HOSTS = ["192.0.2.1", "192.0.2.2"]
+
+
+class Refused(OSError):  # noqa: N818 -- what happened
+    """No port."""
+
+    def __init__(self, attempts: int = 0) -> None:
+        super().__init__(99, "no port")
+        self.attempts = attempts
+
+
+class Place:
+    """A place in the line that notes how often it was woken."""
+
+    def __init__(self) -> None:
+        self.woken = 0
+        self.closed = False
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """A budget, and a clock to set."""
+
+    def __init__(
+        self,
+        hosts: Sequence[str] = (),
+        ranges: Sequence[PortRange | None] = (None,),
+        *,
+        limit: int = 0,
+        wait: float = 0.0,
+        on_wait: Callable[[Any], object] | None = None,
+    ) -> None:
+        self.time = 100.0
+        self.jitter = 0.5
+        self.budget = Budget(
+            Sources(hosts, "most-free", range),
+            ranges,
+            limit=limit,
+            wait=wait,
+            lock=threading.Lock(),
+            clock=lambda: self.time,
+            jitter=lambda: self.jitter,
+            on_wait=on_wait,
+        )
+
+    def call(self, key: str = "there") -> "Call":
+        return Call(self.budget, key)
+
+    def nothing_is_kept(self) -> None:
+        assert self.budget.open_to("there") == {}
+        assert self.budget._destinations == {}
+        assert self.budget.counters.waiting == 0
+
+
+class Call:
+    """One call, one step at a time.
+
+    step: what it is to do. ended: what it raised, if it has.
+    """
+
+    def __init__(self, budget: Budget, key: str) -> None:
+        self.key = key
+        self.places: list[Place] = []
+        self.dial = Dial(budget, key, 4, key, self._turn)
+        self.steps: Steps = self.dial.steps()
+        self.step: Try | Wait | None = None
+        self.ended: Exception | None = None
+        self.lease: Lease | None = None
+        self._go(lambda: next(self.steps))
+
+    def _turn(self) -> Place:
+        self.places.append(Place())
+        return self.places[-1]
+
+    def _go(self, act: Callable[[], Try | Wait]) -> None:
+        try:
+            self.step = act()
+        except Exception as error:  # noqa: BLE001 -- looked at by the tests
+            self.step = None
+            self.ended = error.with_traceback(None)
+
+    @property
+    def tries(self) -> bool:
+        return isinstance(self.step, Try)
+
+    @property
+    def waits(self) -> bool:
+        return isinstance(self.step, Wait)
+
+    @property
+    def wait(self) -> Wait:
+        assert isinstance(self.step, Wait)
+        return self.step
+
+    def again(self) -> None:
+        """Its wait is over."""
+        assert self.waits
+        self._go(lambda: next(self.steps))
+
+    def refuse(self, error: Exception | None = None) -> None:
+        """Its try has found no port."""
+        assert self.tries
+        self._go(lambda: self.steps.send(error or Refused()))
+
+    def connect(self) -> Lease:
+        """Its try was good."""
+        assert self.tries
+        self.lease = self.dial.lease(Lease)
+        self.steps.close()
+        self.step = None
+        return self.lease
+
+    def cancel(self) -> None:
+        self.steps.close()
+        self.step = None
+
+
+class TestTries:
+    def test_every_source_and_range_in_order(self) -> None:
+        low, high = PortRange(1, 2), PortRange(3, 4)
+        call = World(HOSTS, [low, high]).call()
+        seen = []
+        while call.tries:
+            assert isinstance(call.step, Try)
+            seen.append(tuple(call.step))
+            call.refuse()
+        assert seen == [(HOSTS[0], low), (HOSTS[0], high), (HOSTS[1], low), (HOSTS[1], high)]
+        assert isinstance(call.ended, Refused)
+
+    def test_the_last_error_is_the_calls(self) -> None:
+        world = World(HOSTS)
+        call = world.call()
+        call.refuse(Refused(1))
+        last = Refused(2)
+        call.refuse(last)
+        assert call.ended is last
+        assert world.budget.counters.attempts == 2
+        assert world.budget.counters.retries == 3
+        assert world.budget.counters.failures == {99: 2}
+        world.nothing_is_kept()
+
+    def test_the_emptier_source_is_next(self) -> None:
+        world = World(HOSTS)
+        leases = []
+        for expected in (*HOSTS, *HOSTS):
+            call = world.call()
+            assert call.step == Try(expected, None)
+            leases.append(call.connect())
+        leases[1].release()
+        leases[3].release()
+        for _ in range(2):
+            call = world.call()
+            assert call.step == Try(HOSTS[1], None)
+            leases.append(call.connect())
+        assert world.budget.open_to("there") == dict.fromkeys(HOSTS, 2)
+
+    def test_a_try_under_way_counts(self) -> None:
+        world = World(HOSTS)
+        first, second = world.call(), world.call()
+        assert (first.step, second.step) == (Try(HOSTS[0], None), Try(HOSTS[1], None))
+        first.cancel()
+        second.cancel()
+        world.nothing_is_kept()
+
+    def test_what_the_kernel_said_counts(self) -> None:
+        world = World(HOSTS)
+        kept = world.call().connect()
+        world.budget.saw("there", {HOSTS[0]: 1, HOSTS[1]: 5})
+        assert world.call().step == Try(HOSTS[0], None)
+        # Of nobody it is concerned with it keeps nothing.
+        world.budget.saw("elsewhere", {HOSTS[0]: 5})
+        assert world.budget.find("elsewhere").load(HOSTS[0]) == 0
+        kept.release()
+
+
+class TestLimit:
+    def test_counts_tries_and_connections(self) -> None:
+        world = World(HOSTS, limit=2)
+        lease = world.call().connect()
+        trying = world.call()
+        assert isinstance(world.call().ended, LimitReached)
+        assert world.call("elsewhere").tries
+        trying.cancel()
+        other = world.call().connect()
+        assert isinstance(world.call().ended, LimitReached)
+        lease.release()
+        assert world.call().tries
+        other.release()
+
+    def test_is_per_destination(self) -> None:
+        world = World(limit=1)
+        kept = [world.call(key).connect() for key in ("a", "b", "c")]
+        assert isinstance(world.call("b").ended, LimitReached)
+        assert len(kept) == 3
+
+
+class TestLease:
+    def test_is_released_once_only(self) -> None:
+        world = World(limit=2)
+        first, second = world.call().connect(), world.call().connect()
+        for _ in range(3):
+            first.release()
+        assert world.budget.open_to("there") == {"": 1}
+        second.release()
+        world.nothing_is_kept()
+
+    def test_ends_with_its_last_reference(self) -> None:
+        world = World(limit=1)
+        lease: list[Any] = [world.call().connect()]
+        assert isinstance(world.call().ended, LimitReached)
+        lease.append(lease)
+        del lease
+        gc.collect()
+        world.nothing_is_kept()
+
+    def test_there_is_none_without_a_try(self) -> None:
+        world = World()
+        call = world.call()
+        call.connect()
+        with pytest.raises(RuntimeError, match="no connection"):
+            call.dial.lease(Lease)
+
+
+class TestTurns:
+    def test_first_come_first_served(self) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        line = [world.call() for _ in range(3)]
+        assert all(call.waits for call in line)
+        assert [call.wait.first for call in line] == [True, False, False]
+        for call in line:
+            held.release()
+            assert call.places[0].woken
+            call.again()
+            held = call.connect()
+        held.release()
+        world.nothing_is_kept()
+
+    def test_only_the_first_is_woken_and_tries(self) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        first, second = world.call(), world.call()
+        held.release()
+        assert (first.places[0].woken, second.places[0].woken) == (1, 0)
+        # Should the other look by itself, it is not its turn.
+        second.again()
+        assert second.waits
+        first.again()
+        assert first.tries
+
+    def test_nobody_barges_in(self) -> None:
+        """There is a place free, and somebody who was here before."""
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        first = world.call()
+        held.release()
+        late = world.call()
+        assert late.waits
+        first.again()
+        first.connect().release()
+        late.again()
+        assert late.tries
+        # Elsewhere nobody waits.
+        assert world.call("elsewhere").tries
+
+    def test_the_next_is_woken_when_a_port_is_found(self) -> None:
+        """One end may have been the first of several."""
+        world = World(limit=2, wait=10)
+        held = [world.call().connect() for _ in range(2)]
+        first, second = world.call(), world.call()
+        for lease in held:
+            lease.release()
+        first.again()
+        # The handshake may take its time: it leaves the line before.
+        assert first.dial.in_line
+        first.dial.leave()
+        assert not first.dial.in_line
+        assert second.places[0].woken == 1
+        second.again()
+        assert second.tries
+
+    def test_refused_again_it_keeps_its_turn(self) -> None:
+        world = World(wait=10)
+        first = world.call()
+        first.refuse()
+        second = world.call()
+        assert first.waits
+        assert second.waits
+        first.again()
+        first.refuse()
+        assert first.waits
+        assert first.wait.first
+        assert world.budget.counters.waits == 2
+
+    def test_on_wait_is_told_once_for_each_call(self) -> None:
+        told: list[Any] = []
+        world = World(wait=10, on_wait=told.append)
+        call = world.call()
+        for _ in range(3):
+            call.refuse()
+            call.again()
+        call.refuse()
+        world.call()
+        assert told == ["there", "there"]
+
+    def test_on_wait_that_raises_ends_the_call(self) -> None:
+        def fail(_: Any) -> None:
+            raise LookupError
+
+        world = World(wait=10, on_wait=fail)
+        call = world.call()
+        call.refuse()
+        assert isinstance(call.ended, LookupError)
+        assert call.places[0].closed
+        world.nothing_is_kept()
+
+
+class TestDeadline:
+    def test_no_wait_is_an_error_at_once(self) -> None:
+        world = World()
+        call = world.call()
+        call.refuse()
+        assert isinstance(call.ended, Refused)
+        assert call.places == []
+
+    def test_is_counted_from_the_first_refusal(self) -> None:
+        world = World(wait=10)
+        call = world.call()
+        world.time += 50
+        call.refuse()
+        assert call.waits
+        world.time += 9.99
+        call.again()
+        call.refuse()
+        assert call.waits
+        assert call.wait.seconds == pytest.approx(0.01)
+        world.time += 0.01
+        call.again()
+        # A last try, and then what that met with.
+        last = Refused()
+        call.refuse(last)
+        assert call.ended is last
+        assert call.places[0].closed
+        world.nothing_is_kept()
+
+    def test_who_is_not_the_first_waits_for_all_of_it(self) -> None:
+        world = World(wait=10)
+        first = world.call()
+        first.refuse()
+        second = world.call()
+        assert second.wait.seconds == 10
+        assert not second.wait.first
+        world.time += 10
+        second.again()
+        assert isinstance(second.ended, TurnMissed)
+        assert world.budget.counters.waiting == 1
+
+    def test_at_the_limit(self) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        call = world.call()
+        world.time += 10
+        call.again()
+        assert isinstance(call.ended, LimitReached)
+        held.release()
+        world.nothing_is_kept()
+
+    def test_looks_grow_rarer_and_are_spread(self) -> None:
+        world = World(wait=1000)
+        seconds = []
+        call = world.call()
+        for world.jitter in (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 1.0):
+            call.refuse()
+            seconds.append(call.wait.seconds)
+            call.again()
+        assert seconds == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 0.5, 1.5])
+
+    def test_who_becomes_the_first_begins_with_short_ones(self) -> None:
+        world = World(wait=1000)
+        first = world.call()
+        first.refuse()
+        second = world.call()
+        for _ in range(6):
+            first.again()
+            first.refuse()
+        first.cancel()
+        assert second.places[0].woken == 1
+        second.again()
+        second.refuse()
+        assert second.wait.seconds == pytest.approx(0.05)
+
+
+class TestCancelled:
+    """The generator is closed, in every state there is."""
+
+    def test_before_it_has_begun(self) -> None:
+        world = World()
+        dial = Dial(world.budget, "there", 4, "", Place)
+        dial.steps().close()
+        world.nothing_is_kept()
+
+    def test_while_it_tries(self) -> None:
+        world = World(limit=1, wait=10)
+        call = world.call()
+        waiting = world.call()
+        call.cancel()
+        assert waiting.places[0].woken == 1
+        waiting.again()
+        assert waiting.tries
+        waiting.cancel()
+        world.nothing_is_kept()
+        assert world.budget.counters.failures == {}
+
+    @pytest.mark.parametrize("which", [0, 1, 2])
+    def test_while_it_waits(self, which: int) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        line = [world.call() for _ in range(3)]
+        cancelled = line.pop(which)
+        cancelled.cancel()
+        assert cancelled.places[0].closed
+        assert world.budget.counters.waiting == 2
+        held.release()
+        for call in line:
+            call.again()
+            call.connect().release()
+        world.nothing_is_kept()
+
+    def test_when_it_has_just_been_woken(self) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        first, second = world.call(), world.call()
+        held.release()
+        first.cancel()
+        # What it was woken for is the next one's.
+        assert second.places[0].woken >= 1
+        second.again()
+        assert second.tries
+
+    def test_between_the_port_and_the_handshake(self) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        first, second = world.call(), world.call()
+        held.release()
+        first.again()
+        first.dial.leave()
+        second.again()
+        assert second.waits
+        woken = second.places[0].woken
+        first.cancel()
+        assert second.places[0].woken > woken
+        second.again()
+        assert second.tries
+        second.cancel()
+        world.nothing_is_kept()
+
+    def test_by_an_error_that_is_not_about_ports(self) -> None:
+        world = World(limit=1, wait=10)
+        call = world.call()
+        with pytest.raises(LookupError):
+            call.steps.throw(LookupError())
+        world.nothing_is_kept()
+
+
+def test_ten_thousand_idle_destinations_are_nothing() -> None:
+    world = World(HOSTS)
+    for number in range(10_000):
+        world.call(f"host {number}").connect().release()
+    world.nothing_is_kept()
+    assert len(world.budget._ended) == 0
+
+
+def test_errors_do_not_refer_to_themselves() -> None:
+    """Else each would stay until the next garbage collection, with all that it refers to."""
+    world = World(HOSTS)
+    gc.disable()
+    try:
+        steps = Dial(world.budget, "there", 4, "", Place).steps()
+        next(steps)
+        steps.send(Refused())
+        last: Refused | None = Refused()
+        assert last is not None
+        alive = weakref.ref(last)
+        with contextlib.suppress(Refused):
+            steps.send(last)
+        last = None
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@dataclass
+class Model:
+    """What has to hold of some calls whatever happens to them, and when.
+
+    free: ports that the kernel would give.
+    """
+
+    world: World
+    limit: int
+    free: int
+    calls: list[Call] = field(default_factory=list)
+    open: list[Call] = field(default_factory=list)
+    #: Those who wait, by destination, in the order in which they came.
+    lines: dict[str, list[Call]] = field(default_factory=dict)
+
+    def begin(self, key: str) -> None:
+        call = self.world.call(key)
+        line = self.lines.setdefault(key, [])
+        if line:
+            assert call.waits, "somebody was here before"
+        self.calls.append(call)
+        self.settle(call)
+
+    def settle(self, call: Call) -> None:
+        """Note where it is after a step."""
+        line = self.lines.setdefault(call.key, [])
+        if call.waits and call not in line:
+            line.append(call)
+        if call.step is None:
+            self.calls.remove(call)
+            if call in line:
+                line.remove(call)
+        assert [other for other in line if other.waits or other.tries] == line
+
+    def step(self, call: Call) -> None:
+        line = self.lines[call.key]
+        if call.waits:
+            call.again()
+            if call.tries:
+                assert line[0] is call, "served before an earlier one"
+        elif self.free:
+            self.free -= 1
+            call.connect()
+            self.open.append(call)
+        else:
+            call.refuse()
+        self.settle(call)
+
+    def leave(self, call: Call) -> None:
+        """It has a port, and its handshake takes a while."""
+        if call.tries and call.dial.in_line:
+            call.dial.leave()
+            self.lines[call.key].remove(call)
+
+    def cancel(self, call: Call) -> None:
+        call.cancel()
+        self.settle(call)
+
+    def close(self, call: Call) -> None:
+        assert call.lease is not None
+        self.open.remove(call)
+        self.free += 1
+        call.lease.release()
+
+    def check(self) -> None:
+        for key in ("a", "b"):
+            trying = [call for call in self.calls if call.key == key and call.tries]
+            held = [call for call in self.open if call.key == key]
+            counted = sum(self.world.budget.open_to(key).values())
+            assert counted == len(trying) + len(held)
+            assert counted <= self.limit
+            # Nobody sleeps while there is something for him.
+            line = self.lines.get(key, [])
+            if line and line[0].waits and counted < self.limit and self.free and not trying:
+                first = line[0]
+                assert first.places[0].woken or first.wait.seconds <= 1.5
+        assert self.world.budget.counters.waiting == sum(map(len, self.lines.values()))
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_whatever_happens(data: st.DataObject) -> None:
+    """Calls come, try, wait, are refused, connect, are cancelled and closed, in any order."""
+    limit = data.draw(st.integers(1, 3))
+    world = World(data.draw(st.sampled_from([[], HOSTS])), limit=limit, wait=20)
+    model = Model(world, limit, free=data.draw(st.integers(0, 4)))
+    for _ in range(data.draw(st.integers(1, 40))):
+        options: list[Callable[[], None]] = [
+            lambda: model.begin("a"),
+            lambda: model.begin("b"),
+        ]
+        if model.calls:
+            call = data.draw(st.sampled_from(model.calls))
+            options += [
+                lambda: model.step(call),  # noqa: B023 -- called in this turn
+                lambda: model.step(call),  # noqa: B023 -- as above
+                lambda: model.cancel(call),  # noqa: B023 -- as above
+                lambda: model.leave(call),  # noqa: B023 -- as above
+            ]
+        if model.open:
+            held = data.draw(st.sampled_from(model.open))
+            options.append(lambda: model.close(held))  # noqa: B023 -- as above
+        data.draw(st.sampled_from(options))()
+        world.time += data.draw(st.sampled_from([0.0, 0.1, 5.0]))
+        model.check()
+    for call in list(model.calls):
+        model.cancel(call)
+    for call in list(model.open):
+        model.close(call)
+    for key in ("a", "b"):
+        assert world.budget.open_to(key) == {}
+    world.nothing_is_kept()
