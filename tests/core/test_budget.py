@@ -75,6 +75,7 @@ class World:
             clock=lambda: self.time,
             jitter=lambda: self.jitter,
             on_wait=on_wait,
+            on_detached=lambda _lease, _sock: pytest.fail("nothing is detached here"),
         )
 
     def call(self, key: str = "there") -> "Call":
@@ -139,7 +140,7 @@ class Call:
     def connect(self) -> Lease:
         """Its try was good."""
         assert self.tries
-        self.lease = self.dial.lease(Lease)
+        self.lease = self.dial.lease()
         self.steps.close()
         self.step = None
         return self.lease
@@ -252,7 +253,7 @@ class TestLease:
         call = world.call()
         call.connect()
         with pytest.raises(RuntimeError, match="no connection"):
-            call.dial.lease(Lease)
+            call.dial.lease()
 
 
 class TestTurns:
@@ -362,8 +363,13 @@ class TestDeadline:
         call = world.call()
         world.time += 50
         call.refuse()
-        assert call.waits
-        world.time += 9.99
+        # A search of 50 seconds earns the longest rest there is.
+        assert call.wait.rest
+        assert call.wait.seconds == pytest.approx(0.1)
+        world.time += 0.1
+        call.again()
+        assert not call.wait.rest
+        world.time += 9.89
         call.again()
         call.refuse()
         assert call.waits

@@ -14,7 +14,17 @@ from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import port_of, reset_on_close
 from tests.api.test_concurrency import in_child, quick_switches
-from tests.dialing.drivers import FOREVER, LOW, SIZE, Driver, Waits, close, four_tuples, start
+from tests.dialing.drivers import (
+    FOREVER,
+    LOW,
+    SIZE,
+    Driver,
+    Waits,
+    close,
+    four_tuples,
+    nothing_open,
+    start,
+)
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
@@ -73,7 +83,7 @@ def test_threads_come_and_go_under_a_limit(network: Network, servers: Servers, k
     assert to.stats()[:2] == (300, 300)
     assert to.stats().waiting == 0
     assert to._dialing.budget.open_to(None) == {}
-    assert to._dialing.budget._destinations == {}
+    assert nothing_open(to._dialing)
 
 
 def test_tasks_come_and_go_while_some_are_cancelled(loop: Driver, listening: Network) -> None:
@@ -116,7 +126,7 @@ def test_tasks_come_and_go_while_some_are_cancelled(loop: Driver, listening: Net
         )
         assert to.stats().waiting == 0
         assert to.dialing.budget.open_to(None) == {}
-        assert to.dialing.budget._destinations == {}
+        assert nothing_open(to.dialing)
 
     loop.run(scenario)
 
@@ -143,7 +153,7 @@ def test_a_child_starts_clean(driver: Driver, listening: Network) -> None:
             for sock in held:
                 sock.close()
             assert to.dialing.budget.open_to(None) == {}
-            assert to.dialing.budget._destinations == {}
+            assert nothing_open(to.dialing)
             return [before.attempts, before.waits, to.stats().opened]
 
         assert in_child(look) == [0, 0, 1]
