@@ -42,7 +42,7 @@ _BUFFER: Final = 4096
 class DestroyEvents:
     """Hears of the ends of sockets, in the namespace that the calling thread is in.
 
-    stream: TCP (and MPTCP's subflows); otherwise UDP and UDP-Lite.
+    stream: TCP (and MPTCP's subflows); otherwise UDP. Of UDP-Lite nothing is told.
 
     Close it, or use it as a context manager. Raises OSError where the kernel has no
     such groups, or no descriptor is left.
