@@ -1,0 +1,167 @@
+"""The kernel tells of the ends of sockets, whoever had them."""
+
+import contextlib
+import errno
+import select
+import socket
+import threading
+
+import pytest
+
+import connectx
+from connectx.dialing import concerns, hear
+from connectx.linux import netns
+from connectx.linux.destroy_events import DestroyEvents
+from connectx.linux.sock_diag import SocketRecord
+from connectx.requests import parse
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, reset_on_close
+from tests.kernel.raw import FIRST, MPTCP, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
+
+every_transport = pytest.mark.parametrize(
+    "transport", [TCP, TCP6, TCP_MAPPED, MPTCP, UDP, UDP6, UDP_MAPPED], ids=str
+)
+
+
+@pytest.fixture
+def sock(transport: Transport, network: Network, servers: Servers) -> socket.socket:
+    """A connected socket, for the test to close."""
+    del network
+    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
+    if is_stream(transport):
+        servers.listen(transport.source, FIRST, protocol=transport.protocol)
+    sock = transport.socket()
+    connectx.connectx(sock, None, (transport.source, FIRST))
+    return sock
+
+
+def heard(events: DestroyEvents, wanted: int) -> list[SocketRecord]:
+    """So many ends, of which there may be some in one message."""
+    records: list[SocketRecord] = []
+
+    def take(record: SocketRecord) -> bool:
+        records.append(record)
+        return False
+
+    while len(records) < wanted:
+        assert select.select([events], [], [], 20)[0], "nothing was heard"
+        assert not events.take(take)
+    return records
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@every_transport
+def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bool) -> None:
+    to = parse(
+        int(transport.family),
+        int(transport.type),
+        int(sock.proto),
+        "auto",
+        None,
+        sock.getpeername(),
+    )
+    found = False
+    with DestroyEvents(stream=is_stream(transport)) as events:
+        assert not events.take(lambda _: True)
+        if is_stream(transport):
+            if not reset:
+                # Closing alone would leave a TIME_WAIT, of which nothing is told.
+                sock.shutdown(socket.SHUT_WR)
+            reset_on_close(sock)
+        sock.close()
+        while not found:
+            assert select.select([events], [], [], 20)[0], "nothing was heard"
+            found = events.take(lambda record: concerns(to, record))
+
+
+@pytest.mark.parametrize("transport", [UDP], ids=str)
+def test_others_do_not_concern(sock: socket.socket, network: Network) -> None:
+    del network
+    other = parse(int(socket.AF_INET), int(socket.SOCK_DGRAM), 0, "auto", None, ("127.0.0.1", 9))
+    name = sock.getsockname()
+    with DestroyEvents(stream=False) as events:
+        sock.close()
+        (record,) = heard(events, 1)
+    assert not concerns(other, record)
+    assert record.source_port == name[1]
+    assert (record.destination, record.destination_port) == (b"\x7f\0\0\1", FIRST)
+
+
+@pytest.mark.parametrize("transport", [UDPLITE], ids=str)
+def test_of_udp_lite_nothing_is_told(sock: socket.socket) -> None:
+    """The kernel has no group for it (sock_diag_destroy_group): looking has to do."""
+    with DestroyEvents(stream=False) as events:
+        sock.close()
+        with UDP.socket() as other:
+            other.connect(("127.0.0.1", FIRST + 1))
+        (record,) = heard(events, 1)
+        assert record.destination_port == FIRST + 1
+
+
+@pytest.mark.parametrize("transport", [UDP, TCP], ids=str)
+def test_the_other_kind_is_not_heard(sock: socket.socket, transport: Transport) -> None:
+    with (
+        DestroyEvents(stream=not is_stream(transport)) as deaf,
+        DestroyEvents(stream=is_stream(transport)) as events,
+    ):
+        if is_stream(transport):
+            reset_on_close(sock)
+        sock.close()
+        heard(events, 1)
+        assert not deaf.take(lambda _: True)
+
+
+@pytest.mark.parametrize("transport", [UDP], ids=str)
+def test_another_namespace_is_not_heard(sock: socket.socket) -> None:
+    with DestroyEvents(stream=False) as events:
+
+        def elsewhere() -> None:
+            with netns.private_network():
+                for _ in range(3):
+                    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                        other.connect(("127.0.0.1", FIRST))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        sock.close()
+        assert len(heard(events, 1)) == 1
+
+
+@pytest.mark.parametrize("transport", [UDP], ids=str)
+def test_lost_messages_may_have_been_about_anybody(sock: socket.socket) -> None:
+    with DestroyEvents(stream=False) as events:
+        # The least there is: some messages fill it.
+        events._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for _ in range(200):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.connect(("127.0.0.1", FIRST + 1))
+        assert events.take(lambda _: False)
+        # And it goes on hearing.
+        sock.close()
+        heard(events, 1)
+
+
+def test_closes_its_descriptor(network: Network) -> None:
+    del network
+    events = DestroyEvents(stream=True)
+    assert events.fileno() >= 0
+    events.close()
+    events.close()
+    assert events.fileno() == -1
+
+
+def test_where_the_kernel_has_no_such_groups(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del network
+    to = parse(int(socket.AF_INET), int(socket.SOCK_STREAM), 0, "auto", None, ("127.0.0.1", 9))
+
+    def refuse(*_: object, **__: object) -> DestroyEvents:
+        raise OSError(errno.EPROTONOSUPPORT, "no SOCK_DIAG")
+
+    with contextlib.closing(hear(to) or pytest.skip("kernel: no destroy notifications")):
+        pass
+    monkeypatch.setattr("connectx.linux.destroy_events.DestroyEvents", refuse)
+    assert hear(to) is None
