@@ -32,7 +32,7 @@ SIZE: Final = HIGH - LOW + 1
 PORTS: Final = list(range(LOW, HIGH + 1))
 
 #: For what must not take long, if it does: a wait that nobody ends.
-FOREVER: Final = 6.0
+FOREVER: Final = 30.0
 
 
 def nothing_open(dialing: Dialing) -> bool:
