@@ -76,7 +76,10 @@ def connectx(
 
 
 def connect_borrowed(
-    borrowed: Borrowed, request: Request, data: bytes | bytearray | memoryview = b""
+    borrowed: Borrowed,
+    request: Request,
+    data: bytes | bytearray | memoryview = b"",
+    watch: Watch | None = None,
 ) -> int:
     """The same for arguments that have been checked."""
     with memoryview(data) as view:
@@ -88,7 +91,12 @@ def connect_borrowed(
         borrowed.begin()
         prepared = NETWORKS.prepare(sock, request, borrowed.options)
         taken = _connect(
-            sock, prepared, Attempt(prepared.plan), borrowed.release, data if wanted else b""
+            sock,
+            prepared,
+            Attempt(prepared.plan),
+            borrowed.release,
+            data if wanted else b"",
+            watch=watch,
         )
     except BlockingIOError as error:
         if error.errno == errno.EINPROGRESS:
@@ -313,7 +321,7 @@ def _go_through(
                 attempt.feed(steps.survey(prepared))
                 continue
             if due is Due.CONNECT:
-                if watch is None or not watch.in_line:
+                if watch is None or not watch.in_line or data or sock.gettimeout() == 0:
                     taken = _connect_with(sock, prepared.request, data)
                 else:
                     _connect_telling(sock, prepared.request.address, watch)

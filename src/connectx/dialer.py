@@ -18,9 +18,10 @@ from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.core.sources import MOST_FREE
-from connectx.dialing import Dialing, Ear, Stats, hear
+from connectx.dialing import SWEPT_IN_LINE, Dialing, Ear, Stats, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
+from connectx.network import NETWORKS
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
@@ -97,20 +98,10 @@ class Dialer:
         no source has a port, and where `wait` is set, after so many seconds.
         """
         dialing = self._dialing
+        if address.__class__ is not tuple:
+            address = cast("tuple[str | None, int | str]", tuple(address))
         name = (address, type, proto)
-        try:
-            sock = None if all_errors else self._create_at_once(name, timeout)
-        except TypeError:
-            # A list, which no dictionary takes.
-            return self.create_connection(
-                cast("tuple[str | None, int | str]", tuple(address)),
-                timeout,
-                all_errors=all_errors,
-                type=type,
-                proto=proto,
-                key=key,
-            )
-        if sock is not None:
+        if not all_errors and (sock := self._create_at_once(name, timeout)) is not None:
             return sock
         literal = dialing.literal(address, type, proto)
         if literal is not None and not all_errors:
@@ -120,7 +111,16 @@ class Dialer:
         errors: list[OSError] = []
         host, port = address[:2]
         found = socket.getaddrinfo(host, port, 0, type)
-        for request in dialing.requests(found, address, type, proto):
+        requests = dialing.requests(found, address, type, proto)
+        exhausted = []
+        for request in requests:
+            try:
+                return self._create(request, timeout, key, wait=False)
+            except OSError as error:
+                errors.append(error)
+                exhausted += [request] * isinstance(error, PortsExhausted)
+        # Only where no address has a port is it worth waiting for one.
+        for request in exhausted[:1]:
             try:
                 return self._create(request, timeout, key)
             except OSError as error:
@@ -152,12 +152,12 @@ class Dialer:
         to = dialing.served(Borrowed(sock).request(None, destination, dialing.strategy))
         outcome: int | BlockingIOError = 0
 
-        def connect(request: Request, ports: PortRange | None, _: Dial) -> socket.socket:
+        def connect(request: Request, ports: PortRange | None, dial: Dial) -> socket.socket:
             nonlocal outcome
             if dialing.freebind:
                 set_ip_freebind(sock, on=True)
             try:
-                outcome = connect_borrowed(Borrowed(sock, ports), request, data)
+                outcome = connect_borrowed(Borrowed(sock, ports), request, data, dial)
             except BlockingIOError as error:
                 # Under way, if it is a stream's; a datagram's is PortsExhausted.
                 if error.errno != errno.EINPROGRESS:
@@ -185,7 +185,7 @@ class Dialer:
 
         Reads the kernel's list of sockets: some milliseconds where there are many.
         """
-        return self._dialing.capacity(address, type, proto)
+        return self._dialing.capacity(address, type, proto, NETWORKS.here())
 
     def stats(self) -> Stats:
         """What this dialer has done since it was made."""
@@ -195,7 +195,11 @@ class Dialer:
         """The first try, where it needs no thought; None where it does, or finds no port."""
         dialing = self._dialing
         budget = dialing.budget
-        place = budget.reserve_at_once(name)
+        try:
+            place = budget.reserve_at_once(name)
+        except TypeError:
+            # What no dictionary takes is no address, as will be said.
+            return None
         if place is None:
             return None
         request, lease = place
@@ -205,9 +209,10 @@ class Dialer:
             lease.release()
             budget.failed_at_once(error.errno or 0)
             return None
-        except BaseException:
+        except BaseException as error:
             lease.release()
-            budget.failed_at_once(0)
+            number = error.errno if isinstance(error, OSError) else 0
+            budget.failed_at_once(number or 0)
             raise
         if type(sock) is TrackedSocket:
             sock.lease = lease
@@ -215,31 +220,35 @@ class Dialer:
             lease.detached(sock)
         return sock
 
-    def _create(self, to: Request, timeout: float | None, key: str | None) -> socket.socket:
+    def _create(
+        self, to: Request, timeout: float | None, key: str | None, *, wait: bool = True
+    ) -> socket.socket:
         options = self._dialing.options
 
         def connect(request: Request, ports: PortRange | None, dial: Dial) -> socket.socket:
             return open_connection(request, timeout, options(ports), dial)
 
-        return self._go(to, key, connect)
+        return self._go(to, key, connect, wait=wait)
 
     def _go(
         self,
         to: Request,
         key: str | None,
         connect: Callable[[Request, PortRange | None, Dial], socket.socket],
+        *,
+        wait: bool = True,
     ) -> socket.socket:
         """Take the steps of one call; connect: does one try."""
         dialing = self._dialing
         line: _Line | None = None
-        dial, steps = dialing.dial(to, key, _Place)
+        dial, steps = dialing.dial(to, key, _Place, wait=wait)
         try:
             step = next(steps)
             while True:
                 if isinstance(step, Wait):
                     line = line or _Line(to)
                     line.wait(step)
-                    dialing.sweep()
+                    dialing.sweep(SWEPT_IN_LINE)
                     step = next(steps)
                     continue
                 request = dialing.request(to.address, step.host, to.type, to.proto)
@@ -248,10 +257,11 @@ class Dialer:
                     sock = connect(request, step.ports, dial)
                 except PortsExhausted as error:
                     dialing.budget.searched(time.monotonic() - begun)
-                    if line is not None:
-                        line.refused()
                     step = steps.send(error)
                     continue
+                except OSError as error:
+                    dialing.budget.failed(error.errno or 0)
+                    raise
                 dialing.lease(dial, sock)
                 return sock
         except (LimitReached, TurnMissed) as error:
@@ -306,6 +316,7 @@ class _Line:
         if self._events is not None:
             poll.register(self._events.fileno(), select.POLLIN)
         deadline = time.monotonic() + step.seconds
+        self._ear.hinted = False
         while (left := deadline - time.monotonic()) > 0:
             for descriptor, _ in poll.poll(math.ceil(left * 1000)):
                 if descriptor == place.descriptor:
@@ -313,11 +324,8 @@ class _Line:
                     return
                 if self._events is not None and self._events.take(self._ear.concerns):
                     return
-
-    def refused(self) -> None:
-        """A try was in vain: the end of its socket says nothing."""
-        if self._events is not None:
-            self._ear.refused += 1
+                if self._ear.hinted:
+                    deadline = min(deadline, time.monotonic() + step.hint)
 
     def close(self) -> None:
         """Hear no more."""

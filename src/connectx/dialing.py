@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 #: How an IPv4 address looks in a record of an AF_INET6 socket.
 V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
-#: Seconds between two looks at sockets whose end nobody tells us.
-_SWEEP_EVERY: Final = 0.25
+#: How many of the sockets whose end nobody tells us a call looks at, and one that waits.
+_SWEPT_BY_A_CALL: Final = 8
+SWEPT_IN_LINE: Final = 256
 
 
 class Stats(NamedTuple):
@@ -82,8 +83,18 @@ class Dialing:
         on_wait: Callable[[Any], object] | None,
     ) -> None:
         strategies.named(strategy)
+        if on_wait is not None and not callable(on_wait):
+            raise TypeError(f"on_wait is a function, not {on_wait!r}")
+        if not isinstance(freebind, bool):
+            raise TypeError(f"freebind is True or False, not {freebind!r}")
+        if isinstance(limit, float):
+            raise TypeError(f"limit is an integer, not {limit!r}")
         self.sources = Sources(sources, rotate, draw)
         self.ranges = _ranges(ports)
+        # Whether there are sources to choose between by how many connections they have.
+        self._chooses = rotate == MOST_FREE and any(
+            len(self.sources.hosts(version)) > 1 for version in (4, 6)
+        )
         self.freebind = freebind
         self._limit = int(_number("limit", limit, 1))
         self._wait = float(_number("wait", wait, 0))
@@ -101,7 +112,6 @@ class Dialing:
         """Start with nothing open: at first, and in a child process."""
         self._owner = os.getpid()
         self._detached: deque[_Detached] = deque()
-        self._swept = 0.0
         self._budget = Budget(
             self.sources,
             self.ranges,
@@ -121,18 +131,22 @@ class Dialing:
             self._begin()
         return self._budget
 
-    def dial(self, to: Request, stick: str | None, turn: Callable[[], Turn]) -> tuple[Dial, Steps]:
-        """Begin a call to a destination; the steps are yet to be taken."""
+    def dial(
+        self, to: Request, stick: str | None, turn: Callable[[], Turn], *, wait: bool
+    ) -> tuple[Dial, Steps]:
+        """Begin a call to a destination; the steps are yet to be taken.
+
+        wait: whether it may wait for a port, where the dialer does.
+        """
         budget = self.budget
-        if self._detached and self._limit:
-            self.sweep()
-        destination = to.destination
+        self.sweep(_SWEPT_BY_A_CALL)
         dial = Dial(
             budget,
-            (to.protocol, destination),
+            key_of(to),
             version_of(to),
-            destination.host if stick is None else stick,
+            to.destination.host if stick is None else stick,
             turn,
+            wait=wait,
         )
         return dial, dial.steps()
 
@@ -203,7 +217,7 @@ class Dialing:
         ):
             return
         requests = {host: self.request(to.address, host, to.type, to.proto) for host in hosts}
-        self.budget.known_as((to.protocol, to.destination), name, requests)
+        self.budget.known_as(key_of(to), name, requests)
 
     def lease(self, dial: Dial, sock: socket.socket) -> None:
         """Have a connected socket keep its place in the budget until it is closed."""
@@ -215,21 +229,21 @@ class Dialing:
             sock.lease = lease
         else:
             lease.detached(sock)
-        if lease.destination.growing:
-            self.count_others(sock.getpeername()[:2], int(sock.type), int(sock.proto))
+        if self._chooses and lease.destination.growing:
+            self.count_others(sock.getpeername(), int(sock.type), int(sock.proto), NETWORKS.here())
 
-    def count_others(self, address: Address, kind: int, proto: int) -> None:
+    def count_others(self, address: Address, kind: int, proto: int, network: Network) -> None:
         """Have "most-free" know of connections that are not this dialer's.
 
         It goes on with what it knew where that cannot be found out: a source that is full
         is passed over all the same.
         """
         with contextlib.suppress(OSError):
-            self.capacity(address, kind, proto)
+            self.capacity(address, kind, proto, network)
 
     def failure(self, error: Exception, to: Request) -> PortsExhausted:
         """The error of a call that has not come to a try."""
-        open_now = sum(self.budget.open_to((to.protocol, to.destination)).values())
+        open_now = sum(self.budget.open_to(key_of(to)).values())
         reason = (
             f"the dialer's limit of {self._limit} connections to {to.destination} is reached"
             if isinstance(error, LimitReached)
@@ -260,62 +274,63 @@ class Dialing:
         else:
             self._detached.append(detached)
 
-    def sweep(self) -> None:
-        """Give back the places of detached sockets that are closed; not too often."""
-        now = time.monotonic()
-        if not self._detached or now < self._swept:
+    def sweep(self, most: int) -> None:
+        """Look for so many of the detached sockets, and give back the places of closed ones.
+
+        In turns, since each takes some microseconds and there may be thousands.
+        """
+        if not self._detached:
             return
         network = NETWORKS.here()
-        for _ in range(len(self._detached)):
+        for _ in range(min(most, len(self._detached))):
             try:
                 detached = self._detached.popleft()
             except IndexError:
-                # Another thread looks at the rest.
-                break
-            ended = False
+                return  # Another thread is at it.
             try:
                 ended = detached.ended(network)
-            finally:
-                if not ended:
-                    self._detached.append(detached)
-        # Of ten thousand sockets a look takes some 50 ms.
-        self._swept = now + _SWEEP_EVERY + 20 * (time.monotonic() - now)
+            except BaseException:
+                self._detached.append(detached)
+                raise
+            if not ended:
+                self._detached.append(detached)
 
     # What there is.
 
-    def capacity(self, address: Address, kind: int, proto: int) -> Capacity:
-        """The ports toward a destination; see connectx.Dialer.capacity."""
-        to = self.request(address, "", kind, proto)
+    def capacity(self, address: Address, kind: int, proto: int, network: Network) -> Capacity:
+        """The ports toward a destination in a namespace; see connectx.Dialer.capacity.
+
+        Raises OSError (EXDEV) in a thread that is in another one.
+        """
+        to = self.served(self.request(address, "", kind, proto))
         version = version_of(to)
-        open_now = self.budget.open_to((to.protocol, to.destination))
-        hosts = dict.fromkeys([*self.sources.hosts(version), *open_now])
-        if self.sources.any:
-            hosts = {"": None}
-        network = NETWORKS.here()
-        if network.ports is None:
-            raise network.absence(to)
-        within = self._within(network.ports, network.reserved)
+        within = self._within(to, network)
+        hosts = ("",) if self.sources.any else self.sources.hosts(version)
         counted = [
             count(network, self.request(address, host, kind, proto), within) for host in hosts
         ]
+        open_now = self.budget.open_to(key_of(to))
         for prefix in self.sources.prefixes(version):
-            rest = prefix.num_addresses - sum(ip_address(host) in prefix for host in open_now)
-            counted.append(SourceCapacity(str(prefix), rest * len(within), {}))
-        self.budget.saw(
-            (to.protocol, to.destination),
-            {each.source: sum(each.in_use.values()) for each in counted if each.in_use},
-        )
+            # Its addresses are too many to ask for each: of them our own are counted.
+            ours = sum(number for host, number in open_now.items() if ip_address(host) in prefix)
+            total = prefix.num_addresses * len(within)
+            counted.append(SourceCapacity(str(prefix), total, {"ESTAB": ours} if ours else {}))
+        self.budget.saw(key_of(to), {each.source: sum(each.in_use.values()) for each in counted})
         total = sum(each.total for each in counted)
         free = sum(each.free for each in counted)
         return Capacity(total, total - free, free, tuple(counted))
 
-    def _within(self, in_force: PortRange, reserved: Iterable[PortRange]) -> set[int]:
-        """The ports that may be used, of those that the kernel would honour."""
+    def _within(self, to: Request, network: Network) -> set[int]:
+        """The ports that may be used; RangeNotHonoured as for a call."""
+        in_force = network.ports
+        if in_force is None:
+            raise network.absence(to)
         within: set[int] = set()
         for ports in self.ranges:
-            low, high = ports or in_force
-            within.update(range(max(low, in_force.low), min(high, in_force.high) + 1))
-        for hole in reserved:
+            options = self.options(ports)
+            low, high = (options and network.within(to, options)) or in_force
+            within.update(range(low, high + 1))
+        for hole in network.reserved:
             within.difference_update(range(hole.low, hole.high + 1))
         return within
 
@@ -350,28 +365,27 @@ def hear(to: Request) -> DestroyEvents | None:
 class Ear:
     """Tells which of the sockets that come to their end were connected to a destination.
 
-    refused: tries of its owner's own, whose sockets' ends are yet to be told of.
-
-    A socket that was reset has lost its port by then, but not its address
-    (tcp_disconnect). Nor has one that was refused a port, and to be woken by the ends of
-    our own ones would go on for ever: as many are passed over.
+    hinted: whether one has ended that may have been. A socket that was reset has lost its
+    port by then, but not its address (tcp_disconnect); nor has one that was refused.
     """
 
     def __init__(self, to: Request) -> None:
         self._host = to.wire_destination
         self._port = to.destination.port
-        self.refused = 0
+        self.hinted = False
 
     def concerns(self, record: SocketRecord) -> bool:
-        """Whether this end may have freed a port."""
+        """Whether this end has freed a 4-tuple of the destination."""
         if record.destination.removeprefix(V4_MAPPED) != self._host:
             return False
-        if record.destination_port:
-            return record.destination_port == self._port
-        if self.refused:
-            self.refused -= 1
-            return False
-        return True
+        self.hinted |= not record.destination_port
+        return record.destination_port == self._port
+
+
+def key_of(to: Request) -> tuple[str, Endpoint]:
+    """What names a destination: those that share its ports have the same, MPTCP and TCP too."""
+    protocol = {"mptcp": "tcp"}.get(to.protocol, to.protocol)
+    return protocol, to.destination._replace(host=to.destination.host.removeprefix("::ffff:"))
 
 
 def version_of(to: Request) -> int:
@@ -428,7 +442,10 @@ class _Detached:
         family = int(sock.family)
         name = sock.getsockname()
         # Not getpeername(): the handshake may not be done yet, or the peer gone.
-        peer = sockaddr(family, lease.destination.key[1])  # type: ignore[index] # Dialing.dial()
+        to: Endpoint = lease.destination.key[1]  # type: ignore[index] # see key_of()
+        if family == socket.AF_INET6 and ":" not in to.host:
+            to = to._replace(host=f"::ffff:{to.host}")
+        peer = sockaddr(family, to)
         ends = parse(family, int(sock.type), int(sock.proto), "auto", name, peer)
         self._lease = lease
         self._identity = identity_of(sock)

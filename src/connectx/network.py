@@ -273,7 +273,7 @@ class Network:
             self._require_presence(request)
             source = source or self.routed_source(request, options)
             interface = self._interface(request, options, source)
-        within = self._within(request, options)
+        within = self.within(request, options)
         ports = within or self.ports or PortRange(*FULL_RANGE)
         plan = Plan(
             program,
@@ -321,7 +321,7 @@ class Network:
             available.add(Need.LATE_PORT)
         return frozenset(available)
 
-    def _within(self, request: Request, options: Options) -> PortRange | None:
+    def within(self, request: Request, options: Options) -> PortRange | None:
         """The ports to stay within, if the options name any.
 
         Refuses a window that the kernel would ignore: it clamps each end without a word.

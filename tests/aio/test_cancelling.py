@@ -24,6 +24,7 @@ from tests.aio.here import (
     silent,
 )
 from tests.api.calls import reset_on_close
+from tests.dialing.drivers import nothing_open
 from tests.kernel.raw import FIRST
 
 #: Of each kind, on each loop: 10,000 together.
@@ -125,7 +126,7 @@ def test_at_random_points(run: Run, world: None, call: Callable[[aio.Dialer, int
                 assert descriptors() == before
         assert client_sockets() == []
         assert dialer._dialing.budget.open_to(None) == {}
-        assert dialer._dialing.budget._destinations == {}
+        assert nothing_open(dialer._dialing)
         assert dialer.stats().waiting == 0
 
     run(scenario)

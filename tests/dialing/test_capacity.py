@@ -6,6 +6,7 @@ import socket
 import pytest
 
 import connectx
+from connectx import RangeNotHonoured
 from connectx.linux import uapi
 from connectx.network import NETWORKS
 from connectx.testing.namespaces import Network
@@ -87,12 +88,13 @@ def test_of_each_source(driver: Driver, listening: Network, closing: contextlib.
     driver.run(scenario)
 
 
-def test_without_a_source_of_the_family_there_is_none(driver: Driver, listening: Network) -> None:
+def test_without_a_source_of_the_family_it_says_so(driver: Driver, listening: Network) -> None:
     del listening
 
     async def scenario() -> None:
         dialer = driver.dialer(["::1"])
-        assert await dialer.capacity(HERE) == (0, 0, 0, ())
+        with pytest.raises(OSError, match="none of the dialer's sources is IPv4"):
+            await dialer.capacity(HERE)
 
     driver.run(scenario)
 
@@ -118,12 +120,15 @@ def test_reserved_ports_are_none(
     driver.run(scenario)
 
 
-def test_ports_outside_of_the_range_in_force_are_none(driver: Driver, listening: Network) -> None:
+def test_ports_outside_of_the_range_in_force_are_refused_as_by_a_call(
+    driver: Driver, listening: Network
+) -> None:
     del listening
 
     async def scenario() -> None:
         dialer = driver.dialer(ports=(HIGH - 1, HIGH + 10))
-        assert (await dialer.capacity(HERE)).total == 2
+        with pytest.raises(RangeNotHonoured, match=f"{HIGH - 1}-{HIGH + 10}"):
+            await dialer.capacity(HERE)
 
     driver.run(scenario)
 

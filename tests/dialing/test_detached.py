@@ -30,16 +30,10 @@ from tests.dialing.drivers import (
     kind_of,
     start,
 )
-from tests.dialing.test_waiting import silent
+from tests.dialing.waiting import silent
 from tests.kernel.raw import FIRST, UDP, Transport
 
 HERE = ("127.0.0.1", FIRST)
-
-
-@pytest.fixture(autouse=True)
-def _looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As often as it is asked to, not four times a second at most."""
-    monkeypatch.setattr(dialing, "_SWEEP_EVERY", -1000.0)
 
 
 @every_transport
@@ -172,7 +166,7 @@ def test_two_threads_look_at_once(
     def ended(detached: dialing._Detached, network: Any) -> bool:
         if not others:
             # In the middle of the first one's look, another looks at all the rest.
-            others.append(threading.Thread(target=to._dialing.sweep))
+            others.append(threading.Thread(target=to._dialing.sweep, args=(1000,)))
             others[0].start()
             others[0].join()
         return original(detached, network)

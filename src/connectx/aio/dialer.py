@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from connectx.aio.connecting import (
@@ -19,9 +22,10 @@ from connectx.aio.connecting import (
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.core.sources import MOST_FREE
-from connectx.dialing import Dialing, Ear, Stats, hear
+from connectx.dialing import SWEPT_IN_LINE, Dialing, Ear, Stats, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
+from connectx.network import NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from connectx.capacity import Capacity
     from connectx.core.budget import Dial
     from connectx.linux.destroy_events import DestroyEvents
+    from connectx.network import Network
     from connectx.requests import Request
 
     Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
@@ -167,7 +172,15 @@ class Dialer:
     ) -> Capacity:
         """connectx.Dialer.capacity(); the list of sockets is read in another thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._dialing.capacity, address, type, proto)
+        network = NETWORKS.here()
+        count = partial(self._dialing.capacity, address, type, proto, network)
+        try:
+            return await loop.run_in_executor(None, count)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # The loop's threads were started in another network namespace than ours.
+            return count()
 
     def stats(self) -> Stats:
         """What this dialer has done since it was made."""
@@ -195,14 +208,14 @@ class Dialer:
         """Take the steps of one call; connect: does one try."""
         dialing = self._dialing
         line: _Line | None = None
-        dial, steps = dialing.dial(to, key, _Place)
+        dial, steps = dialing.dial(to, key, _Place, wait=True)
         try:
             step = next(steps)
             while True:
                 if isinstance(step, Wait):
                     line = line or _Line(to)
                     await line.wait(step)
-                    dialing.sweep()
+                    dialing.sweep(SWEPT_IN_LINE)
                     step = next(steps)
                     continue
                 request = dialing.request(to.address, step.host, to.type, to.proto)
@@ -211,10 +224,11 @@ class Dialer:
                     sock = await connect(request, step.ports, dial)
                 except PortsExhausted as error:
                     dialing.budget.searched(time.monotonic() - begun)
-                    if line is not None:
-                        line.refused()
                     step = steps.send(error)
                     continue
+                except OSError as error:
+                    dialing.budget.failed(error.errno or 0)
+                    raise
                 dialing.lease(dial, sock)
                 return sock
         except (LimitReached, TurnMissed) as error:
@@ -228,9 +242,12 @@ class Dialer:
 class _Dialing(Dialing):
     """Reads long lists of sockets in another thread."""
 
-    def count_others(self, address: Address, kind: int, proto: int) -> None:
+    def count_others(self, address: Address, kind: int, proto: int, network: Network) -> None:
         """The same, without waiting for it."""
-        asyncio.get_running_loop().run_in_executor(None, super().count_others, address, kind, proto)
+        loop = asyncio.get_running_loop()
+        # It may have no threads any more, which is no reason to lose the connection.
+        with contextlib.suppress(RuntimeError):
+            loop.run_in_executor(None, super().count_others, address, kind, proto, network)
 
 
 class _Place:
@@ -267,11 +284,15 @@ class _Line:
     def __init__(self, to: Request) -> None:
         self._to = to
         self._ear = Ear(to)
+        self._hint = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._events: DestroyEvents | None = None
         self._loop = asyncio.get_running_loop()
 
     async def wait(self, step: Wait) -> None:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
+        self._ear.hinted = False
+        self._hint = step.hint
         if step.rest:
             await asyncio.sleep(step.seconds)
             return
@@ -283,16 +304,16 @@ class _Line:
         await place.wait(step.seconds)
 
     def _heard(self, events: DestroyEvents, place: _Place) -> None:
+        before = self._ear.hinted
         if events.take(self._ear.concerns):
             place.wake()
-
-    def refused(self) -> None:
-        """A try was in vain: the end of its socket says nothing."""
-        if self._events is not None:
-            self._ear.refused += 1
+        elif self._ear.hinted and not before:
+            self._alarm = self._loop.call_later(self._hint, place.wake)
 
     def close(self) -> None:
         """Hear no more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
         events, self._events = self._events, None
         if events is not None:
             self._loop.remove_reader(events.fileno())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 
     from connectx.addresses import PortRange
     from connectx.core.sources import Sources
@@ -33,17 +33,25 @@ if TYPE_CHECKING:
 _POLL_FIRST: Final = 0.05
 _POLL_LONGEST: Final = 1.0
 _POLL_GROWTH: Final = 2.0
+_HINT_FIRST: Final = 0.01
 
 #: How many times as long as a search in vain has taken the next one has to wait. A search
 #: of a full range takes milliseconds, and connections may end far more often than that
 #: without giving a port back, into TIME_WAIT.
 _REST: Final = 9.0
 _REST_SHORTEST: Final = 0.001
-_REST_LONGEST: Final = 0.1
+_REST_LONGEST: Final = 1.0
 
 #: Connections of a destination from which on others' are counted as well: reading the
 #: list of sockets costs as much as opening some of them.
 _WORTH_COUNTING: Final = 32
+
+#: Seconds for which others' connections are believed to be there still.
+_SEEN_FOR: Final = 10.0
+
+#: Seconds after which a range that was full is tried in its turn again; an end of ours
+#: within it tells sooner.
+_FULL_FOR: Final = 1.0
 
 #: Destinations to which nothing is open, and which are remembered all the same: whoever
 #: opens one connection at a time would start from nothing each time.
@@ -72,12 +80,16 @@ class Wait(NamedTuple):
 
     first: whether it is the first in line, which should hear of others' connections.
     rest: wait all of the seconds, whoever wakes: the last search has cost its share.
+    hint: seconds after which to look again if something has ended that may have been a
+    connection to the destination. It grows: what ends may be others' sockets that were
+    refused as this one was, and who woke each other by that would go on for ever.
     """
 
     turn: Turn
     seconds: float
     first: bool
     rest: bool = False
+    hint: float = 1.0
 
 
 class LimitReached(Exception):  # noqa: N818 - what happened
@@ -93,7 +105,7 @@ class Counters:
 
     attempts: sources and ranges tried. retries: ports refused within them.
     waits: calls that waited. waiting: calls that wait now.
-    failures: by errno, what attempts ended with.
+    failures: by errno, what tries ended with.
     search_seconds: time spent in attempts that were refused.
     """
 
@@ -114,11 +126,12 @@ class Destination:
 
     open: connections by source address. seen: others' connections by source address,
     as the kernel said last. total: all of `open`. line: who waits, the first one first.
+    full: until when a source's range need not be tried before others.
     requests: what to ask for, by source address, for a driver in a hurry; names: what
     callers call the destination, for the same.
     """
 
-    __slots__ = ("key", "line", "names", "open", "requests", "seen", "total")
+    __slots__ = ("full", "key", "line", "names", "open", "requests", "seen", "seen_until", "total")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -126,6 +139,8 @@ class Destination:
         self.requests: dict[str, Any] = {}
         self.open: dict[str, int] = {}
         self.seen: dict[str, int] = {}
+        self.seen_until = 0.0
+        self.full: dict[tuple[str, PortRange | None], float] = {}
         self.total = 0
         self.line: deque[Turn] = deque()
 
@@ -133,7 +148,7 @@ class Destination:
     def growing(self) -> bool:
         """Whether it is time to ask the kernel for others' connections: with each doubling."""
         total = self.total
-        return total >= _WORTH_COUNTING and not total & (total - 1) and len(self.open) > 1
+        return total >= _WORTH_COUNTING and not total & (total - 1)
 
     def load(self, host: str) -> int:
         """How many connections there are from a source address."""
@@ -159,13 +174,14 @@ class Lease:
     __slots__ = ("_budget", "destination", "host")
 
     def __init__(self, budget: Budget, destination: Destination, host: str) -> None:
-        self._budget: Budget | None = budget
         self.destination = destination
         self.host = host
+        self._budget: Budget | None = budget
 
     def release(self) -> None:
         """Give the place back; may be called again, and at any moment."""
-        budget = self._budget
+        # Unset if an interrupt came in the middle of making it.
+        budget = getattr(self, "_budget", None)
         if budget is not None:
             self._budget = None
             budget.ended(self.destination, self.host)
@@ -245,13 +261,15 @@ class Budget:
         Nearly every call ends with its first try. This is that try, without a `Dial`,
         which would cost as much as two system calls. The place counts as opened.
         """
-        destination = self._names.get(name)
-        if destination is None or destination.line:
-            return None
         with self._lock:
             if self._ended:
                 self._count_ended()
+            destination = self._names.get(name)
+            if destination is None or destination.line:
+                return None
             requests, total, counts = destination.requests, destination.total, destination.open
+            if destination.full:
+                requests = self._not_full(destination)
             if not requests or (self.limit and total >= self.limit):
                 return None
             if len(requests) == 1:
@@ -267,11 +285,23 @@ class Budget:
             self.counters.opened += 1
         return requests[host], Lease(self, destination, host)
 
+    def _not_full(self, destination: Destination) -> dict[str, Any]:
+        """The requests from sources that have not been full a moment ago."""
+        now = self._clock()
+        destination.full = {of: until for of, until in destination.full.items() if until > now}
+        full = {host for host, _ in destination.full}
+        return {host: each for host, each in destination.requests.items() if host not in full}
+
     def failed_at_once(self, number: int) -> None:
         """A place that was reserved at once has not been opened; its lease gives it back."""
         with self._lock:
             self.counters.opened -= 1
-            if number:
+        self.failed(number)
+
+    def failed(self, number: int) -> None:
+        """Count a try that met with an error; 0 for one without an errno."""
+        if number:
+            with self._lock:
                 failures = self.counters.failures
                 failures[number] = failures.get(number, 0) + 1
 
@@ -291,6 +321,7 @@ class Budget:
                 found.seen = {
                     host: max(0, count - found.open.get(host, 0)) for host, count in counts.items()
                 }
+                found.seen_until = self._clock() + _SEEN_FOR
 
     def find(self, key: Hashable) -> Destination:
         """What is known of a destination; a new one where there is nothing."""
@@ -376,6 +407,10 @@ class Budget:
             self._drop(*ended.popleft())
 
     def _drop(self, destination: Destination, host: str) -> None:
+        if destination.full:
+            destination.full = {
+                of: until for of, until in destination.full.items() if of[0] != host
+            }
         destination.total -= 1
         count = destination.open[host] = destination.open[host] - 1
         if not count and host not in destination.requests:
@@ -387,8 +422,8 @@ class Budget:
         """Keep nothing of idle destinations, but for the latest that are known by name."""
         if destination.total or destination.line:
             return
-        if not destination.names:
-            self._destinations.pop(destination.key, None)
+        if not destination.names and self._destinations.get(destination.key) is destination:
+            del self._destinations[destination.key]
         if len(self._destinations) <= _MOST_IDLE:
             return
         for idle in [each for each in self._destinations.values() if not each.total]:
@@ -402,19 +437,37 @@ class Dial:
     """One call: its steps, and what it has in the budget meanwhile.
 
     key: names the destination. version: of IP, 4 or 6. stick: what "sticky" sticks to.
-    turn: makes a place in the line.
+    turn: makes a place in the line. wait: whether it may wait, if the budget has it so.
 
     Go through `steps`: do each step, send what a try met with if no port was to be had,
     and close the generator when connected or on any other error. `lease` takes a
     connection's place out of its hands; `leave` ends its turn early.
     """
 
-    __slots__ = ("_budget", "_destination", "_host", "_key", "_line", "_place", "_stick", "_turn",
-                 "_version")  # fmt: skip
+    __slots__ = (
+        "_budget",
+        "_destination",
+        "_host",
+        "_key",
+        "_line",
+        "_place",
+        "_stick",
+        "_turn",
+        "_version",
+        "_wait",
+    )  # fmt: skip
 
     def __init__(
-        self, budget: Budget, key: Hashable, version: int, stick: str, turn: Callable[[], Turn]
+        self,
+        budget: Budget,
+        key: Hashable,
+        version: int,
+        stick: str,
+        turn: Callable[[], Turn],
+        *,
+        wait: bool = True,
     ) -> None:
+        self._wait = budget.wait if wait else 0.0
         self._budget = budget
         self._key = key
         self._version = version
@@ -458,7 +511,7 @@ class Dial:
         """
         budget = self._budget
         deadline = 0.0
-        poll = _POLL_FIRST
+        poll, hint = _POLL_FIRST, _HINT_FIRST
         failure: Exception = TurnMissed()
         try:
             while True:
@@ -470,9 +523,9 @@ class Dial:
                     now = budget.now()
                     rest = min(_REST * (now - begun), _REST_LONGEST)
                 if self._line is None:
-                    if not budget.wait:
+                    if not self._wait:
                         raise failure
-                    deadline = now + budget.wait
+                    deadline = now + self._wait
                     place = self._place = self._turn()
                     self._line = budget.join(self._key, place)
                     budget.joined(self._key)
@@ -486,7 +539,8 @@ class Dial:
                 if first:
                     seconds = min(seconds, budget.spread(poll))
                     poll = min(poll * _POLL_GROWTH, _POLL_LONGEST)
-                yield Wait(place, seconds, first)
+                    hint = min(hint * _POLL_GROWTH, _POLL_LONGEST)
+                yield Wait(place, seconds, first, hint=hint)
         finally:
             # Cancelled, or refused by the server: the place is free for the next in line.
             if destination := self._destination:
@@ -510,16 +564,34 @@ class Dial:
         """Every source and range once; returns what the last one met with."""
         budget = self._budget
         failure: Exception = TurnMissed()
-        for host in budget.sources.order(self._version, self._stick, budget.find(self._key).load):
-            for ports in budget.ranges:
-                self._destination = budget.reserve(self._key, host)
-                if self._destination is None:
-                    return LimitReached()
-                self._host = host
-                failure = yield Try(host, ports)
-                number = failure.errno if isinstance(failure, OSError) else 0
-                self._give_back(number or 0, getattr(failure, "attempts", 0))
+        known = budget.find(self._key)
+        for host, ports in self._candidates(known):
+            self._destination = budget.reserve(self._key, host)
+            if self._destination is None:
+                return LimitReached()
+            self._host = host
+            failure = yield Try(host, ports)
+            number = failure.errno if isinstance(failure, OSError) else 0
+            filled = self._destination
+            self._give_back(number or 0, getattr(failure, "attempts", 0))
+            # After the place was given back, which says that there is room.
+            filled.full[host, ports] = budget.now() + _FULL_FOR
         return failure
+
+    def _candidates(self, known: Destination) -> Iterator[tuple[str, PortRange | None]]:
+        """Sources and ranges in their order; those that were full a moment ago come last."""
+        budget = self._budget
+        later = []
+        now = budget.now() if known.full else 0.0
+        if known.seen and known.seen_until < budget.now():
+            known.seen = {}
+        for host in budget.sources.order(self._version, self._stick, known.load):
+            for ports in budget.ranges:
+                if known.full and known.full.get((host, ports), 0.0) > now:
+                    later.append((host, ports))
+                else:
+                    yield host, ports
+        yield from later
 
     def _give_back(self, number: int, retries: int) -> None:
         destination, self._destination = self._destination, None

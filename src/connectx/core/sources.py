@@ -139,6 +139,12 @@ def _pools(sources: Iterable[str]) -> dict[int, Pool]:
             network = ipaddress.ip_network(source)
         except ValueError as error:
             raise ValueError(f"not an IP address or prefix: {error}") from error
+        if "%" in source:
+            raise ValueError(f"{source!r}: leave the scope out, it is the destination's")
+        if network.is_multicast or network.is_unspecified or network.prefixlen == 0:
+            raise ValueError(f"{source!r} is no address to connect from")
+        if network.version == 6 and network.network_address.ipv4_mapped:
+            raise ValueError(f"{source!r}: give the IPv4 address, which serves IPv4-mapped too")
         version = network.version
         listed = hosts.setdefault(version, [])
         if network.num_addresses > _LISTED:
