@@ -2,7 +2,12 @@
 
 import hypothesis
 
-pytest_plugins = ["connectx.testing.fixtures", "pytester", "tests.plugins.no_skips_in_ci"]
+pytest_plugins = [
+    "connectx.testing.fixtures",
+    "pytester",
+    "tests.plugins.no_skips_in_ci",
+    "tests.plugins.trio_threads",
+]
 
 # A time limit for one example fails on a busy machine and says nothing about the code.
 hypothesis.settings.register_profile("connectx", deadline=None)

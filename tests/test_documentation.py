@@ -37,8 +37,11 @@ SERVERS = ("198.51.100.9", "198.51.100.10", "2001:db8::9")
 
 
 @pytest.fixture
-def world(network: Network, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def world(
+    network: Network, servers: Servers, trio_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """The machine that the examples run on, as docs/getting-started.md describes it."""
+    del trio_threads
     for address in (*ADDRESSES, *SERVERS):
         network.add_address(address)
     servers.echo(

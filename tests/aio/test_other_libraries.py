@@ -22,7 +22,8 @@ ECHO = ("127.0.0.1", 9100)
 
 
 @pytest.fixture(autouse=True)
-def _echo(network: Network, servers: Servers) -> None:
+def _echo(network: Network, servers: Servers, trio_threads: None) -> None:
+    del trio_threads
     network.port_range(LOW, HIGH)
     servers.echo(servers.listen(*ECHO))
 
