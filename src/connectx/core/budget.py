@@ -446,6 +446,7 @@ class Dial:
 
     __slots__ = (
         "_budget",
+        "_deadline",
         "_destination",
         "_host",
         "_key",
@@ -479,6 +480,7 @@ class Dial:
         # The line that it waits in, and its place there.
         self._line: Destination | None = None
         self._place: Turn | None = None
+        self._deadline = 0.0
 
     def lease(self) -> Lease:
         """The place of the connection that the last try has opened."""
@@ -510,7 +512,6 @@ class Dial:
         LimitReached and TurnMissed where it has not come to a try.
         """
         budget = self._budget
-        deadline = 0.0
         poll, hint = _POLL_FIRST, _HINT_FIRST
         failure: Exception = TurnMissed()
         try:
@@ -525,17 +526,14 @@ class Dial:
                 if self._line is None:
                     if not self._wait:
                         raise failure
-                    deadline = now + self._wait
-                    place = self._place = self._turn()
-                    self._line = budget.join(self._key, place)
-                    budget.joined(self._key)
-                if now >= deadline:
+                    line, place = self._join(now)
+                if now >= self._deadline:
                     raise failure
-                seconds = deadline - now
-                first = self._line.line[0] is place
+                seconds = self._deadline - now
+                first = line.line[0] is place
                 if first and rest > _REST_SHORTEST:
                     yield Wait(place, min(seconds, rest), first, rest=True)
-                    seconds = max(0.0, deadline - budget.now())
+                    seconds = max(0.0, self._deadline - budget.now())
                 if first:
                     seconds = min(seconds, budget.spread(poll))
                     poll = min(poll * _POLL_GROWTH, _POLL_LONGEST)
@@ -551,6 +549,19 @@ class Dial:
                 self._place.close()
             # Its traceback refers to this frame: break the cycle.
             del failure
+
+    def _join(self, now: float) -> tuple[Destination, Turn]:
+        """Take a place at the end of the line, for as long as the call may wait altogether."""
+        place = self._place
+        if place is None:
+            self._deadline = now + self._wait
+            place = self._place = self._turn()
+            line = self._line = self._budget.join(self._key, place)
+            self._budget.joined(self._key)
+        else:
+            # It has left the line for a port that was another's in the end.
+            line = self._line = self._budget.join(self._key, place)
+        return line, place
 
     def _may_try(self) -> bool:
         """Whether nobody is in line before it."""
