@@ -246,7 +246,7 @@ class Dialer:
             step = next(steps)
             while True:
                 if isinstance(step, Wait):
-                    line = line or _Line(to)
+                    line = line or _Line(to, dial)
                     line.wait(step)
                     dialing.sweep(SWEPT_IN_LINE)
                     step = next(steps)
@@ -298,9 +298,9 @@ class _Place:
 class _Line:
     """How a thread waits, and hears of others' connections while it is the first in line."""
 
-    def __init__(self, to: Request) -> None:
+    def __init__(self, to: Request, dial: Dial) -> None:
         self._to = to
-        self._ear = Ear(to)
+        self._ear = Ear(to, dial.heard)
         self._events: DestroyEvents | None = None
 
     def wait(self, step: Wait) -> None:

@@ -25,7 +25,7 @@ from connectx.core.budget import Budget, Dial, Lease, LimitReached
 from connectx.core.sources import MOST_FREE, Sources
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
-from connectx.linux.uapi import AF_INET, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
+from connectx.linux.uapi import AF_INET, AF_INET6, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
 from connectx.network import NETWORKS, Options, draw, identity_of
 from connectx.requests import parse, parse_literal, scoped, sockaddr
 from connectx.tracked import TrackedSocket
@@ -365,13 +365,15 @@ def hear(to: Request) -> DestroyEvents | None:
 class Ear:
     """Tells which of the sockets that come to their end were connected to a destination.
 
+    heard: is told the source address of each.
     hinted: whether one has ended that may have been. A socket that was reset has lost its
     port by then, but not its address (tcp_disconnect); nor has one that was refused.
     """
 
-    def __init__(self, to: Request) -> None:
+    def __init__(self, to: Request, heard: Callable[[str], object]) -> None:
         self._host = to.wire_destination
         self._port = to.destination.port
+        self._heard = heard
         self.hinted = False
 
     def concerns(self, record: SocketRecord) -> bool:
@@ -379,7 +381,11 @@ class Ear:
         if record.destination.removeprefix(V4_MAPPED) != self._host:
             return False
         self.hinted |= not record.destination_port
-        return record.destination_port == self._port
+        if record.destination_port not in (0, self._port):
+            return False
+        source = record.source.removeprefix(V4_MAPPED)
+        self._heard(socket.inet_ntop(AF_INET if len(source) == 4 else AF_INET6, source))
+        return bool(record.destination_port)
 
 
 def key_of(to: Request) -> tuple[str, Endpoint]:

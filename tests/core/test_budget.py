@@ -333,6 +333,8 @@ class TestTurns:
         call = world.call()
         for _ in range(3):
             call.refuse()
+            # By then, what was full may not be so any more.
+            world.time += 1.1
             call.again()
         call.refuse()
         world.call()
@@ -412,6 +414,8 @@ class TestDeadline:
         for world.jitter in (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.0, 1.0):
             call.refuse()
             seconds.append(call.wait.seconds)
+            # What was full may not be so any more.
+            world.time += 1.1
             call.again()
         assert seconds == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 0.5, 1.5])
 
@@ -421,13 +425,66 @@ class TestDeadline:
         first.refuse()
         second = world.call()
         for _ in range(6):
+            world.time += 1.1
             first.again()
             first.refuse()
         first.cancel()
         assert second.places[0].woken == 1
+        world.time += 1.1
         second.again()
         second.refuse()
         assert second.wait.seconds == pytest.approx(0.05)
+
+
+class TestFull:
+    """What was full a moment ago is tried last, and not at all by who waits in line."""
+
+    def test_others_come_first(self) -> None:
+        world = World(["192.0.2.1", "192.0.2.2"])
+        call = world.call()
+        assert isinstance(call.step, Try)
+        other = call.step.host
+        leases = [call.connect()]
+        (full,) = {"192.0.2.1", "192.0.2.2"} - {other}
+        for hosts in ([full, other], [other], [other]):
+            # The one that is full has fewer connections, and is tried once all the same.
+            call = world.call()
+            for host in hosts:
+                assert isinstance(call.step, Try)
+                assert call.step.host == host
+                if host == full:
+                    call.refuse()
+            leases.append(call.connect())
+        call = world.call()
+        call.refuse()
+        assert isinstance(call.step, Try)
+        assert call.step.host == full
+        call.refuse()
+        assert isinstance(call.ended, Refused)
+
+    def test_who_waits_tries_it_after_a_moment_or_an_end_there(self) -> None:
+        world = World(["192.0.2.1"], wait=10)
+        call = world.call()
+        call.refuse()
+        world.time += 0.1
+        # Nothing was known of the destination, and so nothing is of its being full.
+        call.again()
+        call.refuse()
+        world.time += 0.2
+        call.again()
+        assert call.waits
+        call.dial.heard("192.0.2.99")
+        call.again()
+        assert call.waits
+        call.dial.heard("192.0.2.1")
+        call.again()
+        assert call.tries
+        call.refuse()
+        world.time += 1.1
+        call.again()
+        assert call.tries
+        call.cancel()
+        world.nothing_is_kept()
 
 
 class TestCancelled:

@@ -315,6 +315,8 @@ class TestRanges:
         self, driver: Driver, listening: Network, closing: contextlib.ExitStack
     ) -> None:
         """The range changes between two calls, and nobody has told."""
+        if not windows_work("tcp"):
+            pytest.skip("kernel: without windows ports are bound, which no range keeps from")
 
         async def scenario() -> None:
             dialer = driver.dialer(ports=(LOW, LOW + 3))

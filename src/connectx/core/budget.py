@@ -126,7 +126,7 @@ class Destination:
 
     open: connections by source address. seen: others' connections by source address,
     as the kernel said last. total: all of `open`. line: who waits, the first one first.
-    full: until when a source's range need not be tried before others.
+    full: until when a source's range need not be tried before others, nor by who waits.
     requests: what to ask for, by source address, for a driver in a hurry; names: what
     callers call the destination, for the same.
     """
@@ -149,6 +149,11 @@ class Destination:
         """Whether it is time to ask the kernel for others' connections: with each doubling."""
         total = self.total
         return total >= _WORTH_COUNTING and not total & (total - 1)
+
+    def clear(self, host: str) -> None:
+        """Something has ended there, so that its range may not be full any more."""
+        if self.full:
+            self.full = {of: until for of, until in self.full.items() if of[0] and of[0] != host}
 
     def load(self, host: str) -> int:
         """How many connections there are from a source address."""
@@ -407,10 +412,7 @@ class Budget:
             self._drop(*ended.popleft())
 
     def _drop(self, destination: Destination, host: str) -> None:
-        if destination.full:
-            destination.full = {
-                of: until for of, until in destination.full.items() if of[0] != host
-            }
+        destination.clear(host)
         destination.total -= 1
         count = destination.open[host] = destination.open[host] - 1
         if not count and host not in destination.requests:
@@ -520,7 +522,7 @@ class Dial:
                 rest = 0.0
                 if self._may_try():
                     begun = now
-                    failure = yield from self._tries()
+                    failure = yield from self._tries(failure)
                     now = budget.now()
                     rest = min(_REST * (now - begun), _REST_LONGEST)
                 if self._line is None:
@@ -571,10 +573,20 @@ class Dial:
         except IndexError:
             return True
 
-    def _tries(self) -> Generator[Try, Exception, Exception]:
-        """Every source and range once; returns what the last one met with."""
+    def heard(self, host: str) -> None:
+        """Somebody's connection from a source address to the destination has ended."""
+        known = self._line
+        if known is not None:
+            known.clear(host)
+
+    def _tries(self, failure: Exception) -> Generator[Try, Exception, Exception]:
+        """Every source and range once; returns what the last one met with.
+
+        failure: what the last try before met with. Who waits in line passes over what was
+        full a moment ago, until something ends there, or that moment is past, or this is
+        the last round.
+        """
         budget = self._budget
-        failure: Exception = TurnMissed()
         known = budget.find(self._key)
         for host, ports in self._candidates(known):
             self._destination = budget.reserve(self._key, host)
@@ -602,7 +614,8 @@ class Dial:
                     later.append((host, ports))
                 else:
                     yield host, ports
-        yield from later
+        if self._line is None or budget.now() >= self._deadline:
+            yield from later
 
     def _give_back(self, number: int, retries: int) -> None:
         destination, self._destination = self._destination, None
