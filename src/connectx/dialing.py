@@ -27,7 +27,7 @@ from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
 from connectx.linux.uapi import AF_INET, AF_INET6, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
 from connectx.network import NETWORKS, Options, draw, identity_of
-from connectx.requests import parse, parse_literal, scoped, sockaddr
+from connectx.requests import V4_MAPPED, parse, parse_literal, scoped, sockaddr
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from connectx.requests import Request
 
 #: How an IPv4 address looks in a record of an AF_INET6 socket.
-V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+_V4_MAPPED_OCTETS: Final = bytes(10) + b"\xff\xff"
 
 #: How many of the sockets whose end nobody tells us a call looks at, and one that waits.
 _SWEPT_BY_A_CALL: Final = 8
@@ -152,8 +152,8 @@ class Dialing:
 
     def request(self, address: Address, host: str, kind: int, proto: int) -> Request:
         """What a try asks for: a connection to an IP address from a source address."""
-        if host and address[0].startswith("::ffff:") and ":" not in host:
-            host = f"::ffff:{host}"
+        if host and address[0].startswith(V4_MAPPED) and ":" not in host:
+            host = f"{V4_MAPPED}{host}"
         source = (host, 0) if host else None
         request = parse_literal(address, source, kind, proto, self.strategy)
         return request or parse(0, kind, proto, self.strategy, source, address)
@@ -221,10 +221,7 @@ class Dialing:
 
     def lease(self, dial: Dial, sock: socket.socket) -> None:
         """Have a connected socket keep its place in the budget until it is closed."""
-        self.attach(dial.lease(), sock)
-
-    def attach(self, lease: Lease, sock: socket.socket) -> None:
-        """The same for a lease at hand."""
+        lease = dial.lease()
         if isinstance(sock, TrackedSocket):
             sock.lease = lease
         else:
@@ -378,12 +375,12 @@ class Ear:
 
     def concerns(self, record: SocketRecord) -> bool:
         """Whether this end has freed a 4-tuple of the destination."""
-        if record.destination.removeprefix(V4_MAPPED) != self._host:
+        if record.destination.removeprefix(_V4_MAPPED_OCTETS) != self._host:
             return False
         self.hinted |= not record.destination_port
         if record.destination_port not in (0, self._port):
             return False
-        source = record.source.removeprefix(V4_MAPPED)
+        source = record.source.removeprefix(_V4_MAPPED_OCTETS)
         self._heard(socket.inet_ntop(AF_INET if len(source) == 4 else AF_INET6, source))
         return bool(record.destination_port)
 
@@ -391,7 +388,7 @@ class Ear:
 def key_of(to: Request) -> tuple[str, Endpoint]:
     """What names a destination: those that share its ports have the same, MPTCP and TCP too."""
     protocol = {"mptcp": "tcp"}.get(to.protocol, to.protocol)
-    return protocol, to.destination._replace(host=to.destination.host.removeprefix("::ffff:"))
+    return protocol, to.destination._replace(host=to.destination.host.removeprefix(V4_MAPPED))
 
 
 def version_of(to: Request) -> int:
@@ -450,7 +447,7 @@ class _Detached:
         # Not getpeername(): the handshake may not be done yet, or the peer gone.
         to: Endpoint = lease.destination.key[1]  # type: ignore[index] # see key_of()
         if family == socket.AF_INET6 and ":" not in to.host:
-            to = to._replace(host=f"::ffff:{to.host}")
+            to = to._replace(host=f"{V4_MAPPED}{to.host}")
         peer = sockaddr(family, to)
         ends = parse(family, int(sock.type), int(sock.proto), "auto", name, peer)
         self._lease = lease

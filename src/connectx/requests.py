@@ -43,7 +43,7 @@ DIAG_PROTOCOLS: Final = {
     "udplite": uapi.IPPROTO_UDPLITE,
 }
 
-_V4_MAPPED: Final = "::ffff:"
+V4_MAPPED: Final = "::ffff:"
 _IPV4_LENGTH: Final = 4
 _ANY: Final[Address] = ("", 0)
 
@@ -98,7 +98,7 @@ class Request:
         self.source = source
         self.destination = destination
         self.address = sockaddr(family, destination)
-        mapped = destination.host.startswith(_V4_MAPPED)
+        mapped = destination.host.startswith(V4_MAPPED)
         self.wire_family = AF_INET if mapped else family
         self.wire_destination = self._wire(destination.host)
         self.wire_source = self._wire(source.host) if source.host else b""
@@ -110,7 +110,7 @@ class Request:
     def source_host(self, wire_source: bytes) -> str:
         """A source that goes on the wire as bind() takes it on this request's sockets."""
         host = socket.inet_ntop(self.wire_family, wire_source)
-        return host if self.family == self.wire_family else _V4_MAPPED + host
+        return host if self.family == self.wire_family else V4_MAPPED + host
 
     def error(
         self, kind: type[ConnectxError], message: str, number: int | None = None
@@ -126,7 +126,7 @@ class Request:
         )
 
     def _wire(self, host: str) -> bytes:
-        return socket.inet_pton(self.wire_family, host.removeprefix(_V4_MAPPED))
+        return socket.inet_pton(self.wire_family, host.removeprefix(V4_MAPPED))
 
 
 def sockaddr(family: int, endpoint: Endpoint) -> Address:
@@ -174,7 +174,7 @@ def _parse(
     from_family, wanted = _endpoint("source", _ANY if source is None else source)
     if wanted.host:
         _require_family("source", source, from_family, family)
-        if wanted.host.startswith(_V4_MAPPED) != to.host.startswith(_V4_MAPPED):
+        if wanted.host.startswith(V4_MAPPED) != to.host.startswith(V4_MAPPED):
             raise ValueError(
                 f"source {source!r} and destination {destination!r} must both be "
                 "IPv4-mapped, or neither"
@@ -200,7 +200,7 @@ def _loopback(to: Endpoint, destination: Address) -> Endpoint:
         raise ValueError(f"the destination has no host: {destination!r}")
     if len(packed) == _IPV4_LENGTH:
         return to._replace(host="127.0.0.1")
-    return to._replace(host=f"{_V4_MAPPED}127.0.0.1" if any(packed) else "::1")
+    return to._replace(host=f"{V4_MAPPED}127.0.0.1" if any(packed) else "::1")
 
 
 @functools.lru_cache(maxsize=512)
@@ -346,5 +346,5 @@ def _text(family: int, packed: bytes) -> str:
         return ""
     if packed[:12] == b"\0" * 10 + b"\xff\xff" and len(packed) == 16:
         host = socket.inet_ntop(AF_INET, packed[12:])
-        return "" if not any(packed[12:]) else _V4_MAPPED + host
+        return "" if not any(packed[12:]) else V4_MAPPED + host
     return socket.inet_ntop(family, packed)

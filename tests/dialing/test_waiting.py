@@ -31,14 +31,16 @@ from tests.dialing.drivers import (
     nothing_open,
     start,
 )
-from tests.dialing.waiting import listeners, never_look, nobody_tells, nothing_is_kept, silent
-from tests.kernel.raw import FIRST, SECOND
-
-HERE = ("127.0.0.1", FIRST)
-
-both_kinds = pytest.mark.parametrize(
-    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
+from tests.dialing.waiting import (
+    HERE,
+    both_kinds,
+    listeners,
+    never_look,
+    nobody_tells,
+    nothing_is_kept,
+    silent,
 )
+from tests.kernel.raw import FIRST, SECOND
 
 
 class TestLimit:

@@ -19,6 +19,10 @@ from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
 
+both_kinds = pytest.mark.parametrize(
+    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
+)
+
 
 def nothing_is_kept(of: AnyDialer) -> None:
     """Nobody waits, and what is not open is not remembered."""

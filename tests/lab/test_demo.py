@@ -202,7 +202,7 @@ class TestRefusal:
                 errno.EPERM, "cannot make a private network namespace; run as root"
             )
 
-        monkeypatch.setattr(demo, "experiment_network", refuse)
+        monkeypatch.setattr(resources, "experiment_network", refuse)
         assert main(["demo"]) == 1
         shown = capsys.readouterr()
         assert shown.out == ""

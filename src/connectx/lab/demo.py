@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import connectx
 from connectx.lab import echo, resources
 from connectx.lab.opening import REFUSALS
-from connectx.lab.resources import CannotStartError
 from connectx.lab.workers import Crew, Held, Holders, descriptors_free
 from connectx.testing.namespaces import experiment_network
 from connectx.testing.servers import Servers
@@ -253,12 +252,7 @@ def run(protocols: Collection[str], ports: PortRange, watch: Watch) -> Demonstra
     resources.require(ports.size * len(DESTINATIONS), both_ends=True)
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
-        try:
-            # The ways' own networks are nested in this one, because there is a
-            # way back from these even where there is none from the first.
-            stack.enter_context(experiment_network())
-        except OSError as error:
-            raise CannotStartError(error.strerror or str(error)) from error
+        stack.enter_context(resources.in_first_network())
         ways = tuple(
             _Trial(protocol, technique, ports, watch).run()
             for protocol in PROTOCOLS

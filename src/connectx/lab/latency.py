@@ -26,7 +26,6 @@ from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 from connectx.lab.summary import summarise
 from connectx.lab.transports import PROTOCOLS, Transport
 from connectx.lab.workers import Crew, Held, Holders, descriptors_free
-from connectx.testing.namespaces import Network, experiment_network
 from connectx.testing.servers import family_of
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from connectx.lab.opening import Opener
     from connectx.lab.progress import Watch
     from connectx.lab.workers import Report
+    from connectx.testing.namespaces import Network
 
 #: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
 DESTINATION_PORT: Final = 7
@@ -199,10 +199,7 @@ def run(settings: Settings, watch: Watch, machine: Machine | None = None) -> Lat
     resources.require(settings.tries, both_ends=False)
     machine = machine or describe()
     with contextlib.ExitStack() as stack:
-        try:
-            network = stack.enter_context(experiment_network())
-        except OSError as error:
-            raise CannotStartError(error.strerror or str(error)) from error
+        network = stack.enter_context(resources.in_first_network())
         network.port_range(*settings.ports)
         if absence := settings.transport.absence():
             raise CannotStartError(f"no {settings.transport.title} here: {absence}")

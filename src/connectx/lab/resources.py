@@ -15,6 +15,8 @@ from connectx.testing.namespaces import experiment_network
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from connectx.testing.namespaces import Network
+
 #: What the kernel gives a new namespace.
 DEFAULT_PORTS: Final = PortRange(32768, 60999)
 #: A range may not begin below net.ipv4.ip_unprivileged_port_start.
@@ -63,7 +65,7 @@ def accept_queue() -> int:
 
 
 @contextlib.contextmanager
-def in_first_network() -> Iterator[None]:
+def in_first_network() -> Iterator[Network]:
     """Run experiments, each with networks of its own, inside a private network.
 
     An ordinary user's process comes back from all networks but the first, so that
@@ -73,7 +75,7 @@ def in_first_network() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(experiment_network())
+            network = stack.enter_context(experiment_network())
         except OSError as error:
             raise CannotStartError(error.strerror or str(error)) from error
-        yield
+        yield network
