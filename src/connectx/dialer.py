@@ -12,20 +12,19 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.core.sources import MOST_FREE
-from connectx.dialing import SWEPT_IN_LINE, Dialing, Ear, Stats, hear
+from connectx.dialing import SWEPT_IN_LINE, AnyDialer, Ear, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.network import NETWORKS
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable
 
     from connectx.addresses import Address, PortRange
     from connectx.capacity import Capacity
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from connectx.requests import Request
 
 
-class Dialer:
+class Dialer(AnyDialer):
     """Opens connections from many sources, within limits, and waits for a port if need be.
 
     sources: IP addresses and prefixes such as "2001:db8::/64", both families mixed; by
@@ -55,29 +54,6 @@ class Dialer:
 
     Raises TypeError and ValueError for arguments that cannot be right.
     """
-
-    def __init__(
-        self,
-        sources: Iterable[str] = (),
-        ports: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
-        *,
-        strategy: str = "auto",
-        rotate: str = MOST_FREE,
-        limit: int | None = None,
-        wait: float | None = None,
-        freebind: bool = False,
-        on_wait: Callable[[Any], object] | None = None,
-    ) -> None:
-        self._dialing = Dialing(
-            sources,
-            ports,
-            strategy=strategy,
-            rotate=rotate,
-            limit=limit,
-            wait=wait,
-            freebind=freebind,
-            on_wait=on_wait,
-        )
 
     def create_connection(
         self,
@@ -187,10 +163,6 @@ class Dialer:
         """
         return self._dialing.capacity(address, type, proto, NETWORKS.here())
 
-    def stats(self) -> Stats:
-        """What this dialer has done since it was made."""
-        return self._dialing.stats()
-
     def _create_at_once(self, name: Hashable, timeout: float | None) -> socket.socket | None:
         """The first try, where it needs no thought; None where it does, or finds no port."""
         dialing = self._dialing
@@ -204,7 +176,7 @@ class Dialer:
             return None
         request, lease = place
         try:
-            sock = open_connection(request, timeout, dialing.options(dialing.ranges[0]))
+            sock = open_connection(request, timeout, dialing.first_options)
         except PortsExhausted as error:
             lease.release()
             budget.failed_at_once(error.errno or 0)
@@ -276,10 +248,11 @@ class _Place:
     """A place in the line of a thread that waits in poll(2)."""
 
     def __init__(self) -> None:
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.descriptor = -1
         # Reentrant, since the socket whose end wakes us may be collected as garbage right
         # here. Without it the wake-up might go to whoever has the descriptor next.
         self._open = threading.RLock()
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def wake(self) -> None:
         """Have the thread look again."""
@@ -293,6 +266,11 @@ class _Place:
             descriptor, self.descriptor = self.descriptor, -1
             if descriptor >= 0:
                 os.close(descriptor)
+
+    def __del__(self) -> None:
+        # After an interrupt in the middle of making it there may be nothing to close.
+        if hasattr(self, "_open"):
+            self.close()
 
 
 class _Line:

@@ -105,6 +105,8 @@ class Dialing:
             for ports in self.ranges
             if ports is not None or freebind
         }
+        #: What the socket of a call's first try is to have set.
+        self.first_options = self.options(self.ranges[0])
         self._owner = 0
         self._begin()
 
@@ -346,6 +348,39 @@ class Dialing:
             },
             counters.search_seconds,
         )
+
+
+class AnyDialer:
+    """What a dialer is made with, and what it has done."""
+
+    _kind: type[Dialing] = Dialing
+
+    def __init__(
+        self,
+        sources: Iterable[str] = (),
+        ports: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        *,
+        strategy: str = "auto",
+        rotate: str = MOST_FREE,
+        limit: int | None = None,
+        wait: float | None = None,
+        freebind: bool = False,
+        on_wait: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._dialing = self._kind(
+            sources,
+            ports,
+            strategy=strategy,
+            rotate=rotate,
+            limit=limit,
+            wait=wait,
+            freebind=freebind,
+            on_wait=on_wait,
+        )
+
+    def stats(self) -> Stats:
+        """What this dialer has done since it was made."""
+        return self._dialing.stats()
 
 
 def hear(to: Request) -> DestroyEvents | None:

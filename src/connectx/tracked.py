@@ -6,15 +6,18 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Protocol, Self
 
     from connectx.core.ledger import Ledger
 
     class Lease(Protocol):
         """A place that a socket has somewhere, as long as it is open."""
 
-        def release(self) -> None:
-            """Give it back: the socket is closed."""
+        def closed(self) -> None:
+            """A socket that has it is closed: give it back if that was the last one."""
+
+        def shared(self) -> None:
+            """One more socket has it."""
 
         def detached(self, sock: socket.socket) -> None:
             """The descriptor is about to have another owner, who will not tell of its end."""
@@ -31,7 +34,8 @@ class TrackedSocket(socket.socket):
     lease: its place in a dialer's budget; unset if it is not a dialer's.
 
     The report is a hint: after dup() or a fork the port stays in use longer, and
-    the kernel says so to whoever tries it.
+    the kernel says so to whoever tries it. A place is given back when the last of
+    the sockets that dup() has made of one is closed.
     """
 
     __slots__ = ("lease", "ledger", "ledger_port")
@@ -39,6 +43,15 @@ class TrackedSocket(socket.socket):
     ledger: Ledger | None
     ledger_port: int
     lease: Lease | None
+
+    def dup(self) -> Self:
+        """As socket.dup(); both sockets have the place in a budget."""
+        copy = super().dup()
+        lease = getattr(self, "lease", None)
+        if lease is not None:
+            lease.shared()
+            copy.lease = lease
+        return copy
 
     def detach(self) -> int:
         """As socket.detach(); the descriptor's new owner will not report its end."""
@@ -62,4 +75,4 @@ class TrackedSocket(socket.socket):
         lease = getattr(self, "lease", None)
         if lease is not None:
             self.lease = None
-            lease.release()
+            lease.closed()

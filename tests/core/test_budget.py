@@ -462,6 +462,23 @@ class TestFull:
         call.refuse()
         assert isinstance(call.ended, Refused)
 
+    def test_searches_of_many_sources_take_a_small_share_of_the_time(self) -> None:
+        """Each of them takes 10 ms; nobody tells of an end."""
+        world = World([f"192.0.2.{number}" for number in range(1, 9)], wait=60)
+        begun, searched = world.time, 0.0
+        call = world.call()
+        while call.ended is None:
+            if call.tries:
+                world.time += 0.010
+                searched += 0.010
+                call.refuse()
+            else:
+                world.time += call.wait.seconds
+                call.again()
+        assert world.time - begun < 61
+        # The first round, one at the end, and a fiftieth of the time between.
+        assert 0.24 < searched < 0.16 + 60 / 45
+
     def test_who_waits_tries_it_after_a_moment_or_an_end_there(self) -> None:
         world = World(["192.0.2.1"], wait=10)
         call = world.call()
@@ -564,7 +581,7 @@ def test_ten_thousand_idle_destinations_are_nothing() -> None:
     for number in range(10_000):
         world.call(f"host {number}").connect().release()
     world.nothing_is_kept()
-    assert len(world.budget._ended) == 0
+    assert len(world.budget.ended) == 0
 
 
 def test_errors_do_not_refer_to_themselves() -> None:

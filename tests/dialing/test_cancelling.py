@@ -2,17 +2,24 @@
 
 import asyncio
 import contextlib
+import gc
+import inspect
+import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from traceback import walk_stack
 from types import FrameType
 
 import pytest
 
 import connectx
 from connectx.testing.namespaces import Network
+from tests.api.calls import reset_on_close
 from tests.dialing.drivers import (
     FOREVER,
+    LOW,
     PORTS,
     Driver,
     Waits,
@@ -161,6 +168,140 @@ class TestCancelled:
         assert to.stats().waiting == 0
         close(held[0])
         closing.enter_context(to.create_connection(HERE))
+
+
+class Interrupt:
+    """A profile function that raises KeyboardInterrupt at one of the moments when a signal could.
+
+    CPython calls signal handlers when a Python function begins, when a C function has
+    returned, and at backward jumps; a profile function hears of the first two.
+
+    number: which of the moments. raised: whether it came to that; where: what was called
+    then, the innermost function first. swallowed: whether it
+    happened in a finalizer, where the interpreter only prints it.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.raised = self.swallowed = False
+        self.where: list[str] = []
+        self._left = number
+
+    def __call__(self, frame: FrameType, event: str, function: object) -> None:
+        # Between the making of a descriptor and its owner a signal always is too early.
+        if event not in ("call", "c_return") or function in (os.open, os.eventfd, sys.setprofile):
+            return
+        if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
+            # What is raised now ends a generator without its `finally`, as no signal does.
+            return
+        if not any("/connectx/" in at.f_code.co_filename for at, _ in walk_stack(frame)):
+            return
+        self._left -= 1
+        if not self._left:
+            self.raised = True
+            self.where = [
+                f"{at.f_code.co_qualname}, line {at.f_lineno}" for at, _ in walk_stack(frame)
+            ]
+            raise KeyboardInterrupt
+
+    def noticed(self, _: object) -> None:
+        """As sys.unraisablehook."""
+        self.swallowed = True
+
+
+@contextlib.contextmanager
+def interrupted(at: Interrupt) -> Iterator[None]:
+    """Have it raise, in what is done within."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", at.noticed)
+        sys.setprofile(at)
+        try:
+            yield
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+
+
+# What is interrupted before it is anybody's to close is closed by its finalizer, which says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@both_kinds
+class TestInterrupted:
+    """At every moment at which a signal may come: no place stays counted, nobody in line."""
+
+    @pytest.fixture(autouse=True)
+    def _ports(self, listening: Network) -> None:
+        """Some connections are opened before the interrupt, and leave a TIME_WAIT."""
+        listening.port_range(LOW, LOW + 999)
+
+    @pytest.mark.parametrize("sources", [[], ["127.0.0.2", "127.0.0.3"]], ids=["any", "two"])
+    @pytest.mark.parametrize("known", [False, True])
+    def test_while_it_connects(self, kind: int, sources: list[str], *, known: bool) -> None:
+        def dialer() -> connectx.Dialer:
+            to = connectx.Dialer(sources)
+            if known:
+                reset(to.create_connection(HERE, type=kind))
+            return to
+
+        def connect(to: connectx.Dialer) -> None:
+            reset(to.create_connection(HERE, type=kind))
+
+        assert self.at_every_moment(dialer, connect) > 10
+
+    def test_while_it_connects_a_socket_made_elsewhere(
+        self, kind: int, closing: contextlib.ExitStack
+    ) -> None:
+        def connect(to: connectx.Dialer) -> None:
+            with socket.socket(type=kind) as sock:
+                closing.callback(sock.close)
+                to.connectx(sock, HERE)
+
+        assert self.at_every_moment(connectx.Dialer, connect) > 10
+
+    def test_when_its_turn_has_come(self, closing: contextlib.ExitStack, kind: int) -> None:
+        """It waits, since a limit is reached; the moment it waits, somebody closes."""
+        held: list[socket.socket] = []
+
+        def dialer() -> connectx.Dialer:
+            to = connectx.Dialer(limit=1, wait=FOREVER, on_wait=lambda _: close(held[-1]))
+            held.append(closing.enter_context(to.create_connection(HERE, type=kind)))
+            return to
+
+        def connect(to: connectx.Dialer) -> None:
+            reset(to.create_connection(HERE, type=kind))
+
+        assert self.at_every_moment(dialer, connect, held) > 20
+
+    @staticmethod
+    def at_every_moment(
+        dialer: Callable[[], connectx.Dialer],
+        connect: Callable[[connectx.Dialer], None],
+        held: Sequence[socket.socket] = (),
+    ) -> int:
+        """How many moments there were; held: what is to be closed after each."""
+        number = 0
+        while True:
+            number += 1
+            to = dialer()
+            at = Interrupt(number)
+            with interrupted(at):
+                connect(to)
+            if not at.raised:
+                return number
+            for sock in held:
+                sock.close()
+            gc.collect()
+            if at.swallowed:
+                continue
+            to._dialing.sweep(1000)
+            assert nothing_open(to._dialing), at.where
+            assert to.stats().waiting == 0
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection, without a TIME_WAIT."""
+    with sock:
+        if sock.type == socket.SOCK_STREAM:
+            reset_on_close(sock)
 
 
 class Alarm(Exception):  # noqa: N818 -- as KeyboardInterrupt is none

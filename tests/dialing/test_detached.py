@@ -199,6 +199,34 @@ def test_a_look_that_fails_forgets_none(
     closing.enter_context(to.create_connection(HERE))
 
 
+@pytest.mark.parametrize(
+    "first, thrown_away", [(0, False), (1, False), (2, False), (1, True), (2, True)]
+)
+def test_of_duplicates_the_last_one_gives_the_place_back(
+    driver: Driver, listening: Network, first: int, *, thrown_away: bool
+) -> None:
+    del listening
+
+    async def scenario() -> None:
+        to = driver.dialer(limit=1)
+        sock = await to.create_connection(HERE)
+        reset_on_close(sock)
+        sockets = [sock, sock.dup(), sock.dup()]
+        del sock
+        if thrown_away:
+            with pytest.warns(ResourceWarning):
+                del sockets[first]
+        else:
+            sockets.pop(first).close()
+        for _ in range(2):
+            with pytest.raises(PortsExhausted):
+                await to.create_connection(HERE)
+            sockets.pop().close()
+        (await to.create_connection(HERE)).close()
+
+    driver.run(scenario)
+
+
 class TestMadeElsewhere:
     """Dialer.connectx()."""
 

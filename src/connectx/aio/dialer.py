@@ -21,14 +21,13 @@ from connectx.aio.connecting import (
 )
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.core.sources import MOST_FREE
-from connectx.dialing import SWEPT_IN_LINE, Dialing, Ear, Stats, hear
+from connectx.dialing import SWEPT_IN_LINE, AnyDialer, Dialing, Ear, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.network import NETWORKS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from connectx.addresses import Address, PortRange
     from connectx.capacity import Capacity
@@ -40,34 +39,24 @@ if TYPE_CHECKING:
     Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 
 
-class Dialer:
+class _Dialing(Dialing):
+    """Reads long lists of sockets in another thread."""
+
+    def count_others(self, address: Address, kind: int, proto: int, network: Network) -> None:
+        """The same, without waiting for it."""
+        loop = asyncio.get_running_loop()
+        # It may have no threads any more, which is no reason to lose the connection.
+        with contextlib.suppress(RuntimeError):
+            loop.run_in_executor(None, super().count_others, address, kind, proto, network)
+
+
+class Dialer(AnyDialer):
     """connectx.Dialer for asyncio and uvloop: the same arguments, and methods to be awaited.
 
     For one event loop at a time; calls that wait for a port wait in its order.
     """
 
-    def __init__(
-        self,
-        sources: Iterable[str] = (),
-        ports: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
-        *,
-        strategy: str = "auto",
-        rotate: str = MOST_FREE,
-        limit: int | None = None,
-        wait: float | None = None,
-        freebind: bool = False,
-        on_wait: Callable[[Any], object] | None = None,
-    ) -> None:
-        self._dialing = _Dialing(
-            sources,
-            ports,
-            strategy=strategy,
-            rotate=rotate,
-            limit=limit,
-            wait=wait,
-            freebind=freebind,
-            on_wait=on_wait,
-        )
+    _kind = _Dialing
 
     async def create_connection(
         self,
@@ -182,10 +171,6 @@ class Dialer:
             # The loop's threads were started in another network namespace than ours.
             return count()
 
-    def stats(self) -> Stats:
-        """What this dialer has done since it was made."""
-        return self._dialing.stats()
-
     async def _open(
         self,
         to: Request,
@@ -237,17 +222,6 @@ class Dialer:
             steps.close()
             if line is not None:
                 line.close()
-
-
-class _Dialing(Dialing):
-    """Reads long lists of sockets in another thread."""
-
-    def count_others(self, address: Address, kind: int, proto: int, network: Network) -> None:
-        """The same, without waiting for it."""
-        loop = asyncio.get_running_loop()
-        # It may have no threads any more, which is no reason to lose the connection.
-        with contextlib.suppress(RuntimeError):
-            loop.run_in_executor(None, super().count_others, address, kind, proto, network)
 
 
 class _Place:

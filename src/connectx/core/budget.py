@@ -49,9 +49,12 @@ _WORTH_COUNTING: Final = 32
 #: Seconds for which others' connections are believed to be there still.
 _SEEN_FOR: Final = 10.0
 
-#: Seconds after which a range that was full is tried in its turn again; an end of ours
-#: within it tells sooner.
-_FULL_FOR: Final = 1.0
+#: Seconds after which a range that was full is tried in its turn again, or who waits for
+#: one of many would search them all each second: this many times as long as the search
+#: took, for each that is full, and within these bounds. An end there tells sooner.
+_FULL_REST: Final = 50.0
+_FULL_SHORTEST: Final = 1.0
+_FULL_LONGEST: Final = 10.0
 
 #: Destinations to which nothing is open, and which are remembered all the same: whoever
 #: opens one connection at a time would start from nothing each time.
@@ -152,8 +155,13 @@ class Destination:
 
     def clear(self, host: str) -> None:
         """Something has ended there, so that its range may not be full any more."""
-        if self.full:
-            self.full = {of: until for of, until in self.full.items() if of[0] and of[0] != host}
+        self.full = {of: until for of, until in self.full.items() if of[0] and of[0] != host}
+
+    def fill(self, host: str, ports: PortRange | None, now: float, begun: float) -> None:
+        """A search that began then has found no port there."""
+        number = len(self.full) + ((host, ports) not in self.full)
+        seconds = _FULL_REST * number * (now - begun)
+        self.full[host, ports] = now + min(max(seconds, _FULL_SHORTEST), _FULL_LONGEST)
 
     def load(self, host: str) -> int:
         """How many connections there are from a source address."""
@@ -170,36 +178,53 @@ class Destination:
 
 
 class Lease:
-    """One connection's place in the budget, for as long as its socket is open.
+    """One connection's place in the budget, for as long as a socket has it.
 
     Ends with `release`, or when nobody has it any more: a socket thrown away unclosed
     is closed, too.
+
+    budget: where it counts; None before and after. Set and unset together with the counts.
     """
 
-    __slots__ = ("_budget", "destination", "host")
+    __slots__ = ("_others", "budget", "destination", "host")
 
-    def __init__(self, budget: Budget, destination: Destination, host: str) -> None:
-        self.destination = destination
+    destination: Destination
+
+    def __init__(self, host: str) -> None:
+        self.budget: Budget | None = None
         self.host = host
-        self._budget: Budget | None = budget
+        self._others = 0
 
     def release(self) -> None:
         """Give the place back; may be called again, and at any moment."""
         # Unset if an interrupt came in the middle of making it.
-        budget = getattr(self, "_budget", None)
+        budget = getattr(self, "budget", None)
         if budget is not None:
-            self._budget = None
-            budget.ended(self.destination, self.host)
+            self.budget = None
+            budget.ended.append((self.destination, self.host))
+            if self.destination.line:
+                self.destination.wake()
 
     __del__ = release
+
+    def shared(self) -> None:
+        """One more socket has the same descriptor's connection, after dup()."""
+        self._others += 1
+
+    def closed(self) -> None:
+        """One of the sockets is closed; the last one gives the place back."""
+        if self._others:
+            self._others -= 1
+        else:
+            self.release()
 
     def detached(self, sock: Any) -> None:
         """The socket's descriptor gets an owner who will not tell of its end, such as an SSLSocket.
 
         From now on the place ends when the budget's owner finds the socket gone.
         """
-        if self._budget is not None:
-            self._budget.on_detached(self, sock)
+        if self.budget is not None:
+            self.budget.on_detached(self, sock)
 
 
 class Budget:
@@ -241,13 +266,7 @@ class Budget:
         self._names: dict[Hashable, Destination] = {}
         # Ends that are yet to be counted. Appended to without the lock, since a socket
         # may be collected as garbage in the middle of anything.
-        self._ended: deque[tuple[Destination, str]] = deque()
-
-    def ended(self, destination: Destination, host: str) -> None:
-        """Note that a connection is open no longer."""
-        self._ended.append((destination, host))
-        if destination.line:
-            destination.wake()
+        self.ended: deque[tuple[Destination, str]] = deque()
 
     def known_as(self, key: Hashable, name: Hashable, requests: dict[str, Any]) -> None:
         """Remember what to ask for where a caller uses a name, from each of the sources."""
@@ -267,7 +286,7 @@ class Budget:
         which would cost as much as two system calls. The place counts as opened.
         """
         with self._lock:
-            if self._ended:
+            if self.ended:
                 self._count_ended()
             destination = self._names.get(name)
             if destination is None or destination.line:
@@ -284,11 +303,14 @@ class Budget:
                     return None  # See Destination.growing.
                 # Without seen ones, `open` alone tells: its hosts are those of `requests`.
                 host = min(requests, key=destination.load if destination.seen else counts.get)  # type: ignore[arg-type]  # all of them are there
+            lease = Lease(host)
+            lease.destination = destination
             destination.total = total + 1
             counts[host] += 1
+            lease.budget = self
             self.counters.attempts += 1
             self.counters.opened += 1
-        return requests[host], Lease(self, destination, host)
+        return requests[host], lease
 
     def _not_full(self, destination: Destination) -> dict[str, Any]:
         """The requests from sources that have not been full a moment ago."""
@@ -330,13 +352,13 @@ class Budget:
 
     def find(self, key: Hashable) -> Destination:
         """What is known of a destination; a new one where there is nothing."""
-        if self._ended:
+        if self.ended:
             with self._lock:
                 self._count_ended()
         return self._destinations.get(key) or Destination(key)
 
-    def reserve(self, key: Hashable, host: str) -> Destination | None:
-        """A place for a connection that is about to be tried; None where the limit is reached."""
+    def reserve(self, key: Hashable, lease: Lease) -> bool:
+        """Have a lease count, for a connection that is about to be tried; not above the limit."""
         with self._lock:
             self._count_ended()
             destination = self._destinations.get(key)
@@ -344,16 +366,25 @@ class Budget:
                 destination = self._destinations[key] = Destination(key)
             if self.limit and destination.total >= self.limit:
                 self._forget(destination)
-                return None
+                return False
+            count = destination.open.get(lease.host, 0)
+            lease.destination = destination
             destination.total += 1
-            destination.open[host] = destination.open.get(host, 0) + 1
+            destination.open[lease.host] = count + 1
+            lease.budget = self
             self.counters.attempts += 1
-            return destination
+            return True
 
-    def refused(self, destination: Destination, host: str, number: int, retries: int) -> None:
-        """Take a place back, since the try has failed; number: its errno, 0 if cancelled."""
+    def refused(self, lease: Lease, number: int, retries: int) -> None:
+        """Take a place back, since the try has failed; number: its errno, 0 if cancelled.
+
+        Wakes nobody, unlike the end of a connection.
+        """
         with self._lock:
-            self._drop(destination, host)
+            if lease.budget is not None:
+                lease.budget = None
+                self.ended.append((lease.destination, lease.host))
+            self._count_ended()
             self.counters.retries += retries
             if number:
                 failures = self.counters.failures
@@ -374,15 +405,16 @@ class Budget:
         with self._lock:
             self.counters.opened += 1
 
-    def join(self, key: Hashable, place: Turn) -> Destination:
-        """Have a call wait at the end of a destination's line."""
+    def join(self, dial: Dial, key: Hashable, place: Turn) -> Destination:
+        """Have a call wait at the end of a destination's line, which is its `line` then."""
         with self._lock:
             destination = self._destinations.get(key)
             if destination is None:
                 destination = self._destinations[key] = Destination(key)
-            destination.line.append(place)
+            dial.line = destination
             self.counters.waits += 1
             self.counters.waiting += 1
+            destination.line.append(place)
         return destination
 
     def joined(self, key: Hashable) -> None:
@@ -391,10 +423,14 @@ class Budget:
             self._on_wait(key)
 
     def leave(self, destination: Destination, place: Turn) -> None:
-        """Have a call wait no longer; the next one is woken, since there may be more."""
+        """Have a call wait no longer; the next one is woken, since there may be more.
+
+        May be called again, if it was interrupted.
+        """
         with self._lock:
-            destination.line.remove(place)
-            self.counters.waiting -= 1
+            if place in destination.line:
+                self.counters.waiting -= 1
+                destination.line.remove(place)
             self._forget(destination)
         destination.wake()
 
@@ -407,18 +443,21 @@ class Budget:
         return seconds * (0.5 + self._jitter())
 
     def _count_ended(self) -> None:
-        ended = self._ended
+        ended = self.ended
         while ended:
-            self._drop(*ended.popleft())
-
-    def _drop(self, destination: Destination, host: str) -> None:
-        destination.clear(host)
-        destination.total -= 1
-        count = destination.open[host] = destination.open[host] - 1
-        if not count and host not in destination.requests:
-            del destination.open[host]
-        if not destination.total:
-            self._forget(destination)
+            destination, host = ended[0]
+            if destination.full:
+                destination.clear(host)
+            count = destination.open[host] - 1
+            destination.total -= 1
+            destination.open[host] = count
+            ended.popleft()
+            if not count and host not in destination.requests:
+                del destination.open[host]
+            if not destination.total and not (
+                destination.names and len(self._destinations) <= _MOST_IDLE
+            ):
+                self._forget(destination)
 
     def _forget(self, destination: Destination) -> None:
         """Keep nothing of idle destinations, but for the latest that are known by name."""
@@ -449,15 +488,14 @@ class Dial:
     __slots__ = (
         "_budget",
         "_deadline",
-        "_destination",
-        "_host",
         "_key",
-        "_line",
+        "_lease",
         "_place",
         "_stick",
         "_turn",
         "_version",
         "_wait",
+        "line",
     )  # fmt: skip
 
     def __init__(
@@ -476,26 +514,25 @@ class Dial:
         self._version = version
         self._stick = stick
         self._turn = turn
-        # The try at hand: the place in the budget that it has.
-        self._destination: Destination | None = None
-        self._host = ""
+        # The place in the budget of the try at hand.
+        self._lease: Lease | None = None
         # The line that it waits in, and its place there.
-        self._line: Destination | None = None
+        self.line: Destination | None = None
         self._place: Turn | None = None
         self._deadline = 0.0
 
     def lease(self) -> Lease:
         """The place of the connection that the last try has opened."""
-        destination, self._destination = self._destination, None
-        if destination is None:
+        lease, self._lease = self._lease, None
+        if lease is None:
             raise RuntimeError("there is no connection to take a lease of")
         self._budget.connected()
-        return Lease(self._budget, destination, self._host)
+        return lease
 
     @property
     def in_line(self) -> bool:
         """Whether it waits, or has waited, in a line."""
-        return self._line is not None
+        return self.line is not None
 
     def retried(self, count: int) -> None:
         """Count ports that were refused in a try that was good in the end."""
@@ -504,9 +541,9 @@ class Dial:
 
     def leave(self) -> None:
         """The port is taken: let the next in line try, whatever becomes of the handshake."""
-        line, self._line = self._line, None
-        if line is not None and self._place is not None:
-            self._budget.leave(line, self._place)
+        if self.line is not None and self._place is not None:
+            self._budget.leave(self.line, self._place)
+            self.line = None
 
     def steps(self) -> Steps:
         """What to do until there is a connection; raises what the last try met with.
@@ -525,7 +562,7 @@ class Dial:
                     failure = yield from self._tries(failure)
                     now = budget.now()
                     rest = min(_REST * (now - begun), _REST_LONGEST)
-                if self._line is None:
+                if self.line is None:
                     if not self._wait:
                         raise failure
                     line, place = self._join(now)
@@ -542,15 +579,24 @@ class Dial:
                     hint = min(hint * _POLL_GROWTH, _POLL_LONGEST)
                 yield Wait(place, seconds, first, hint=hint)
         finally:
-            # Cancelled, or refused by the server: the place is free for the next in line.
-            if destination := self._destination:
-                self._give_back(0, 0)
-                destination.wake()
-            self.leave()
-            if self._place is not None:
-                self._place.close()
+            try:
+                self._end()
+            except BaseException:
+                # A signal's handler has raised in the middle of it.
+                self._end()
+                raise
             # Its traceback refers to this frame: break the cycle.
             del failure
+
+    def _end(self) -> None:
+        """The call is over; may be called again."""
+        # Cancelled, or refused by the server: the place is free for the next in line.
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+        self.leave()
+        if self._place is not None:
+            self._place.close()
 
     def _join(self, now: float) -> tuple[Destination, Turn]:
         """Take a place at the end of the line, for as long as the call may wait altogether."""
@@ -558,16 +604,16 @@ class Dial:
         if place is None:
             self._deadline = now + self._wait
             place = self._place = self._turn()
-            line = self._line = self._budget.join(self._key, place)
+            line = self._budget.join(self, self._key, place)
             self._budget.joined(self._key)
         else:
             # It has left the line for a port that was another's in the end.
-            line = self._line = self._budget.join(self._key, place)
+            line = self._budget.join(self, self._key, place)
         return line, place
 
     def _may_try(self) -> bool:
         """Whether nobody is in line before it."""
-        line = self._line or self._budget.find(self._key)
+        line = self.line or self._budget.find(self._key)
         try:
             return line.line[0] is self._place
         except IndexError:
@@ -575,7 +621,7 @@ class Dial:
 
     def heard(self, host: str) -> None:
         """Somebody's connection from a source address to the destination has ended."""
-        known = self._line
+        known = self.line
         if known is not None:
             known.clear(host)
 
@@ -589,16 +635,15 @@ class Dial:
         budget = self._budget
         known = budget.find(self._key)
         for host, ports in self._candidates(known):
-            self._destination = budget.reserve(self._key, host)
-            if self._destination is None:
+            lease = self._lease = Lease(host)
+            if not budget.reserve(self._key, lease):
                 return LimitReached()
-            self._host = host
+            begun = budget.now()
             failure = yield Try(host, ports)
             number = failure.errno if isinstance(failure, OSError) else 0
-            filled = self._destination
-            self._give_back(number or 0, getattr(failure, "attempts", 0))
+            budget.refused(lease, number or 0, getattr(failure, "attempts", 0))
             # After the place was given back, which says that there is room.
-            filled.full[host, ports] = budget.now() + _FULL_FOR
+            lease.destination.fill(host, ports, budget.now(), begun)
         return failure
 
     def _candidates(self, known: Destination) -> Iterator[tuple[str, PortRange | None]]:
@@ -614,10 +659,5 @@ class Dial:
                     later.append((host, ports))
                 else:
                     yield host, ports
-        if self._line is None or budget.now() >= self._deadline:
+        if self.line is None or budget.now() >= self._deadline:
             yield from later
-
-    def _give_back(self, number: int, retries: int) -> None:
-        destination, self._destination = self._destination, None
-        if destination is not None:
-            self._budget.refused(destination, self._host, number, retries)
