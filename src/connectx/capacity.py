@@ -49,7 +49,7 @@ def count(network: Network, request: Request, within: set[int]) -> SourceCapacit
 
     Raises OSError as routing and netlink do.
     """
-    from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
+    from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
 
     wire = request.wire_source or network.routed_source(request, NEW_SOCKET)
     found = ports_toward(

@@ -10,7 +10,7 @@ from connectx.addresses import Endpoint, FourTuple
 from connectx.core import causes
 from connectx.core.strategies import Verdict
 from connectx.linux.netlink import MalformedMessage
-from connectx.linux.sock_diag import dump
+from connectx.linux.socket_dump import dump
 from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,

@@ -281,7 +281,7 @@ def survey(prepared: Prepared) -> Outcome:
     (EXDEV) in one of another.
     """
     request = prepared.request
-    from connectx.linux.sock_diag import ports_toward  # noqa: PLC0415 - as in network.py
+    from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
 
     in_use = ports_toward(
         prepared.network.diag,

@@ -13,7 +13,7 @@ import uvloop
 
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.sock_diag import dump
+from connectx.linux.socket_dump import dump
 
 LOW, HIGH = 20001, 20008
 SIZE: Final = HIGH - LOW + 1

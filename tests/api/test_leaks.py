@@ -29,7 +29,7 @@ from connectx import (
 )
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.sock_diag import dump
+from connectx.linux.socket_dump import dump
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import (

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from connectx.linux import features, netlink, sock_diag, uapi
+from connectx.linux import features, netlink, socket_dump, uapi
 from connectx.linux.features import FEATURES, Feature, Probe, kernel_version, probe
 from connectx.testing.namespaces import Network
 
@@ -143,7 +143,9 @@ def test_what_a_namespace_switches_off_says_nothing_of_the_kernel(
 
 def test_without_udp_diag(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     """A protocol without a diag module stands in for it."""
-    monkeypatch.setattr(sock_diag, "encode_dump", lambda *_: bytes([uapi.AF_INET, 33]) + bytes(54))
+    monkeypatch.setattr(
+        socket_dump, "encode_dump", lambda *_: bytes([uapi.AF_INET, 33]) + bytes(54)
+    )
     assert probe(features.SOCK_DIAG_UDP) is Probe.NO
 
 

@@ -21,7 +21,8 @@ from connectx.linux.netlink import (
     runs,
     status,
 )
-from connectx.linux.sock_diag import Filter, encode_dump, encode_lookup
+from connectx.linux.sock_diag import encode_lookup
+from connectx.linux.socket_dump import Filter, encode_dump
 from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
 from connectx.testing.namespaces import Network
 from tests.linux.captures.replay import SEQUENCE, datagrams, names, replaying

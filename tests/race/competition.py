@@ -14,7 +14,7 @@ import connectx
 from connectx.addresses import PortRange
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.sock_diag import dump
+from connectx.linux.socket_dump import dump
 from tests.race.connecting import DESTINATIONS, HOST, Address, Connect, by_create_connection
 from tests.race.ownership import Ownership
 from tests.race.processes import Child, children

@@ -133,7 +133,7 @@ def _dumps(protocol: int) -> bool:
     # state asked for, the answer is empty.
     # Imported here, since what most programs probe needs no netlink.
     from connectx.linux.netlink import NetlinkSocket  # noqa: PLC0415
-    from connectx.linux.sock_diag import Filter, encode_dump  # noqa: PLC0415
+    from connectx.linux.socket_dump import Filter, encode_dump  # noqa: PLC0415
 
     request = encode_dump(AF_INET, AF_INET, Filter(protocol, states=0))
     try:

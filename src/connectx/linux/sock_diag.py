@@ -1,40 +1,32 @@
-"""SOCK_DIAG: which socket has a 4-tuple, and which sockets there are.
+"""SOCK_DIAG: which socket has a 4-tuple.
 
-A lookup asks the kernel what it would ask itself on a packet's arrival; a dump
-walks a protocol's whole table. Neither needs a privilege, and both see the
-sockets of the network namespace that the netlink socket belongs to. Encoding and
-decoding are pure; see inet_diag_find_one_icsk() and inet_diag_bc_run() in
-net/ipv4/inet_diag.c, udp_dump_one() in net/ipv4/udp_diag.c.
+A lookup asks the kernel what it would ask itself on a packet's arrival. It needs no
+privilege, and sees the sockets of the network namespace that the netlink socket belongs
+to. Encoding and decoding are pure; see inet_diag_find_one_icsk() in
+net/ipv4/inet_diag.c, udp_dump_one() in net/ipv4/udp_diag.c. All sockets that there are:
+connectx.linux.socket_dump.
 """
 
 from __future__ import annotations
 
 import errno
 import sys
-from array import array
 from functools import lru_cache
 from socket import ntohs
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux.netlink import DumpInterrupted, MalformedMessage, NetlinkError
+from connectx.linux.netlink import MalformedMessage, NetlinkError
 from connectx.linux.structs import (
-    INET_DIAG_BC_OP,
-    INET_DIAG_HOSTCOND,
     INET_DIAG_MSG,
     INET_DIAG_REQ_V2,
     INET_DIAG_SOCKID,
     NLMSGHDR,
-    RTATTR,
 )
 from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,
-    INET_DIAG_BC_D_COND,
-    INET_DIAG_BC_DEV_COND,
-    INET_DIAG_BC_S_COND,
     INET_DIAG_NOCOOKIE,
-    INET_DIAG_REQ_BYTECODE,
     IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPPROTO_UDP,
@@ -48,16 +40,14 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from connectx.linux.netlink import NetlinkSocket, Run
-
-_T = TypeVar("_T")
+    from connectx.linux.netlink import NetlinkSocket
 
 #: The states filter that lets every socket pass.
 ALL_STATES: Final = 0xFFFFFFFF
 
 _V4_MAPPED: Final = bytes(10) + b"\xff\xff"
-_ANY_COOKIE: Final = INET_DIAG_NOCOOKIE.to_bytes(4, "big") * 2
-_LITTLE_ENDIAN: Final = sys.byteorder == "little"
+ANY_COOKIE: Final = INET_DIAG_NOCOOKIE.to_bytes(4, "big") * 2
+LITTLE_ENDIAN: Final = sys.byteorder == "little"
 
 #: A request as far as the source port, the source port in network order, the rest.
 _REQUEST_TCP: Final = Struct(">24sH46s")
@@ -138,7 +128,7 @@ class TupleLookup:
         )
         # No sequence number: `shows` has no use for one, and `find_record` brings its own.
         head = NLMSGHDR.pack(NLMSGHDR.size + len(payload), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0)
-        tcp = _diag_protocol(protocol) == IPPROTO_TCP
+        tcp = diag_protocol(protocol) == IPPROTO_TCP
         offset = 8 if tcp else 10
         self._pack: Callable[[bytes, int, bytes], bytes] = (
             _REQUEST_TCP if tcp else _REQUEST_UDP
@@ -197,8 +187,8 @@ def encode_lookup(
     interface: int = 0,
 ) -> bytes:
     """The inet_diag_req_v2 of a lookup; arguments as for `TupleLookup`."""
-    diag_protocol = _diag_protocol(protocol)
-    size = _address_size(family)
+    table = diag_protocol(protocol)
+    size = address_size(family)
     if len(source) != size or len(destination) != size:
         raise ValueError("family and addresses do not match")
     if family == AF_INET6 and source[:12] == destination[:12] == _V4_MAPPED:
@@ -207,146 +197,23 @@ def encode_lookup(
         (source_port.to_bytes(2, "big"), source.ljust(16, b"\0")),
         (destination_port.to_bytes(2, "big"), destination.ljust(16, b"\0")),
     ]
-    if diag_protocol != IPPROTO_TCP:
+    if table != IPPROTO_TCP:
         # "src and dst are swapped for historical reasons" (udp_diag.c).
         ends.reverse()
     (port, address), (peer_port, peer_address) = ends
-    identity = INET_DIAG_SOCKID.pack(port, peer_port, address, peer_address, interface, _ANY_COOKIE)
-    return INET_DIAG_REQ_V2.pack(family, diag_protocol, 0, ALL_STATES, identity)
+    identity = INET_DIAG_SOCKID.pack(port, peer_port, address, peer_address, interface, ANY_COOKIE)
+    return INET_DIAG_REQ_V2.pack(family, table, 0, ALL_STATES, identity)
 
 
 def decode_record(payload: bytes | memoryview) -> SocketRecord:
     """The record in one SOCK_DIAG reply, without its netlink header."""
     if len(payload) < INET_DIAG_MSG.size:
         raise MalformedMessage(f"{len(payload)} octets are too few for inet_diag_msg")
-    return _record(_record_layout(0, INET_DIAG_MSG.size).unpack_from(payload))
+    return record_of(record_layout(0, INET_DIAG_MSG.size).unpack_from(payload))
 
 
-def dump(
-    netlink: NetlinkSocket,
-    protocol: int,
-    family: int,
-    states: int = ALL_STATES,
-    *,
-    source: bytes | None = None,
-    source_port: int = 0,
-    destination: bytes | None = None,
-    destination_port: int = 0,
-    interface: int = 0,
-) -> list[SocketRecord]:
-    """The sockets of a protocol and family, filtered in the kernel.
-
-    states: a bit for each wanted state, as in ``1 << TCP_TIME_WAIT``.
-    family: AF_INET gives IPv4-mapped sockets of AF_INET6 as well, since they
-    occupy the same tuples.
-    source, source_port, destination, destination_port, interface: only sockets
-    with these; None and 0 for any.
-
-    A dump is no snapshot: what changes meanwhile may be missing, or there twice.
-
-    Raises NetlinkError; DumpInterrupted if the dump was inconsistent 8 times in a
-    row; MalformedMessage.
-    """
-    wanted = Filter(protocol, states, source, source_port, destination, destination_port, interface)
-    found = _dump(netlink, family, wanted, _records)
-    return [record for records in found for record in records]
-
-
-def ports_toward(
-    netlink: NetlinkSocket,
-    protocol: int,
-    family: int,
-    source: bytes | None,
-    destination: bytes,
-    destination_port: int,
-    states: int = ALL_STATES,
-    *,
-    interface: int = 0,
-) -> dict[int, array[int]]:
-    """The source ports in use toward a destination, by state; arguments as for `dump`.
-
-    The same sockets as `dump` gives, at a fraction of the cost: it decodes two
-    fields, and those by column.
-    """
-    wanted = Filter(protocol, states, source, 0, destination, destination_port, interface)
-    ports: dict[int, array[int]] = {}
-    for found in _dump(netlink, family, wanted, _ports_by_state):
-        for state, some in found.items():
-            ports.setdefault(state, array("H")).extend(some)
-    if _LITTLE_ENDIAN:
-        for some in ports.values():
-            some.byteswap()
-    return ports
-
-
-class Filter(NamedTuple):
-    """Which sockets a dump is to give; None and 0 for any."""
-
-    protocol: int
-    states: int = ALL_STATES
-    source: bytes | None = None
-    source_port: int = 0
-    destination: bytes | None = None
-    destination_port: int = 0
-    interface: int = 0
-
-
-def encode_dump(table: int, family: int, wanted: Filter) -> bytes:
-    """The request for a dump: inet_diag_req_v2 and an INET_DIAG_REQ_BYTECODE attribute.
-
-    table: the family of the sockets to walk.
-    family: that of the addresses they must have, another one for IPv4-mapped sockets.
-    """
-    identity = INET_DIAG_SOCKID.pack(
-        wanted.source_port.to_bytes(2, "big"),
-        wanted.destination_port.to_bytes(2, "big"),
-        bytes(16),
-        bytes(16),
-        0,
-        _ANY_COOKIE,
-    )
-    request = INET_DIAG_REQ_V2.pack(
-        table, _diag_protocol(wanted.protocol), 0, wanted.states, identity
-    )
-    program = encode_filter(family, wanted)
-    if not program:
-        return request
-    return request + RTATTR.pack(RTATTR.size + len(program), INET_DIAG_REQ_BYTECODE) + program
-
-
-def encode_filter(family: int, wanted: Filter) -> bytes:
-    """The program for inet_diag_bc_run() that lets the wanted sockets pass.
-
-    Each condition goes on to the next where it holds, and otherwise jumps 4 octets
-    past the end, which is how a program says no. Ports are not in it: the request
-    itself has fields for them, which the kernel compares before it runs a program.
-    """
-    conditions = []
-    if wanted.source is not None or family == AF_INET:
-        # An AF_INET condition holds for IPv4-mapped addresses and for no other IPv6
-        # address, so for AF_INET there must be one, if only of prefix length 0.
-        conditions.append((INET_DIAG_BC_S_COND, _host(family, wanted.source)))
-    if wanted.destination is not None:
-        conditions.append((INET_DIAG_BC_D_COND, _host(family, wanted.destination)))
-    if wanted.interface:
-        conditions.append((INET_DIAG_BC_DEV_COND, wanted.interface.to_bytes(4, sys.byteorder)))
-    program = b""
-    for code, operand in reversed(conditions):
-        size = INET_DIAG_BC_OP.size + len(operand)
-        program = INET_DIAG_BC_OP.pack(code, size, size + len(program) + 4) + operand + program
-    return program
-
-
-def _host(family: int, address: bytes | None) -> bytes:
-    size = _address_size(family)
-    if address is None:
-        return INET_DIAG_HOSTCOND.pack(family, 0, -1) + bytes(size)
-    if len(address) != size:
-        raise ValueError("family and address do not match")
-    return INET_DIAG_HOSTCOND.pack(family, 8 * size, -1) + address
-
-
-def _address_size(family: int) -> int:
+def address_size(family: int) -> int:
+    """The octets of an address; ValueError for other families."""
     if family == AF_INET:
         return 4
     if family == AF_INET6:
@@ -354,7 +221,8 @@ def _address_size(family: int) -> int:
     raise ValueError(f"not a family of IP addresses: {family}")
 
 
-def _diag_protocol(protocol: int) -> int:
+def diag_protocol(protocol: int) -> int:
+    """The protocol whose sockets SOCK_DIAG has for one; ValueError for others."""
     if protocol == IPPROTO_MPTCP:
         return IPPROTO_TCP
     if protocol in {IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE}:
@@ -362,53 +230,21 @@ def _diag_protocol(protocol: int) -> int:
     raise ValueError(f"not a protocol of SOCK_DIAG: {protocol}")
 
 
-def _dump(
-    netlink: NetlinkSocket, family: int, wanted: Filter, decode: Callable[[Run], _T]
-) -> list[_T]:
-    """What decode makes of each run of messages, from all tables that can hold such sockets."""
-    _address_size(family)
-    found: list[_T] = []
-    for table in (AF_INET, AF_INET6) if family == AF_INET else (family,):
-        found += _repeated_dump(netlink, encode_dump(table, family, wanted), decode)
-    return found
-
-
-def _repeated_dump(netlink: NetlinkSocket, request: bytes, decode: Callable[[Run], _T]) -> list[_T]:
-    for _ in range(_DUMP_ATTEMPTS - 1):
-        try:
-            return [decode(run) for run in netlink.dump(SOCK_DIAG_BY_FAMILY, request)]
-        except DumpInterrupted:
-            continue
-    return [decode(run) for run in netlink.dump(SOCK_DIAG_BY_FAMILY, request)]
-
-
-def _checked(run: Run) -> Run:
-    if run.type != SOCK_DIAG_BY_FAMILY:
-        raise MalformedMessage(f"nlmsg_type {run.type} in a dump of sockets")
-    if run.stride < NLMSGHDR.size + INET_DIAG_MSG.size:
-        raise MalformedMessage(f"{run.stride} octets are too few for inet_diag_msg")
-    return run
-
-
-def _records(run: Run) -> list[SocketRecord]:
-    layout = _record_layout(NLMSGHDR.size, _checked(run).stride)
-    return [_record(fields) for fields in layout.iter_unpack(run.messages)]
-
-
 @lru_cache(maxsize=32)
-def _record_layout(before: int, size: int) -> Struct:
+def record_layout(before: int, size: int) -> Struct:
     """inet_diag_msg without the fields we do not use, between what comes before and after."""
     fields = "BBxxHH16s16sI8s12xII"
     return Struct(f"={before}x{fields}{size - before - INET_DIAG_MSG.size}x")
 
 
-def _record(
+def record_of(
     fields: tuple[int, int, int, int, bytes, bytes, int, bytes, int, int],
 ) -> SocketRecord:
+    """The record in the fields of `record_layout`; MalformedMessage for what is none."""
     family, state, port, peer_port, source, destination, interface, cookie, uid, inode = fields
     if family not in {AF_INET, AF_INET6}:
         raise MalformedMessage(f"idiag_family {family}")
-    size = _address_size(family)
+    size = address_size(family)
     return SocketRecord(
         family,
         state,
@@ -417,20 +253,7 @@ def _record(
         destination[:size],
         ntohs(peer_port),
         interface,
-        cookie if _LITTLE_ENDIAN else cookie[4:] + cookie[:4],
+        cookie if LITTLE_ENDIAN else cookie[4:] + cookie[:4],
         uid,
         inode,
     )
-
-
-def _ports_by_state(run: Run) -> dict[int, array[int]]:
-    """The source ports, in network byte order, by idiag_state."""
-    octets, stride = _checked(run).messages, run.stride
-    states = octets[NLMSGHDR.size + 1 :: stride].tolist()
-    ports = octets.cast("H")[(NLMSGHDR.size + 4) // 2 :: stride // 2].tolist()
-    if states.count(states[0]) == len(states):
-        return {states[0]: array("H", ports)}
-    found: dict[int, array[int]] = {}
-    for state, port in zip(states, ports, strict=True):
-        found.setdefault(state, array("H")).append(port)
-    return found

@@ -9,7 +9,8 @@ from pathlib import Path
 from connectx.linux import netns, uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.route import encode_request
-from connectx.linux.sock_diag import Filter, encode_dump, encode_lookup
+from connectx.linux.sock_diag import encode_lookup
+from connectx.linux.socket_dump import Filter, encode_dump
 from tests.linux.captures.replay import SEQUENCE
 
 HERE = Path(__file__).parent
