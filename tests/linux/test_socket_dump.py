@@ -287,6 +287,8 @@ def test_wrong_use_of_dump(netlink: NetlinkSocket, protocol: int, family: int) -
         ports_toward(netlink, protocol, family, IPV4, IPV6, 53)
 
 
+FAMILIES = (uapi.AF_INET, uapi.AF_INET6)
+
 RANGES: list[tuple[PortRange, ...]] = [
     (),
     (PortRange(20000, 20099),),
@@ -328,7 +330,7 @@ def test_tally_counts_what_a_dump_has(
         server = closing.enter_context(listener.accept()[0])
         if number % 5 == 0:
             half_close(client, server)
-    for family in (uapi.AF_INET, uapi.AF_INET6):
+    for family in FAMILIES:
         counted = tally(netlink, family, Filter(uapi.IPPROTO_TCP))
         records = dump(netlink, uapi.IPPROTO_TCP, family)
         assert counted == Counter(
@@ -337,6 +339,9 @@ def test_tally_counts_what_a_dump_has(
         )
         assert len({group.state for group in counted}) >= 3
         assert sum(counted.values()) > 700
+    both = tally(netlink, None, Filter(uapi.IPPROTO_TCP))
+    tables = [tally(netlink, family, Filter(uapi.IPPROTO_TCP)) for family in FAMILIES]
+    assert both == tables[0] | tables[1]
 
 
 def test_replayed_tallies() -> None:

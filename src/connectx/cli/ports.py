@@ -1,21 +1,52 @@
-"""A range of source ports, as typed on the command line."""
+"""Ranges of source ports, and addresses, as typed on the command line."""
 
 from __future__ import annotations
 
 import argparse
+from ipaddress import ip_address
 
-from connectx.addresses import HIGHEST_PORT, PortRange
+from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
 from connectx.lab.resources import LOWEST_PORT
 
 
 def port_range(text: str) -> PortRange:
-    """The range in LOW-HIGH; raises argparse.ArgumentTypeError saying what is wrong."""
+    """The range in LOW-HIGH, for an experiment; ArgumentTypeError says what is wrong."""
+    return _range(text, LOWEST_PORT)
+
+
+def any_port_range(text: str) -> PortRange:
+    """The same, from port 1 on."""
+    return _range(text, 1)
+
+
+def endpoint(text: str) -> Endpoint:
+    """HOST, HOST:PORT, [IPV6]:PORT or :PORT; ArgumentTypeError for what is none of them."""
+    host, port = text, "0"
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") if rest else "0"
+        if not bracket or (rest and not rest.startswith(":")):
+            host = text
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    try:
+        host = str(ip_address(host)) if host else ""
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"not an address such as 192.0.2.7:443, [2001:db8::7]:443 or :443: {text!r}"
+        ) from None
+    if not (port.isascii() and port.isdecimal()) or int(port) > HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(f"not a port in {text!r}")
+    return Endpoint(host, int(port))
+
+
+def _range(text: str, lowest: int) -> PortRange:
     low, dash, high = text.partition("-")
     if not (dash and text.isascii() and low.isdecimal() and high.isdecimal()):
         raise argparse.ArgumentTypeError(f"not a range of ports such as 40000-40999: {text!r}")
     ports = PortRange(int(low), int(high))
-    if not LOWEST_PORT <= ports.low <= ports.high <= HIGHEST_PORT:
+    if not lowest <= ports.low <= ports.high <= HIGHEST_PORT:
         raise argparse.ArgumentTypeError(
-            f"a range must lie within {LOWEST_PORT}-{HIGHEST_PORT}, the lower port first"
+            f"a range must lie within {lowest}-{HIGHEST_PORT}, the lower port first"
         )
     return ports

@@ -88,6 +88,11 @@ def dump(
     row; MalformedMessage.
     """
     wanted = Filter(protocol, states, source, source_port, destination, destination_port, interface)
+    return records(netlink, family, wanted)
+
+
+def records(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> list[SocketRecord]:
+    """The same for a filter; family None for both, if no address is wanted."""
     return list(chain.from_iterable(_dump(netlink, family, wanted, _records)))
 
 
@@ -132,8 +137,10 @@ class Group(NamedTuple):
     destination_port: int
 
 
-def tally(netlink: NetlinkSocket, family: int, wanted: Filter) -> dict[Group, int]:
-    """How many sockets there are of each group; family as for `dump`, which raises the same.
+def tally(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> dict[Group, int]:
+    """How many sockets there are of each group.
+
+    family: as for `dump`, which raises the same; None for both, if no address is wanted.
 
     A third of what `dump` costs, and memory for the groups only: no socket is decoded
     by itself.
@@ -241,13 +248,20 @@ def _host(family: int, address: bytes | None) -> bytes:
 
 
 def _dump(
-    netlink: NetlinkSocket, family: int, wanted: Filter, collect: Callable[[Iterable[Run]], _T]
+    netlink: NetlinkSocket,
+    family: int | None,
+    wanted: Filter,
+    collect: Callable[[Iterable[Run]], _T],
 ) -> list[_T]:
     """What is made of the messages of each table that can hold such sockets."""
-    address_size(family)
+    tables: tuple[int, ...] = (AF_INET, AF_INET6)
+    if family is None:
+        # Without a condition on addresses, which AF_INET would bring.
+        family = AF_INET6
+    elif address_size(family) and family == AF_INET6:
+        tables = (AF_INET6,)
     return [
-        _repeated_dump(netlink, encode_dump(table, family, wanted), collect)
-        for table in ((AF_INET, AF_INET6) if family == AF_INET else (family,))
+        _repeated_dump(netlink, encode_dump(table, family, wanted), collect) for table in tables
     ]
 
 

@@ -1,0 +1,250 @@
+"""Snapshots against what was opened, in private networks."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from connectx.addresses import Endpoint, PortRange
+from connectx.linux import netns
+from connectx.observe import snapshot
+from connectx.observe.processes import owners
+from connectx.testing.namespaces import Network, experiment_network
+from connectx.testing.servers import Servers
+from tests.api.calls import reset_on_close
+
+LOW, HIGH = 20000, 20099
+PORT = 9000
+
+
+@pytest.fixture
+def opened(
+    network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> Callable[..., socket.socket]:
+    """Opens connections to a listener on every address; closed without a TIME_WAIT."""
+    network.port_range(LOW, HIGH)
+    servers.listen("::", PORT)
+
+    def connect(
+        destination: str, source: str = "", kind: int = socket.SOCK_STREAM, port: int = 0
+    ) -> socket.socket:
+        family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+        sock = closing.enter_context(socket.socket(family, kind))
+        if source or port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((source, port))
+        sock.connect((destination, PORT))
+        if kind == socket.SOCK_STREAM:
+            reset_on_close(sock)
+        return sock
+
+    return connect
+
+
+def test_nothing_is_in_use(network: Network) -> None:
+    network.port_range(LOW, HIGH)
+    taken = snapshot()
+    assert taken.rows == ()
+    assert taken.ports == PortRange(LOW, HIGH)
+    assert taken.reserved == 0
+    assert taken.held == {"tcp": 0, "udp": 0}
+    assert taken.netns == str(Path("/proc/thread-self/ns/net").readlink())
+    assert taken.taken_at.utcoffset() is not None
+
+
+def test_pairs_of_source_and_destination(opened: Callable[..., socket.socket]) -> None:
+    for _ in range(7):
+        opened("127.0.0.1")
+    for _ in range(5):
+        opened("127.0.0.2", "127.0.0.3")
+    for _ in range(3):
+        opened("::1")
+    for _ in range(2):
+        opened("127.0.0.1", kind=socket.SOCK_DGRAM)
+    # Of an IPv4-mapped address, which is the same 4-tuple space.
+    opened("::ffff:127.0.0.1")
+    rows = snapshot().rows
+    assert [(row.protocol, row.source, str(row.destination), row.in_use) for row in rows] == [
+        ("tcp", "127.0.0.1", "127.0.0.1:9000", 8),
+        ("tcp", "127.0.0.3", "127.0.0.2:9000", 5),
+        ("tcp", "::1", "[::1]:9000", 3),
+        ("udp", "127.0.0.1", "127.0.0.1:9000", 2),
+    ]
+    assert {row.capacity for row in rows} == {100}
+    assert rows[0].utilisation == 0.08
+    assert rows[0].free == 92
+    assert rows[0].states == {"ESTAB": 8}
+
+
+def test_states(opened: Callable[..., socket.socket], servers: Servers) -> None:
+    listener = servers.listen("127.0.0.5", PORT + 1)
+    with socket.create_connection(("127.0.0.5", PORT + 1)) as client:
+        server, _ = listener.accept()
+        client.shutdown(socket.SHUT_WR)
+        server.recv(1)
+        server.close()
+        client.recv(1)
+    opened("127.0.0.5")
+    taken = {row.destination.port: row.states for row in snapshot().rows}
+    assert taken == {PORT: {"ESTAB": 1}, PORT + 1: {"TIME-WAIT": 1}}
+
+
+def test_reserved_ports_and_holders_are_no_capacity(
+    network: Network, opened: Callable[..., socket.socket], closing: contextlib.ExitStack
+) -> None:
+    network.reserved_ports(f"{LOW - 10}-{LOW + 9},{HIGH}")
+    opened("127.0.0.1")
+    opened("127.0.0.1", kind=socket.SOCK_DGRAM)
+    # One of the listeners is on a port that is reserved anyway.
+    for port in (LOW + 20, LOW + 21, HIGH):
+        listener = closing.enter_context(socket.socket())
+        listener.bind(("127.0.0.77", port))
+        listener.listen()
+    for host, port in (("127.0.0.1", LOW + 30), ("127.0.0.77", LOW + 31), ("", LOW + 32)):
+        sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        sock.bind((host, port))
+    taken = snapshot()
+    assert taken.reserved == 11
+    assert taken.held == {"tcp": 2, "udp": 1}
+    # TCP's are taken from every address, UDP's from their own or from all.
+    assert {row.protocol: row.capacity for row in taken.rows} == {"tcp": 87, "udp": 87}
+
+
+def test_a_bound_tcp_socket_is_a_holder(network: Network, closing: contextlib.ExitStack) -> None:
+    network.port_range(LOW, HIGH)
+    sock = closing.enter_context(socket.socket())
+    sock.bind(("127.0.0.1", LOW))
+    if not snapshot().held["tcp"]:
+        pytest.skip("kernel: before 6.8 a dump leaves bound sockets out")
+    assert snapshot().held["tcp"] == 1
+
+
+def test_what_comes_in_does_not_count(
+    network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    """The listener's port lies within the range, and so do its connections' source ports."""
+    network.port_range(LOW, HIGH)
+    listener = servers.listen("127.0.0.1", LOW + 50)
+    for _ in range(9):
+        sock = closing.enter_context(socket.create_connection(("127.0.0.1", LOW + 50)))
+        closing.enter_context(listener.accept()[0])
+        reset_on_close(sock)
+    (row,) = snapshot().rows
+    assert (row.in_use, row.capacity) == (9, 99)
+    assert row.destination == Endpoint("127.0.0.1", LOW + 50)
+
+
+def test_a_full_destination_is_full(network: Network, opened: Callable[..., socket.socket]) -> None:
+    network.port_range(LOW, LOW + 9)
+    network.reserved_ports(f"{LOW}")
+    for _ in range(9):
+        opened("127.0.0.1")
+    with pytest.raises(OSError, match="Cannot assign"):
+        opened("127.0.0.1")
+    opened("127.0.0.2")
+    (first, second) = snapshot().rows
+    assert (first.utilisation, first.free) == (1.0, 0)
+    assert second.in_use == 1
+
+
+def test_filters(opened: Callable[..., socket.socket]) -> None:
+    for source, destination in (
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::1", "::1"),
+    ):
+        opened(destination, source)
+    assert len(snapshot().rows) == 4
+    assert len(snapshot(source="127.0.0.2").rows) == 2
+    assert len(snapshot(destination=Endpoint("127.0.0.1", 0)).rows) == 2
+    assert len(snapshot(destination=Endpoint("127.0.0.1", PORT)).rows) == 2
+    assert len(snapshot(destination=Endpoint("", PORT)).rows) == 4
+    assert len(snapshot(destination=Endpoint("", PORT + 1)).rows) == 0
+    assert len(snapshot(source="127.0.0.2", destination=Endpoint("127.0.0.2", 0)).rows) == 1
+    assert len(snapshot(source="::1").rows) == 1
+    assert len(snapshot(protocols=["udp"]).rows) == 0
+
+
+def test_another_range(opened: Callable[..., socket.socket]) -> None:
+    opened("127.0.0.1", port=30001)
+    opened("127.0.0.1", port=30003)
+    assert snapshot().rows == ()
+    (row,) = snapshot(port_range=PortRange(30000, 30002)).rows
+    assert (row.in_use, row.capacity) == (1, 3)
+
+
+def test_more_holes_than_one_filter_takes(
+    network: Network, opened: Callable[..., socket.socket]
+) -> None:
+    network.port_range(20001, 24000)
+    network.reserved_ports(",".join(map(str, range(20002, 24000, 2))))
+    for port in (20001, 20003, 23997, 23999, 24000):
+        opened("127.0.0.1", port=port)
+    opened("127.0.0.1", port=20002)
+    (row,) = snapshot().rows
+    assert (row.in_use, row.capacity) == (5, 2001)
+
+
+def test_processes(opened: Callable[..., socket.socket]) -> None:
+    opened("127.0.0.1")
+    (row,) = snapshot(processes=True).rows
+    ((process, number),) = row.processes.items()
+    assert process is not None
+    assert (process.pid, number) == (os.getpid(), 1)
+    assert process.command == Path("/proc/self/comm").read_text().strip()
+
+
+def test_owners_of_a_socket_that_is_shared(opened: Callable[..., socket.socket]) -> None:
+    sock = opened("127.0.0.1")
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[sock.fileno()])
+    try:
+        pids = {each.pid for each in owners().by_inode[os.fstat(sock.fileno()).st_ino]}
+    finally:
+        child.communicate()
+    assert pids == {os.getpid(), child.pid}
+
+
+class TestOtherNamespaces:
+    def test_by_pid_and_path(self, network: Network, servers: Servers) -> None:
+        network.port_range(LOW, HIGH)
+        servers.listen("127.0.0.1", PORT)
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        with socket.create_connection(("127.0.0.1", PORT)) as sock, experiment_network():
+            reset_on_close(sock)
+            elsewhere = netns.current()
+            assert snapshot().rows == ()
+            for name in (str(child.pid), f"/proc/{child.pid}/ns/net"):
+                taken = snapshot(netns=name)
+                assert taken.ports == PortRange(LOW, HIGH)
+                assert [row.in_use for row in taken.rows] == [1]
+            assert netns.current() == elsewhere
+        child.communicate()
+
+    def test_by_a_name_that_there_is_not(self, network: Network) -> None:
+        del network
+        before = netns.current()
+        for name in ("no-such-name", "/no/such/path", "4194304"):
+            with pytest.raises(FileNotFoundError, match="no such network namespace"):
+                snapshot(netns=name)
+        with pytest.raises(OSError, match="cannot enter"):
+            snapshot(netns="/dev/null")
+        assert netns.current() == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"protocols": ["sctp"]},
+        {"source": "here"},
+        {"source": "::1", "destination": Endpoint("127.0.0.1", 0)},
+        {"destination": Endpoint("there", 0)},
+    ],
+)
+def test_wrong_use(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"protocol|IP version|address"):
+        snapshot(**wrong)  # type: ignore[arg-type]
