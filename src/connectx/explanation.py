@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from connectx.addresses import Endpoint, FourTuple
 from connectx.core import causes
+from connectx.core.census import Census, describe, of_exhaustion
 from connectx.core.strategies import Verdict
 from connectx.linux.netlink import MalformedMessage
 from connectx.linux.socket_dump import dump
@@ -42,11 +43,11 @@ def explain(verdict: Verdict, prepared: Prepared) -> str:
         return f"The sockets could not be counted ({error}).\n" + causes.advise([causes.CONNECTED])
     source = Endpoint(prepared.host or request.source.host, 0)
     subject = FourTuple(request.protocol, source, request.destination)
-    reasons = causes.of_exhaustion(census, stream=request.stream)
-    return f"{causes.describe(census, subject)}\n{causes.advise(reasons)}"
+    reasons = of_exhaustion(census, stream=request.stream)
+    return f"{describe(census, subject)}\n{causes.advise(reasons)}"
 
 
-def take_census(prepared: Prepared) -> causes.Census:
+def take_census(prepared: Prepared) -> Census:
     """Count the ports toward a request's destination, as they are now.
 
     Raises OSError (EXDEV) where the calling thread is in another network namespace,
@@ -79,8 +80,8 @@ def take_census(prepared: Prepared) -> causes.Census:
     } & within
     others = within - time_wait - connected
     # Nothing that SOCK_DIAG tells of a connected socket says whether it shares its port.
-    held = [port for port in (others - reserved) & anywhere if not _shared(prepared, port)]
-    return causes.Census(
+    held = [port for port in (others - reserved) & anywhere if not shared(prepared, port)]
+    return Census(
         ports,
         connected=len(connected),
         time_wait=len(time_wait),
@@ -89,8 +90,11 @@ def take_census(prepared: Prepared) -> causes.Census:
     )
 
 
-def _shared(prepared: Prepared, port: int) -> bool:
-    """Whether one more socket toward the destination would be let onto a port, by trying."""
+def shared(prepared: Prepared, port: int) -> bool:
+    """Whether one more socket toward the destination would be let onto a port, by trying.
+
+    Nothing is sent. Raises OSError for anything but a port that is taken.
+    """
     request = prepared.request
     # MPTCP's ports are TCP's, and it knows no TCP_FASTOPEN_CONNECT before 6.2.
     proto = 0 if request.stream else request.proto
@@ -109,6 +113,15 @@ def _shared(prepared: Prepared, port: int) -> bool:
                 raise
             return False
     return True
+
+
+def tells_binds_apart() -> bool:
+    """Whether `shared` knows a TCP port that is shut to connect() from one that is not.
+
+    It takes windows, and TCP Fast Open for clients; otherwise it knows what bind() refuses.
+    """
+    with socket.socket() as scratch:
+        return _deferred(scratch)
 
 
 def _deferred(scratch: socket.socket) -> bool:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from connectx.addresses import Endpoint, FourTuple, PortRange
 from connectx.core import causes
-from connectx.core.causes import Cause, Census, advise, describe, of_exhaustion
+from connectx.core.causes import Cause, advise
+from connectx.core.census import Census, describe, of_exhaustion
 
 PORTS: Final = PortRange(32768, 60999)
 CAUSES: Final = [value for value in vars(causes).values() if isinstance(value, Cause)]
@@ -38,7 +39,7 @@ def subject(protocol: str, source: str = "192.0.2.7") -> FourTuple:
 def test_every_cause_says_what_helps(cause: Cause) -> None:
     assert cause.summary.endswith(".")
     assert cause.remedies
-    assert all(remedy and not remedy.endswith(".") for remedy in cause.remedies)
+    assert all(each.text and not each.text.endswith(".") for each in cause.remedies)
 
 
 def test_causes_are_told_apart() -> None:
@@ -91,5 +92,5 @@ def test_advice_is_a_line_for_each_cause_and_each_remedy() -> None:
     lines = advise([causes.CONNECTED, causes.RESERVED]).splitlines()
     assert lines[0] == causes.CONNECTED.summary
     assert lines[-2] == causes.RESERVED.summary
-    assert lines[-1] == f"  - {causes.RESERVED.remedies[0]}"
+    assert lines[-1] == f"  - {causes.RESERVED.remedies[0].text}"
     assert len(lines) == 2 + len(causes.CONNECTED.remedies) + len(causes.RESERVED.remedies)

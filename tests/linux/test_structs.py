@@ -11,6 +11,7 @@ SIZES = {
     "NETLINK_STATUS": 4,
     "RTATTR": 4,  # linux/rtnetlink.h
     "RTMSG": 12,
+    "TCP_INFO_IDLE": 56,
     "INET_DIAG_SOCKID": 48,  # linux/inet_diag.h
     "INET_DIAG_REQ_V2": 56,
     "INET_DIAG_MSG": 72,

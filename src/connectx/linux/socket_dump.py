@@ -17,6 +17,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from connectx.linux.netlink import DumpInterrupted, MalformedMessage
+from connectx.linux.route import attributes_in
 from connectx.linux.sock_diag import (
     ALL_STATES,
     ANY_COOKIE,
@@ -35,6 +36,7 @@ from connectx.linux.structs import (
     INET_DIAG_SOCKID,
     NLMSGHDR,
     RTATTR,
+    TCP_INFO_IDLE,
 )
 from connectx.linux.uapi import (
     AF_INET,
@@ -46,6 +48,7 @@ from connectx.linux.uapi import (
     INET_DIAG_BC_S_COND,
     INET_DIAG_BC_S_GE,
     INET_DIAG_BC_S_LE,
+    INET_DIAG_INFO,
     INET_DIAG_REQ_BYTECODE,
     SOCK_DIAG_BY_FAMILY,
 )
@@ -154,10 +157,22 @@ def tally(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> dict[Gr
     return counted
 
 
+def idle(netlink: NetlinkSocket, family: int | None, wanted: Filter, milliseconds: int) -> int:
+    """How many TCP sockets have sent and received no data for so long; family as for `tally`.
+
+    Since the connection was made, where there never was any (tcp_finish_connect).
+    """
+    found = _dump(netlink, family, wanted._replace(information=True), _tcp_informations)
+    return sum(
+        min(TCP_INFO_IDLE.unpack_from(each)) >= milliseconds for some in found for each in some
+    )
+
+
 class Filter(NamedTuple):
     """Which sockets a dump is to give; None and 0 for any.
 
     ports: only source ports that are in one of these ranges.
+    information: whether tcp_info is to come with each.
     """
 
     protocol: int
@@ -168,6 +183,7 @@ class Filter(NamedTuple):
     destination_port: int = 0
     interface: int = 0
     ports: tuple[PortRange, ...] | None = None
+    information: bool = False
 
 
 def encode_dump(table: int, family: int, wanted: Filter) -> bytes:
@@ -184,8 +200,9 @@ def encode_dump(table: int, family: int, wanted: Filter) -> bytes:
         0,
         ANY_COOKIE,
     )
+    extensions = 1 << (INET_DIAG_INFO - 1) if wanted.information else 0
     request = INET_DIAG_REQ_V2.pack(
-        table, diag_protocol(wanted.protocol), 0, wanted.states, identity
+        table, diag_protocol(wanted.protocol), extensions, wanted.states, identity
     )
     program = encode_filter(family, wanted)
     if not program:
@@ -299,6 +316,18 @@ def _groups(runs: Iterable[Run]) -> Counter[tuple[int, int, int, bytes, bytes]]:
         # Unpacked and counted in C, a socket at a time.
         counted.update(_group_layout(_checked(run).stride).iter_unpack(run.messages))
     return counted
+
+
+def _tcp_informations(runs: Iterable[Run]) -> list[bytes]:
+    """The struct tcp_info of each socket that has one: a TIME_WAIT has none."""
+    found = []
+    for run in runs:
+        for start in range(0, len(_checked(run).messages), run.stride):
+            message = run.messages[start : start + run.stride]
+            for kind, value in attributes_in(message[NLMSGHDR.size + INET_DIAG_MSG.size :]):
+                if kind == INET_DIAG_INFO and len(value) >= TCP_INFO_IDLE.size:
+                    found.append(value)
+    return found
 
 
 @lru_cache(maxsize=32)

@@ -57,3 +57,6 @@ RTMSG: Final = layout("BBBBBBBBI", 12)
 
 #: include/net/ip.h: the value of IP_LOCAL_PORT_RANGE is one u32, ``low | high << 16``.
 LOCAL_PORT_RANGE: Final = layout("I", 4)
+
+#: linux/tcp.h ``tcp_info``, as far as the milliseconds since data was sent and received.
+TCP_INFO_IDLE: Final = layout("44xI4xI", 56)

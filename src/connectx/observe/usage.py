@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import socket
 from collections import Counter, defaultdict
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from connectx.addresses import Endpoint, PortRange
@@ -21,8 +19,6 @@ from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import Filter, records, tally
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
-    AF_INET,
-    AF_INET6,
     IPPROTO_TCP,
     IPPROTO_UDP,
     IPPROTO_UDPLITE,
@@ -32,6 +28,7 @@ from connectx.linux.uapi import (
     TCP_LISTEN,
 )
 from connectx.observe.namespace import visiting
+from connectx.observe.octets import packed, text_of, unmapped
 from connectx.observe.processes import owners
 
 if TYPE_CHECKING:
@@ -44,8 +41,6 @@ PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "udplite": IPPROTO_U
 
 #: Sockets without a destination: they listen, are bound, or are not connected.
 UNCONNECTED: Final = 1 << TCP_LISTEN | 1 << TCP_CLOSE | 1 << TCP_BOUND_INACTIVE
-
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 #: Ranges of ports in one dump: the kernel tries them one after the other for each socket.
 _RANGES: Final = 1000
@@ -123,7 +118,7 @@ def snapshot(
     """
     wanted = {name: _number_of(name) for name in protocols}
     toward = destination or Endpoint("", 0)
-    family, octets = _packed(source, toward.host)
+    family, octets = packed(source, toward.host)
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         taken_at = dt.datetime.now(dt.UTC)
         ports = port_range or sysctl.read_port_range()
@@ -149,8 +144,8 @@ def snapshot(
                 rows.append(
                     Row(
                         name,
-                        _text(source_octets),
-                        Endpoint(_text(destination_octets), port),
+                        text_of(source_octets),
+                        Endpoint(text_of(destination_octets), port),
                         sum(count.states.values()),
                         total - len(own),
                         dict(count.states),
@@ -166,7 +161,7 @@ def _holders(netlink: NetlinkSocket, protocol: int, ports: PortRange) -> dict[by
     """The ports in a range that unconnected sockets hold, by the address they are bound to."""
     by_source: dict[bytes, set[int]] = {}
     for record in records(netlink, None, Filter(protocol, UNCONNECTED, ports=(ports,))):
-        by_source.setdefault(_unmapped(record.source), set()).add(record.source_port)
+        by_source.setdefault(unmapped(record.source), set()).add(record.source_port)
     return by_source
 
 
@@ -204,11 +199,11 @@ def _count(
     """Add the connections of a filter; known: owners by inode, if they are to be told."""
     if known is None:
         for group, number in tally(netlink, family, counting).items():
-            pair = _unmapped(group.source), _unmapped(group.destination), group.destination_port
+            pair = unmapped(group.source), unmapped(group.destination), group.destination_port
             found[pair].states[_state(group.state)] += number
         return
     for record in records(netlink, family, counting):
-        pair = _unmapped(record.source), _unmapped(record.destination), record.destination_port
+        pair = unmapped(record.source), unmapped(record.destination), record.destination_port
         count = found[pair]
         count.states[_state(record.state)] += 1
         # Of several processes that share it, after a fork, the one that had it first.
@@ -224,24 +219,6 @@ def _number_of(name: str) -> int:
     if name not in PROTOCOLS:
         raise ValueError(f"a protocol is one of {', '.join(map(repr, PROTOCOLS))}, not {name!r}")
     return PROTOCOLS[name]
-
-
-def _packed(*hosts: str) -> tuple[int | None, list[bytes | None]]:
-    """The family of addresses and their octets; None where there is none."""
-    packed = [ip_address(host).packed if host else None for host in hosts]
-    octets = [_unmapped(each) if each is not None else None for each in packed]
-    sizes = {len(each) for each in octets if each is not None}
-    if len(sizes) > 1:
-        raise ValueError(f"not of one IP version: {' and '.join(hosts)}")
-    return ({4: AF_INET, 16: AF_INET6}[sizes.pop()] if sizes else None), octets
-
-
-def _unmapped(address: bytes) -> bytes:
-    return address[12:] if address.startswith(_V4_MAPPED) else address
-
-
-def _text(address: bytes) -> str:
-    return socket.inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
 
 
 def _set_of(holes: Iterable[PortRange], within: PortRange) -> set[int]:

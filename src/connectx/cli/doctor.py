@@ -1,0 +1,206 @@
+"""``connectx doctor``: what is wrong with the source ports here, and what helps."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any, Final
+
+from connectx.cli.ports import any_port_range, endpoint
+
+if TYPE_CHECKING:
+    from connectx.core.findings import Finding
+    from connectx.observe.doctor import Diagnosis
+
+NAME: Final = "doctor"
+HELP: Final = "Find out what is wrong with the source ports here, or why a call has failed."
+EXAMPLE: Final = "connectx doctor --errno 99 --destination 198.51.100.9:443"
+
+NOTHING_FOUND: Final = 0
+FOUND: Final = 1
+COULD_NOT_LOOK: Final = 2
+
+#: Columns that lines of text have at most.
+_WIDEST: Final = 100
+
+_COLOURS: Final = {"critical": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    asked = parser.add_argument_group("a call that has failed")
+    asked.add_argument(
+        "--errno",
+        type=_errno,
+        default=0,
+        metavar="NUMBER",
+        help="the errno it failed with, as a number or a name: 99 or EADDRNOTAVAIL",
+    )
+    asked.add_argument(
+        "--destination", type=endpoint, metavar="HOST:PORT", help="the address it was to go to"
+    )
+    asked.add_argument(
+        "--source", default="", metavar="ADDRESS", help="the address it was to come from"
+    )
+    asked.add_argument(
+        "--protocol", choices=["tcp", "mptcp", "udp", "udplite"], default="tcp", help="(tcp)"
+    )
+    asked.add_argument(
+        "--port-range",
+        type=any_port_range,
+        metavar="LOW-HIGH",
+        help="the source ports it asked for",
+    )
+    parser.add_argument(
+        "--netns", metavar="NAME", help="look at another network namespace: a name, path or pid"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=1.0,
+        help="how long to watch, for rates and the time that is left (1)",
+    )
+    parser.add_argument(
+        "--idle",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="a connection is idle after so long without data (300)",
+    )
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.epilog = (
+        f"{parser.epilog}\n\nexit status:\n"
+        f"  {NOTHING_FOUND}    nothing found but notes\n"
+        f"  {FOUND}    findings\n"
+        f"  {COULD_NOT_LOOK}    could not look, or wrong usage"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, and say what was found."""
+    from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
+
+    try:
+        diagnosis = examine(
+            protocol=arguments.protocol,
+            number=arguments.errno,
+            source=arguments.source,
+            destination=arguments.destination,
+            ports=arguments.port_range,
+            netns=arguments.netns,
+            seconds=arguments.seconds,
+            idle_after=arguments.idle,
+        )
+    except (OSError, ValueError) as error:
+        print(f"connectx doctor: {error}", file=sys.stderr)
+        return COULD_NOT_LOOK
+    if arguments.json:
+        print(json.dumps(_as_json(diagnosis), indent=2))
+    else:
+        _show(diagnosis)
+    return NOTHING_FOUND if diagnosis.healthy else FOUND
+
+
+def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "taken_at": diagnosis.taken_at.isoformat(),
+        "netns": diagnosis.netns,
+        "verdict": diagnosis.verdict,
+        "findings": [
+            {
+                "name": finding.cause.name,
+                "severity": finding.severity.value,
+                "title": finding.title,
+                "evidence": list(finding.evidence),
+                "why": finding.cause.summary,
+                "remedies": [
+                    {
+                        "text": remedy.text,
+                        "command": finding.command(remedy),
+                        "breaks": remedy.breaks,
+                    }
+                    for remedy in finding.cause.remedies
+                ],
+            }
+            for finding in diagnosis.findings
+        ],
+        "unseen": list(diagnosis.unseen),
+    }
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    from connectx.core.findings import Severity  # noqa: PLC0415 - as above
+
+    page = _Page()
+    if diagnosis.verdict:
+        page.paragraph(diagnosis.verdict, style="bold")
+        page.paragraph("")
+    for finding in diagnosis.findings:
+        _show_finding(finding, page)
+    if not diagnosis.findings:
+        page.paragraph("Nothing is wrong with the source ports of this network namespace.")
+    elif any(finding.severity is Severity.CRITICAL for finding in diagnosis.findings):
+        _show_folklore(page)
+    for line in diagnosis.unseen:
+        page.paragraph(f"not seen: {line}", rest="  ", style="dim")
+
+
+def _show_finding(finding: Finding, page: _Page) -> None:
+    severity = finding.severity.value
+    page.paragraph(f"{severity}: {finding.title}", rest="  ", style=_COLOURS[severity])
+    for line in (*finding.evidence, finding.cause.summary):
+        page.paragraph(line, "  ")
+    for remedy in finding.cause.remedies:
+        page.paragraph(remedy.text, "  - ")
+        if command := finding.command(remedy):
+            page.unbroken(f"      {command}")
+            page.paragraph(f"it breaks: {remedy.breaks}", "    ", style="dim")
+    page.paragraph("")
+
+
+def _show_folklore(page: _Page) -> None:
+    from connectx.core.causes import FOLKLORE  # noqa: PLC0415 - as above
+
+    page.paragraph("What does not help:")
+    for name, truth in FOLKLORE:
+        page.paragraph(f"{name} {truth}", "  - ")
+    page.paragraph("")
+
+
+class _Page:
+    """Standard output, in paragraphs no wider than it, and coloured on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 - from the tools extra
+
+        self._console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
+        self._width = max(40, min(self._console.width, _WIDEST))
+
+    def paragraph(self, text: str, first: str = "", rest: str = "", style: str = "") -> None:
+        """Lines that begin with `first`, and from the second on with `rest` or as far in."""
+        rest = rest or " " * len(first)
+        lines = textwrap.wrap(text, self._width, initial_indent=first, subsequent_indent=rest)
+        self._console.print("\n".join(lines), style=style)
+
+    def unbroken(self, text: str) -> None:
+        """A line in one piece, to be pasted."""
+        self._console.print(text, style="bold")
+
+
+def _errno(text: str) -> int:
+    number = getattr(errno, text.upper(), None) if text.upper().startswith("E") else None
+    if number is None and text.isascii() and text.isdecimal():
+        number = int(text)
+    if not isinstance(number, int) or number not in errno.errorcode:
+        raise argparse.ArgumentTypeError(f"not an errno such as 99 or EADDRNOTAVAIL: {text!r}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86400:
+        raise ValueError
+    return seconds

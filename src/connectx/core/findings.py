@@ -1,0 +1,451 @@
+"""From facts about a machine to findings: what is wrong, how one can tell, and what helps.
+
+A rule is a function from `Facts` to findings, all of them are in `RULES`. Each is silent
+on a healthy machine.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from connectx.addresses import Endpoint, FourTuple, PortRange
+from connectx.core import causes
+from connectx.core.census import describe, of_exhaustion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from connectx.core.causes import Cause
+    from connectx.core.facts import Facts, Holder, Pair
+
+#: Shares of a capacity from which on it is full, and filling.
+FULL: Final = 0.95
+FILLING: Final = 0.7
+#: Seconds to exhaustion from which on a lower share is filling as well, and the least
+#: share for that: a few connections more in a second say nothing about the next hour.
+_SOON: Final = 600.0
+_SOON_SHARE: Final = 0.3
+
+#: Pairs that are reported one by one.
+_SHOWN: Final = 5
+#: Shares of the range from which on held ports are serious, and more than a note.
+_MANY: Final = 0.3
+_SOME: Final = 0.01
+#: TIME_WAITs toward one destination, as a share of its capacity.
+_CHURN: Final = 0.2
+#: Connections in CLOSE-WAIT: a few are on their way to being closed.
+_LEAKED: Final = 10
+_IDLE: Final = 0.5
+#: Shares of descriptors, of conntrack's table and of TIME_WAIT buckets.
+_NEARLY: Final = 0.8
+_LAST: Final = 0.95
+
+
+class Severity(enum.Enum):
+    """How bad it is; a note is no reason to do anything now."""
+
+    CRITICAL = "critical"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class Finding(NamedTuple):
+    """Something that is wrong.
+
+    title: with its numbers, in one line. evidence: what shows it, a line each.
+    values: what the remedies' commands have in braces.
+    """
+
+    severity: Severity
+    cause: Cause
+    title: str
+    evidence: tuple[str, ...] = ()
+    values: Mapping[str, str] = {}
+
+    def command(self, remedy: causes.Remedy) -> str:
+        """The remedy's command, to be pasted; "" where what it needs is not known."""
+        try:
+            return remedy.command.format_map(self.values)
+        except KeyError:
+            return ""
+
+
+def find(facts: Facts) -> list[Finding]:
+    """All findings, worst first."""
+    found = [finding for rule in RULES for finding in rule(facts)]
+    return sorted(found, key=lambda finding: list(Severity).index(finding.severity))
+
+
+def not_local(facts: Facts) -> Iterator[Finding]:
+    """The source address that was asked for is somebody else's."""
+    asked = facts.asked
+    if asked is not None and asked.source_is_local is False:
+        yield Finding(
+            Severity.CRITICAL,
+            causes.NOT_LOCAL,
+            f"{asked.source} is not an address of this host",
+            (f"no device of this network namespace has {asked.source}",),
+            {"source": asked.source},
+        )
+
+
+def ipv6_off(facts: Facts) -> Iterator[Finding]:
+    """An IPv6 address where there is no IPv6."""
+    asked = facts.asked
+    if asked is not None and asked.ipv6 is False:
+        yield Finding(
+            Severity.CRITICAL,
+            causes.IPV6_OFF,
+            "IPv6 is off in this network namespace",
+            ("no device has an IPv6 address, not even the loopback's ::1",),
+        )
+
+
+def exhausted(facts: Facts) -> Iterator[Finding]:
+    """The ports that were asked about: none of them is free."""
+    asked = facts.asked
+    if asked is None or asked.census is None or asked.census.free > 0:
+        return
+    census = asked.census
+    destination = asked.destination or Endpoint("", 0)
+    subject = FourTuple(asked.protocol, Endpoint(asked.source, 0), destination)
+    stream = asked.protocol in ("tcp", "mptcp")
+    for cause in of_exhaustion(census, stream=stream)[:1]:
+        yield Finding(
+            Severity.CRITICAL,
+            cause,
+            f"no source port of {census.ports} is free toward {asked.destination}",
+            (describe(census, subject),),
+            {"reserve": _reserve(facts, ())},
+        )
+
+
+def full(facts: Facts) -> Iterator[Finding]:
+    """Destinations toward which all ports are taken, or soon will be."""
+    filling = [pair for pair in facts.pairs if _is_filling(pair)]
+    for pair in filling[:_SHOWN]:
+        share = pair.in_use / max(1, pair.capacity)
+        time_wait = pair.states.get("TIME-WAIT", 0)
+        left = pair.capacity - pair.in_use
+        evidence = [
+            f"{_numbers(pair.states)}; {_owners(pair.owners)}",
+            f"{pair.rate:+.1f} ports a second over {facts.seconds:.1f} s",
+        ]
+        if left > 0 and pair.rate > 0:
+            evidence[1] += f": none is left in {duration(left / pair.rate)}"
+        yield Finding(
+            Severity.CRITICAL if share >= FULL else Severity.WARNING,
+            causes.TIME_WAIT if time_wait > pair.in_use / 2 else causes.CONNECTED,
+            f"{pair.in_use:,} of {pair.capacity:,} source ports ({int(100 * share)} %) are in use "
+            f"from {pair.source} to {pair.destination} ({pair.protocol})",
+            tuple(evidence),
+        )
+    if len(filling) > _SHOWN:
+        yield Finding(
+            Severity.WARNING,
+            causes.CONNECTED,
+            f"{len(filling) - _SHOWN} more pairs of a source and a destination are as full",
+            ("`connectx usage` lists them all",),
+        )
+
+
+def bound_first(facts: Facts) -> Iterator[Finding]:
+    """Connected sockets that were bound before."""
+    yield from _held(
+        facts,
+        causes.BOUND_FIRST,
+        [each for each in facts.holders if each.state == "connected"],
+        "locked by sockets that were bound before they connected",
+    )
+
+
+def polluted(facts: Facts) -> Iterator[Finding]:
+    """Ports that explicit binds keep, and their TIME_WAITs."""
+    yield from _held(
+        facts,
+        causes.POLLUTED,
+        [each for each in facts.holders if each.state in ("bound", "TIME-WAIT")],
+        "shut to connect() by sockets that were bound to them",
+    )
+
+
+def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator[Finding]:
+    if not held:
+        return
+    ports = {each.port for each in held}
+    share = len(ports) / facts.ports.size
+    states = Counter(each.state for each in held)
+    severity = (
+        Severity.CRITICAL
+        if share >= _MANY
+        else Severity.WARNING
+        if share >= _SOME
+        else Severity.NOTE
+    )
+    yield Finding(
+        severity,
+        cause,
+        f"{len(ports):,} of {facts.ports.size:,} source ports are {what} ({held[0].protocol})",
+        (
+            f"{_numbers(states)}; {_owners(Counter(each.owner for each in held))}",
+            f"ports {_list_of(ports)}",
+        ),
+        {"reserve": _reserve(facts, ports)},
+    )
+
+
+def listeners(facts: Facts) -> Iterator[Finding]:
+    """Services in the range of ephemeral ports, unless their ports are reserved."""
+    reserved = {port for hole in facts.reserved for port in range(hole.low, hole.high + 1)}
+    found = [each for each in facts.holders if each.state == "LISTEN" and each.port not in reserved]
+    ports = {each.port for each in found}
+    if ports:
+        yield Finding(
+            Severity.WARNING,
+            causes.LISTENERS,
+            f"{len(ports):,} listeners' ports lie in the range {facts.ports}",
+            tuple(
+                f"{each.address}:{each.port} {each.owner}".rstrip() for each in found[: 2 * _SHOWN]
+            ),
+            {"reserve": _reserve(facts, ports)},
+        )
+
+
+def time_wait(facts: Facts) -> Iterator[Finding]:
+    """Ports that rest in TIME_WAIT, since this host closes first."""
+    churned = [
+        pair
+        for pair in facts.pairs
+        if pair.protocol == "tcp" and pair.states.get("TIME-WAIT", 0) > _CHURN * pair.capacity
+    ]
+    if not churned:
+        return
+    total = sum(pair.states["TIME-WAIT"] for pair in churned)
+    worst = max(churned, key=lambda pair: pair.states["TIME-WAIT"] / max(1, pair.capacity))
+    yield Finding(
+        Severity.WARNING,
+        causes.TIME_WAIT,
+        f"{total:,} source ports rest in TIME_WAIT",
+        (
+            (
+                f"{worst.states['TIME-WAIT']:,} of {worst.capacity:,} from {worst.source} to "
+                f"{worst.destination}"
+            ),
+            "this host closes first, or the TIME_WAITs would be the other side's",
+            _reuse(facts),
+        ),
+    )
+
+
+def _reuse(facts: Facts) -> str:
+    """Whether tcp_tw_reuse would help."""
+    if not facts.tcp_timestamps:
+        return "tcp_tw_reuse would not help: TCP timestamps are off"
+    if facts.tcp_tw_reuse == 1:
+        return "net.ipv4.tcp_tw_reuse is 1 already: after a second connect() may take one over"
+    now = "which is for loopback addresses only" if facts.tcp_tw_reuse == 2 else "so none is"
+    return f"net.ipv4.tcp_tw_reuse is {facts.tcp_tw_reuse}, {now}: 1 would help"
+
+
+def leaks(facts: Facts) -> Iterator[Finding]:
+    """Connections that nobody closes, or nobody uses."""
+    waiting = sum(facts.close_wait.values())
+    if waiting >= _LEAKED:
+        yield Finding(
+            Severity.WARNING,
+            causes.CLOSE_WAIT,
+            f"{waiting:,} connections are in CLOSE-WAIT",
+            (
+                _owners(facts.close_wait),
+                f"{facts.close_wait_gain:+} in {facts.seconds:.1f} s",
+            ),
+        )
+    for pair in facts.pairs:
+        if pair.idle > _IDLE * pair.capacity:
+            yield Finding(
+                Severity.WARNING,
+                causes.IDLE,
+                f"{pair.idle:,} connections from {pair.source} to {pair.destination} are idle",
+                (_owners(pair.owners), f"of {pair.capacity:,} ports"),
+            )
+
+
+def overshadowed(facts: Facts) -> Iterator[Finding]:
+    """UDP sockets of which only the newest hears anything."""
+    if facts.overshadowed:
+        yield Finding(
+            Severity.CRITICAL,
+            causes.OVERSHADOWED,
+            f"{len(facts.overshadowed):,} UDP 4-tuples have more than one socket",
+            tuple(
+                f"{each.source} -> {each.destination}: {', '.join(each.owners)}"
+                for each in facts.overshadowed[: 2 * _SHOWN]
+            ),
+        )
+
+
+def not_honoured(facts: Facts) -> Iterator[Finding]:
+    """Ports that were asked for and that the kernel would not keep to."""
+    ports = facts.asked and facts.asked.ports
+    if ports and not facts.ports.low <= ports.low <= ports.high <= facts.ports.high:
+        wider = PortRange(min(ports.low, facts.ports.low), max(ports.high, facts.ports.high))
+        yield Finding(
+            Severity.CRITICAL,
+            causes.NOT_HONOURED,
+            f"the ports {ports} are not all within the range in force, {facts.ports}",
+            (f"net.ipv4.ip_local_port_range is {facts.ports}",),
+            {"wider": f"{wider.low} {wider.high}"},
+        )
+
+
+def timestamps_off(facts: Facts) -> Iterator[Finding]:
+    """No TIME_WAIT can be taken over."""
+    if not facts.tcp_timestamps:
+        yield Finding(
+            Severity.WARNING,
+            causes.TIMESTAMPS_OFF,
+            "TCP timestamps are off",
+            ("net.ipv4.tcp_timestamps is 0",),
+        )
+
+
+def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
+    """No more TIME_WAITs than a sysctl allows."""
+    near = facts.time_wait >= _NEARLY * facts.time_wait_limit
+    if not (near or facts.time_wait_overflows):
+        return
+    yield Finding(
+        Severity.WARNING if near or facts.overflows_gain else Severity.NOTE,
+        causes.TIME_WAIT_OVERFLOW,
+        f"{facts.time_wait:,} TIME_WAITs of {facts.time_wait_limit:,} that there may be",
+        (
+            f"{facts.time_wait_overflows:,} connections ended without one (TCPTimeWaitOverflow)",
+            f"{facts.overflows_gain:,} of them in the last {facts.seconds:.1f} s",
+        ),
+        {"more": str(max(262144, 4 * facts.time_wait_limit))},
+    )
+
+
+def descriptors(facts: Facts) -> Iterator[Finding]:
+    """Processes that run out of descriptors before they run out of ports."""
+    for each in facts.descriptors:
+        if each.used >= _NEARLY * each.limit:
+            yield Finding(
+                Severity.CRITICAL if each.used >= _LAST * each.limit else Severity.WARNING,
+                causes.DESCRIPTORS,
+                f"{each.owner} has {each.used:,} of {each.limit:,} descriptors open",
+                (f"/proc/{each.pid}/limits: Max open files {each.limit}",),
+                {"pid": str(each.pid), "more": str(4 * each.limit)},
+            )
+
+
+def conntrack(facts: Facts) -> Iterator[Finding]:
+    """A table of tracked connections that is nearly full."""
+    if facts.conntrack is None:
+        return
+    count, most = facts.conntrack
+    if count >= _NEARLY * most:
+        values = {"more": str(2 * most)}
+        if facts.pairs:
+            values["port"] = str(facts.pairs[0].destination.port)
+        yield Finding(
+            Severity.CRITICAL if count >= _LAST * most else Severity.WARNING,
+            causes.CONNTRACK,
+            f"conntrack has {count:,} entries of {most:,}",
+            ("net.netfilter.nf_conntrack_count and nf_conntrack_max",),
+            values,
+        )
+
+
+def translated(facts: Facts) -> Iterator[Finding]:
+    """Translation to fewer ports than the host has."""
+    for each in facts.translations:
+        if each.ports.size < facts.ports.size:
+            yield Finding(
+                Severity.WARNING,
+                causes.TRANSLATED,
+                f"a rule translates to {each.ports.size:,} ports, fewer than the range's "
+                f"{facts.ports.size:,}",
+                (each.text,),
+            )
+
+
+def old_kernel(facts: Facts) -> Iterator[Finding]:
+    """What a newer kernel would bring."""
+    if facts.lacking:
+        yield Finding(
+            Severity.NOTE,
+            causes.OLD_KERNEL,
+            f"Linux {facts.kernel} lacks something that helps",
+            facts.lacking,
+        )
+
+
+RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
+    not_local,
+    ipv6_off,
+    exhausted,
+    full,
+    bound_first,
+    polluted,
+    overshadowed,
+    not_honoured,
+    time_wait,
+    leaks,
+    descriptors,
+    conntrack,
+    translated,
+    time_wait_overflow,
+    listeners,
+    timestamps_off,
+    old_kernel,
+)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "40 s", "12 min", "3 h"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _is_filling(pair: Pair) -> bool:
+    share = pair.in_use / max(1, pair.capacity)
+    left = pair.capacity - pair.in_use
+    soon = pair.rate > 0 and left < _SOON * pair.rate and share >= _SOON_SHARE
+    return share >= FILLING or soon
+
+
+def _numbers(counts: Mapping[str, int]) -> str:
+    largest = sorted(counts.items(), key=lambda each: -each[1])
+    return ", ".join(f"{number:,} {name}" for name, number in largest)
+
+
+def _owners(counts: Mapping[str, int]) -> str:
+    """Who has them, the largest shares."""
+    named = sorted(((n, name) for name, n in counts.items() if name), reverse=True)
+    shown = [f"{name}: {number:,}" for number, name in named[:_SHOWN]]
+    if len(named) > _SHOWN:
+        shown.append(f"{len(named) - _SHOWN} more processes")
+    return "; ".join(shown) or "owned by nobody, or by processes that only root may see"
+
+
+def _list_of(ports: set[int]) -> str:
+    shown = [str(port) for port in sorted(ports)[: 2 * _SHOWN]]
+    return ", ".join(shown) + ", …" * (len(ports) > len(shown))
+
+
+def _reserve(facts: Facts, ports: Iterable[int]) -> str:
+    """The value for ip_local_reserved_ports that has these ports too."""
+    wanted = {port for hole in facts.reserved for port in range(hole.low, hole.high + 1)}
+    wanted.update(ports)
+    ranges: list[PortRange] = []
+    for port in sorted(wanted):
+        if ranges and ranges[-1].high == port - 1:
+            ranges[-1] = PortRange(ranges[-1].low, port)
+        else:
+            ranges.append(PortRange(port, port))
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)

@@ -1,0 +1,113 @@
+"""What is wrong with the source ports of this machine, or was with a call that failed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from ipaddress import ip_address
+from typing import Final, NamedTuple
+
+from connectx.addresses import Endpoint, PortRange
+from connectx.core.findings import Finding, Severity, find
+from connectx.core.verdict import verdict
+from connectx.errors import ConnectxError, RangeNotHonoured
+from connectx.observe.look import SOCKETS, Question, look
+from connectx.observe.namespace import visiting
+
+#: Seconds between the two counts that rates come from.
+SECONDS: Final = 1.0
+
+#: Seconds without data that make a connection idle.
+IDLE_AFTER: Final = 300.0
+
+
+class Diagnosis(NamedTuple):
+    """What a look at a network namespace has shown.
+
+    verdict: what the failure that was asked about comes from; "" if none was.
+    findings: worst first. unseen: what could not be looked at, and why.
+    """
+
+    taken_at: dt.datetime
+    netns: str
+    verdict: str
+    findings: tuple[Finding, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing to do: no findings but notes."""
+        return all(finding.severity is Severity.NOTE for finding in self.findings)
+
+
+def examine(
+    *,
+    protocol: str = "tcp",
+    number: int = 0,
+    source: str = "",
+    destination: Endpoint | None = None,
+    ports: PortRange | None = None,
+    netns: str | None = None,
+    seconds: float = SECONDS,
+    idle_after: float = IDLE_AFTER,
+) -> Diagnosis:
+    """Look for everything that is wrong, and at a call that failed, if one is described.
+
+    protocol: "tcp", "mptcp", "udp" or "udplite". number: the call's errno, 0 for none.
+    source, destination: IP addresses that it was to use. ports: source ports it asked for.
+    netns: another network namespace, by name, path or pid; CAP_SYS_ADMIN in it.
+    seconds: how long to watch, for rates. idle_after: seconds without data that make a
+    connection idle.
+
+    Takes no more than reading: sockets of its own are bound for some microseconds each, to
+    find out which ports refuse to be shared, and send nothing. Owners are seen of one's own
+    processes, or by root.
+
+    Raises ValueError for what is no address or protocol, and OSError where the sockets
+    cannot be read.
+    """
+    if protocol not in SOCKETS:
+        raise ValueError(f"a protocol is one of {', '.join(map(repr, SOCKETS))}, not {protocol!r}")
+    for host in (source, destination.host if destination else ""):
+        if host:
+            ip_address(host)
+    asked = bool(number or source or destination or ports)
+    question = Question(protocol, number, source, destination, ports) if asked else None
+    with visiting(netns):
+        taken_at = dt.datetime.now(dt.UTC)
+        facts = look(question, seconds=seconds, idle_after=idle_after)
+        where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
+    findings = find(facts)
+    return Diagnosis(taken_at, where, verdict(facts, findings), tuple(findings), facts.unseen)
+
+
+def diagnose(
+    error: OSError,
+    *,
+    protocol: str = "tcp",
+    source: str = "",
+    destination: Endpoint | None = None,
+    seconds: float = 0.0,
+) -> Diagnosis:
+    """What an error comes from that was just caught; the sockets are looked at as they are now.
+
+    error: an error of connectx tells protocol, source and destination itself; of any other
+    OSError name what you know.
+
+    Raises as `examine` does.
+    """
+    ports: PortRange | None = None
+    if isinstance(error, ConnectxError):
+        protocol = error.protocol or protocol
+        source = (error.source.host if error.source else "") or source
+        destination = error.destination or destination
+        if isinstance(error, RangeNotHonoured) and error.source.port:
+            ports = PortRange(error.source.port, error.source.port)
+    return examine(
+        protocol=protocol,
+        number=error.errno or 0,
+        source=source,
+        destination=destination,
+        ports=ports,
+        seconds=seconds,
+    )

@@ -1,0 +1,33 @@
+"""IP addresses as octets: IPv4-mapped ones are IPv4's, whose 4-tuples they occupy."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+from typing import Final
+
+from connectx.linux.uapi import AF_INET, AF_INET6
+
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+def packed(*hosts: str) -> tuple[int | None, list[bytes | None]]:
+    """The family of addresses in text form and their octets; None for "".
+
+    Raises ValueError for what is no address, and for both families at once.
+    """
+    octets = [unmapped(ip_address(host).packed) if host else None for host in hosts]
+    sizes = {len(each) for each in octets if each is not None}
+    if len(sizes) > 1:
+        raise ValueError(f"not of one IP version: {' and '.join(hosts)}")
+    return ({4: AF_INET, 16: AF_INET6}[sizes.pop()] if sizes else None), octets
+
+
+def unmapped(address: bytes) -> bytes:
+    """The IPv4 address in an IPv4-mapped one; any other as it is."""
+    return address[12:] if address.startswith(_V4_MAPPED) else address
+
+
+def text_of(address: bytes) -> str:
+    """An address as the kernel prints it."""
+    return socket.inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)

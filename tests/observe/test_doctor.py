@@ -1,0 +1,499 @@
+"""Each finding: built in a private network, told, and not told where all is well."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import connectx
+from connectx.addresses import Endpoint, PortRange
+from connectx.core import causes
+from connectx.core.findings import Finding, Severity
+from connectx.linux import netns
+from connectx.observe import Diagnosis, diagnose, examine
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.api.calls import reset_on_close
+
+LOW, HIGH = 20001, 20020
+SIZE = HIGH - LOW + 1
+PORT = 9000
+HERE = ("127.0.0.1", PORT)
+TOWARD = Endpoint(*HERE)
+
+
+@pytest.fixture
+def listener(network: Network, servers: Servers) -> socket.socket:
+    network.port_range(LOW, HIGH)
+    return servers.listen("::", PORT)
+
+
+@pytest.fixture
+def connect(listener: socket.socket, closing: contextlib.ExitStack) -> Callable[..., socket.socket]:
+    """A connection to the listener, from what the socket was bound to before."""
+    del listener
+
+    def connected(
+        source: tuple[str, int] | None = None, destination: tuple[str, int] = HERE
+    ) -> socket.socket:
+        sock = closing.enter_context(socket.socket())
+        if source is not None:
+            sock.bind(source)
+        sock.connect(destination)
+        reset_on_close(sock)
+        return sock
+
+    return connected
+
+
+def look(**question: Any) -> Diagnosis:
+    return examine(seconds=0.0, **question)
+
+
+def found(diagnosis: Diagnosis, cause: causes.Cause) -> Finding:
+    """The finding with a cause, of which there must be one."""
+    findings = [finding for finding in diagnosis.findings if finding.cause is cause]
+    assert len(findings) == 1, diagnosis.findings
+    return findings[0]
+
+
+def leave_time_wait(server: socket.socket, destination: tuple[str, int] = HERE) -> int:
+    """Connect and close first; the port that rests then."""
+    with socket.create_connection(destination) as sock:
+        accepted, _ = server.accept()
+        port = int(sock.getsockname()[1])
+        sock.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        accepted.close()
+        assert sock.recv(1) == b""
+    return port
+
+
+def test_a_healthy_machine(connect: Callable[..., socket.socket]) -> None:
+    for _ in range(SIZE // 4):
+        connect()
+    for question in ({}, {"destination": TOWARD}, {"source": "127.0.0.1", "destination": TOWARD}):
+        diagnosis = look(**question)
+        assert diagnosis.findings == ()
+        assert diagnosis.healthy
+        assert diagnosis.unseen == ()
+    assert diagnosis.netns == f"net:[{netns.current().inode}]"
+    assert "15 of 20 source ports are free" in diagnosis.verdict
+
+
+class TestFiveMeaningsOf99:
+    """As somebody would ask who has just seen "Cannot assign requested address"."""
+
+    def ask(self, **question: Any) -> Diagnosis:
+        diagnosis = look(number=errno.EADDRNOTAVAIL, **question)
+        assert diagnosis.verdict.startswith("99 (EADDRNOTAVAIL) ")
+        return diagnosis
+
+    def test_exhausted(self, connect: Callable[..., socket.socket]) -> None:
+        for _ in range(SIZE):
+            connect()
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            connect()
+        diagnosis = self.ask(destination=TOWARD)
+        assert "means here: exhaustion" in diagnosis.verdict
+        assert "20 connections to it" in diagnosis.verdict
+        assert diagnosis.findings[0].cause is causes.CONNECTED
+        assert diagnosis.findings[0].severity is Severity.CRITICAL
+        assert f"({os.getpid()}" in str(diagnosis.findings)
+        assert not diagnosis.healthy
+
+    def test_polluted_by_binds(self, connect: Callable[..., socket.socket]) -> None:
+        for number in range(SIZE):
+            connect(("127.0.0.2", 0), (f"127.0.0.{3 + number % 4}", PORT))
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            connect()
+        diagnosis = self.ask(destination=TOWARD)
+        assert "20 ports that listeners and binds before connect() hold" in diagnosis.verdict
+        finding = found(diagnosis, causes.BOUND_FIRST)
+        assert finding.severity is Severity.CRITICAL
+        assert finding.title.startswith("20 of 20 source ports are locked")
+        assert f"({os.getpid()}" in finding.evidence[0]
+        # Nobody asked where to: that there is a lock shows all the same.
+        assert "shut to connect()" in self.ask().verdict
+
+    def test_time_wait(self, listener: socket.socket, network: Network) -> None:
+        network.sysctl("net.ipv4.tcp_tw_reuse", 0)
+        for _ in range(SIZE):
+            leave_time_wait(listener)
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            socket.create_connection(HERE)
+        diagnosis = self.ask(destination=TOWARD)
+        assert "TIME_WAITs that this host left by closing first" in diagnosis.verdict
+        churn = [finding for finding in diagnosis.findings if finding.cause is causes.TIME_WAIT]
+        assert any("tcp_tw_reuse is 0" in line for each in churn for line in each.evidence)
+        assert "sysctl -w net.ipv4.tcp_tw_reuse=1" in [
+            churn[0].command(remedy) for remedy in churn[0].cause.remedies
+        ]
+
+    def test_source_not_local(self, listener: socket.socket) -> None:
+        del listener
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            socket.create_connection(HERE, source_address=("192.0.2.7", 0))
+        diagnosis = self.ask(destination=TOWARD, source="192.0.2.7")
+        assert "not one of this host's" in diagnosis.verdict
+        assert "not exhaustion" in diagnosis.verdict
+        finding = found(diagnosis, causes.NOT_LOCAL)
+        assert finding.command(finding.cause.remedies[0]) == "ip address add 192.0.2.7 dev lo"
+        assert look(source="127.0.0.1").healthy
+
+    def test_ipv6_off(self, network: Network) -> None:
+        network.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+        with pytest.raises(OSError, match="Cannot assign requested address"):
+            socket.create_connection(("::1", PORT))
+        diagnosis = self.ask(destination=Endpoint("::1", PORT))
+        assert "IPv6 is switched off" in diagnosis.verdict
+        assert found(diagnosis, causes.IPV6_OFF).severity is Severity.CRITICAL
+        # It is no finding where nobody asks for IPv6.
+        assert look().healthy
+
+    def test_none_of_them(self, connect: Callable[..., socket.socket]) -> None:
+        connect()
+        assert "is not exhaustion here and now: 19 of 20" in self.ask(destination=TOWARD).verdict
+        assert "does not look like exhaustion" in self.ask().verdict
+        assert self.ask().healthy
+
+
+class TestOtherErrnos:
+    def test_98(self, connect: Callable[..., socket.socket]) -> None:
+        for _ in range(SIZE):
+            connect(("127.0.0.1", 0))
+        with pytest.raises(OSError, match="Address already in use"):
+            connect(("127.0.0.1", 0))
+        diagnosis = look(number=errno.EADDRINUSE)
+        assert "comes from bind()" in diagnosis.verdict
+        assert "IP_BIND_ADDRESS_NO_PORT" in diagnosis.verdict
+
+    def test_11_of_udp(self, network: Network, closing: contextlib.ExitStack) -> None:
+        network.port_range(LOW, HIGH)
+        for number in range(SIZE + 1):
+            sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            if number < SIZE:
+                sock.connect(HERE)
+        with pytest.raises(BlockingIOError):
+            sock.connect(("127.0.0.1", PORT + 1))
+        diagnosis = look(
+            number=errno.EAGAIN, protocol="udp", destination=Endpoint("127.0.0.1", PORT + 1)
+        )
+        assert "means here: exhaustion" in diagnosis.verdict
+        assert diagnosis.findings[0].cause is causes.HELD_DATAGRAM
+
+    def test_others(self, network: Network) -> None:
+        del network
+        assert "is not what exhaustion gives" in look(number=errno.ECONNREFUSED).verdict
+        assert "say --protocol udp" in look(number=errno.EAGAIN).verdict
+
+    def test_no_route(self, network: Network) -> None:
+        del network
+        diagnosis = look(number=errno.EADDRNOTAVAIL, destination=Endpoint("198.51.100.9", 443))
+        assert "Network is unreachable" in diagnosis.verdict
+
+
+def test_filling_with_rate_and_time_left(
+    connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        connect()
+    assert look().healthy
+
+    def meanwhile(_: float) -> None:
+        for _ in range(10):
+            connect()
+
+    monkeypatch.setattr("connectx.observe.look._wait", meanwhile)
+    finding = found(look(), causes.CONNECTED)
+    assert finding.severity is Severity.WARNING
+    assert finding.title.startswith("15 of 20 source ports (75 %) are in use")
+    assert "none is left in" in finding.evidence[1]
+
+
+def test_explicit_binds(
+    closing: contextlib.ExitStack, connect: Callable[..., socket.socket]
+) -> None:
+    for port in range(LOW, LOW + 5):
+        sock = closing.enter_context(socket.socket())
+        sock.bind(("127.0.0.9", port))
+    connect()
+    diagnosis = look()
+    if diagnosis.healthy:
+        pytest.skip("kernel: before 6.8 a dump leaves bound sockets out")
+    finding = found(diagnosis, causes.POLLUTED)
+    assert finding.title.startswith("5 of 20 source ports are shut to connect()")
+    assert finding.command(finding.cause.remedies[1]).endswith("ports=20001-20005")
+
+
+def test_a_time_wait_of_an_explicit_bind(network: Network, servers: Servers) -> None:
+    network.port_range(LOW, HIGH)
+    server = servers.listen("127.0.0.1", PORT)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", LOW))
+        sock.connect(HERE)
+        accepted, _ = server.accept()
+        sock.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        accepted.close()
+        assert sock.recv(1) == b""
+    finding = found(look(), causes.POLLUTED)
+    assert "1 TIME-WAIT" in finding.evidence[0]
+
+
+def test_close_wait(
+    connect: Callable[..., socket.socket], listener: socket.socket, network: Network
+) -> None:
+    del network
+    for number in range(12):
+        sock = connect()
+        accepted, _ = listener.accept()
+        accepted.close()
+        assert sock.recv(1) == b""
+        if number == 8:
+            assert look().healthy
+    finding = found(look(), causes.CLOSE_WAIT)
+    assert finding.title.startswith("12 connections")
+    assert f"({os.getpid()}" in finding.evidence[0]
+
+
+def test_idle_connections(connect: Callable[..., socket.socket]) -> None:
+    sockets = [connect() for _ in range(SIZE * 6 // 10)]
+    assert causes.IDLE not in {each.cause for each in look(idle_after=3600.0).findings}
+    finding = found(look(idle_after=0.0), causes.IDLE)
+    assert finding.title.startswith(f"{len(sockets)} connections")
+
+
+def test_overshadowed_datagrams(network: Network, closing: contextlib.ExitStack) -> None:
+    network.port_range(LOW, HIGH)
+
+    def opened(destination: tuple[str, int]) -> None:
+        sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", LOW))
+        sock.connect(destination)
+
+    opened(HERE)
+    opened(("127.0.0.2", PORT))
+    assert look().healthy
+    opened(HERE)
+    finding = found(look(), causes.OVERSHADOWED)
+    assert finding.severity is Severity.CRITICAL
+    assert finding.evidence[0].startswith("127.0.0.1:20001 -> 127.0.0.1:9000: ")
+    assert finding.evidence[0].count(f"({os.getpid()}") == 2
+
+
+def test_listeners_in_the_range(network: Network, closing: contextlib.ExitStack) -> None:
+    network.port_range(LOW, HIGH)
+    for port in (LOW + 3, LOW + 4, LOW + 9, HIGH + 1):
+        sock = closing.enter_context(socket.socket())
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+    network.reserved_ports(str(LOW + 9))
+    finding = found(look(), causes.LISTENERS)
+    assert finding.title.startswith("2 listeners")
+    command = finding.command(finding.cause.remedies[0])
+    assert command == "sysctl -w net.ipv4.ip_local_reserved_ports=20004-20005,20010"
+    network.reserved_ports(command.partition("=")[2])
+    assert look().healthy
+
+
+def test_a_window_outside_the_range(network: Network) -> None:
+    network.port_range(LOW, HIGH)
+    assert look(ports=PortRange(LOW, LOW + 3)).healthy
+    finding = found(look(ports=PortRange(LOW - 5, LOW + 3)), causes.NOT_HONOURED)
+    assert finding.command(finding.cause.remedies[0]).endswith("='19996 20020'")
+
+
+def test_timestamps_off(network: Network) -> None:
+    network.sysctl("net.ipv4.tcp_timestamps", 0)
+    assert found(look(), causes.TIMESTAMPS_OFF).severity is Severity.WARNING
+
+
+def test_more_time_waits_than_there_may_be(listener: socket.socket, network: Network) -> None:
+    network.sysctl("net.ipv4.tcp_max_tw_buckets", 4)
+    network.sysctl("net.ipv4.tcp_tw_reuse", 0)
+    for _ in range(6):
+        leave_time_wait(listener)
+    finding = found(look(), causes.TIME_WAIT_OVERFLOW)
+    assert finding.severity is Severity.WARNING
+    assert "2 connections ended without one" in finding.evidence[0]
+
+
+def test_a_process_without_descriptors(
+    network: Network, connect: Callable[..., socket.socket], closing: contextlib.ExitStack
+) -> None:
+    del network
+    sock = connect()
+    for _ in range(200):
+        closing.enter_context(sock.dup())
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, hard))
+    try:
+        diagnosis = look()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    finding = found(diagnosis, causes.DESCRIPTORS)
+    assert f"--pid {os.getpid()} " in finding.command(finding.cause.remedies[0])
+    assert look().healthy
+
+
+class TestErrors:
+    """diagnose(): what was caught tells most of it."""
+
+    def test_exhaustion(self, connect: Callable[..., socket.socket]) -> None:
+        for _ in range(SIZE):
+            connect()
+        with pytest.raises(connectx.PortsExhausted) as caught:
+            connectx.create_connection(HERE)
+        diagnosis = diagnose(caught.value)
+        assert "means here: exhaustion" in diagnosis.verdict
+        # One table of causes.
+        assert diagnosis.findings[0].cause.summary in caught.value.explain()
+
+    def test_a_plain_error(self, connect: Callable[..., socket.socket]) -> None:
+        for _ in range(SIZE):
+            connect()
+        with pytest.raises(OSError, match="Cannot assign") as caught:
+            socket.create_connection(HERE)
+        assert "means exhaustion for connections" in diagnose(caught.value).verdict
+        assert "means here" in diagnose(caught.value, destination=TOWARD).verdict
+
+    def test_a_source_that_is_not_local(self, listener: socket.socket) -> None:
+        del listener
+        with pytest.raises(connectx.SourceNotLocal) as caught:
+            connectx.create_connection(HERE, source_address=("192.0.2.7", 0))
+        assert "not one of this host's" in diagnose(caught.value).verdict
+
+    def test_a_range_that_is_not_honoured(self, network: Network) -> None:
+        network.port_range(LOW, HIGH)
+        with pytest.raises(connectx.RangeNotHonoured) as caught:
+            connectx.Dialer(ports=(LOW - 10, LOW)).create_connection(HERE)
+        assert "22 (EINVAL)" in diagnose(caught.value).verdict
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"protocol": "sctp"}, {"source": "here"}, {"destination": Endpoint("there", 1)}],
+)
+def test_wrong_use(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"protocol|address"):
+        look(**wrong)
+
+
+class TestCommand:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "connectx", "doctor", "--seconds", "0", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_says_what_is_wrong_and_exits_1(self, connect: Callable[..., socket.socket]) -> None:
+        for _ in range(SIZE):
+            connect()
+        done = self.run("--errno", "EADDRNOTAVAIL", "--destination", "127.0.0.1:9000")
+        assert (done.returncode, done.stderr) == (1, "")
+        assert "99 (EADDRNOTAVAIL) means here: exhaustion." in done.stdout
+        assert "\ncritical: " in done.stdout
+        assert "it breaks: " in done.stdout
+        assert "tcp_tw_recycle" in done.stdout
+        assert "\x1b" not in done.stdout
+
+    def test_exits_0_where_all_is_well(self, network: Network) -> None:
+        del network
+        done = self.run()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Nothing is wrong")
+
+    def test_exits_2_where_it_cannot_look(self, network: Network) -> None:
+        del network
+        done = self.run("--netns", "no-such-name")
+        assert done.returncode == 2
+        assert "no such network namespace" in done.stderr
+        assert self.run("--errno", "EWHAT").returncode == 2
+
+    def test_json(self, network: Network) -> None:
+        network.sysctl("net.ipv4.tcp_timestamps", 0)
+        done = self.run("--json", "--errno", "99")
+        assert done.returncode == 1
+        report = json.loads(done.stdout)
+        assert report.keys() == {"taken_at", "netns", "verdict", "findings", "unseen"}
+        (finding,) = report["findings"]
+        assert finding["name"] == "timestamps off"
+        assert finding["severity"] == "warning"
+        assert finding["remedies"][0]["command"] == "sysctl -w net.ipv4.tcp_timestamps=1"
+        assert all(finding[field] for field in ("title", "evidence", "why"))
+
+
+class TestRules:
+    """Of nftables and iptables, which a new namespace has none of."""
+
+    def test_a_translation_to_fewer_ports(self, network: Network) -> None:
+        del network
+        nft("""
+            table ip nat {
+                chain post {
+                    type nat hook postrouting priority 100;
+                    ip daddr 198.51.100.0/24 masquerade
+                    ip protocol tcp snat to 192.0.2.1:1024-65535
+                }
+            }
+        """)
+        assert look().healthy
+        nft("add rule ip nat post ip protocol tcp masquerade to :10000-12000")
+        finding = found(look(), causes.TRANSLATED)
+        assert "2,001 ports" in finding.title
+        assert finding.evidence == ("nft: ip nat post: masquerade to :10000-12000",)
+
+    @pytest.mark.parametrize("variant", ["iptables-nft", "iptables-legacy"])
+    def test_a_translation_by_iptables(self, network: Network, variant: str) -> None:
+        del network
+        if shutil.which(variant) is None:
+            pytest.skip(f"needs {variant}, of iptables")
+        rule = "POSTROUTING -p tcp -j SNAT --to-source 192.0.2.1:40000-49999"
+        subprocess.run([variant, "-t", "nat", "-A", *rule.split()], check=True)
+        finding = found(look(), causes.TRANSLATED)
+        assert "10,000 ports" in finding.title
+        assert finding.evidence[0].startswith("iptables: -A POSTROUTING")
+
+    def test_a_full_table_of_tracked_connections(self, network: Network) -> None:
+        """As many as the machine allows in all its namespaces, which one cannot change."""
+        network.port_range(1024, 65535)
+        nft("""
+            table ip filter {
+                chain in { type filter hook input priority 0; ct state new drop; }
+                chain out { type filter hook output priority 0; ct state new counter; }
+            }
+        """)
+        assert look().healthy
+        most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+        if most > 1_000_000:
+            pytest.skip(f"kernel: filling a table of {most} takes too long")
+        with contextlib.ExitStack() as sockets:
+            for start in range(0, most * 85 // 100, 60_000):
+                sock = sockets.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+                sock.bind((f"127.0.1.{start // 60_000 + 1}", 1024))
+                for port in range(2000, 2000 + min(60_000, most * 85 // 100 - start)):
+                    sock.sendto(b"", ("127.0.0.1", port))
+        finding = found(look(), causes.CONNTRACK)
+        assert finding.severity is Severity.WARNING
+        assert finding.title.endswith(f"entries of {most:,}")
+
+
+def nft(rules: str) -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft, of nftables")
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
