@@ -202,10 +202,10 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
         ({"number": 0, "census": FULL_CENSUS}, "this is exhaustion"),
         ({"number": 0, "census": FULL_CENSUS._replace(connected=0)}, "this is not exhaustion"),
         ({"number": 0}, ""),
-        ({"census": FULL_CENSUS}, "for 20,000 connections to it"),
-        ({"census": Census(PORTS, 8_000, 20_000, 200, 32)}, "for 20,000 TIME_WAITs"),
-        ({"census": Census(PORTS, 200, 0, 28_000, 32)}, "for 28,000 ports that listeners"),
-        ({"census": Census(PORTS, 0, 0, 32, 28_200)}, "for 28,200 reserved ports"),
+        ({"census": FULL_CENSUS}, "because of 20,000 connections to it"),
+        ({"census": Census(PORTS, 8_000, 20_000, 200, 32)}, "because of 20,000 TIME_WAITs"),
+        ({"census": Census(PORTS, 200, 0, 28_000, 32)}, "because of 28,000 ports that listeners"),
+        ({"census": Census(PORTS, 0, 0, 32, 28_200)}, "because of 28,200 reserved ports"),
         ({"census": FULL_CENSUS._replace(connected=1)}, "is not exhaustion here and now: 19,999"),
         ({"source_is_local": False}, "means here: the source address is not one"),
         ({"ipv6": False}, "means here: IPv6 is switched off"),
@@ -277,3 +277,22 @@ def test_any_numbers_make_readable_findings(numbers: list[int], rate: float) -> 
 
 def test_the_healthy_facts_name_every_field() -> None:
     assert {field.name for field in fields(HEALTHY)} == set(Facts.__slots__)
+
+
+def test_no_command_that_does_harm() -> None:
+    """Neither an empty list of reserved ports, nor a narrower range, nor what is set already."""
+    asked = ASKED._replace(census=Census(PORTS, 0, 28_232, 0, 0))
+    facts = replace(HEALTHY, asked=asked)
+    (finding,) = find(facts)
+    commands = [finding.command(each) for each in finding.cause.remedies]
+    assert commands == ["", "sysctl -w net.ipv4.tcp_tw_reuse=1", ""]
+    (finding,) = find(replace(facts, tcp_tw_reuse=1))
+    assert not any(finding.command(each) for each in finding.cause.remedies)
+    asked = ASKED._replace(census=Census(PORTS, 0, 0, 28_232, 0))
+    (finding,) = find(replace(HEALTHY, asked=asked))
+    assert not any(finding.command(each) for each in finding.cause.remedies)
+    asked = ASKED._replace(census=Census(PORTS, 28_232, 0, 0, 0))
+    for ports, wider in ((PORTS, "10240 65535"), (PortRange(1024, 65535), "")):
+        (finding,) = find(replace(HEALTHY, asked=asked, ports=ports, translations=()))
+        command = finding.command(finding.cause.remedies[-1])
+        assert command == (f"sysctl -w net.ipv4.ip_local_port_range='{wider}'" if wider else "")

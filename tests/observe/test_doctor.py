@@ -215,6 +215,7 @@ def test_filling_with_rate_and_time_left(
             connect()
 
     monkeypatch.setattr("connectx.observe.look._wait", meanwhile)
+    monkeypatch.setattr("connectx.core.findings._A_RATE_TAKES", 0.0)
     finding = found(look(), causes.CONNECTED)
     assert finding.severity is Severity.WARNING
     assert finding.title.startswith("15 of 20 source ports (75 %) are in use")
@@ -385,10 +386,16 @@ class TestErrors:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"protocol": "sctp"}, {"source": "here"}, {"destination": Endpoint("there", 1)}],
+    [
+        {"protocol": "sctp"},
+        {"source": "here"},
+        {"destination": Endpoint("there", 1)},
+        {"destination": Endpoint("", 443)},
+        {"destination": Endpoint("127.0.0.1", 0)},
+    ],
 )
 def test_wrong_use(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"protocol|address"):
+    with pytest.raises(ValueError, match=r"protocol|address|port"):
         look(**wrong)
 
 

@@ -132,28 +132,31 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    from connectx.core.findings import Severity  # noqa: PLC0415 - as above
+    from connectx.core.causes import OF_EXHAUSTION  # noqa: PLC0415 - as above
 
     page = _Page()
     if diagnosis.verdict:
         page.paragraph(diagnosis.verdict, style="bold")
         page.paragraph("")
+    explained: set[str] = set()
     for finding in diagnosis.findings:
-        _show_finding(finding, page)
+        _show_finding(finding, page, brief=finding.cause.summary in explained)
+        explained.add(finding.cause.summary)
     if not diagnosis.findings:
         page.paragraph("Nothing is wrong with the source ports of this network namespace.")
-    elif any(finding.severity is Severity.CRITICAL for finding in diagnosis.findings):
+    elif any(finding.cause in OF_EXHAUSTION for finding in diagnosis.findings):
         _show_folklore(page)
     for line in diagnosis.unseen:
         page.paragraph(f"not seen: {line}", rest="  ", style="dim")
 
 
-def _show_finding(finding: Finding, page: _Page) -> None:
+def _show_finding(finding: Finding, page: _Page, *, brief: bool) -> None:
+    """All of it; brief: but for what another finding of the same cause has said."""
     severity = finding.severity.value
     page.paragraph(f"{severity}: {finding.title}", rest="  ", style=_COLOURS[severity])
-    for line in (*finding.evidence, finding.cause.summary):
+    for line in finding.evidence if brief else (*finding.evidence, finding.cause.summary):
         page.paragraph(line, "  ")
-    for remedy in finding.cause.remedies:
+    for remedy in () if brief else finding.cause.remedies:
         page.paragraph(remedy.text, "  - ")
         if command := finding.command(remedy):
             page.unbroken(f"      {command}")

@@ -33,7 +33,8 @@ def endpoint(text: str) -> Endpoint:
         host = str(ip_address(host)) if host else ""
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"not an address such as 192.0.2.7:443, [2001:db8::7]:443 or :443: {text!r}"
+            f"not an address such as 192.0.2.7:443, [2001:db8::7]:443 or :443: {text!r}; "
+            "`getent ahosts NAME` lists a name's addresses"
         ) from None
     if not (port.isascii() and port.isdecimal()) or int(port) > HIGHEST_PORT:
         raise argparse.ArgumentTypeError(f"not a port in {text!r}")

@@ -56,7 +56,7 @@ CONNECTED: Final = Cause(
         Remedy(
             "widen net.ipv4.ip_local_port_range, keeping listeners' ports out of it with "
             "net.ipv4.ip_local_reserved_ports",
-            "sysctl -w net.ipv4.ip_local_port_range='10240 65535'",
+            "sysctl -w net.ipv4.ip_local_port_range='{wider}'",
             "servers that are to listen on one of the added ports may find it taken",
         ),
     ),
@@ -73,7 +73,7 @@ TIME_WAIT: Final = Cause(
         Remedy(
             "let connect() take over a TIME_WAIT that is older than a second, which it does with "
             "TCP timestamps",
-            "sysctl -w net.ipv4.tcp_tw_reuse=1",
+            "sysctl -w net.ipv4.tcp_tw_reuse={reuse}",
             "nothing where both sides have timestamps; it does not help behind a NAT that counts "
             "TIME_WAITs of its own",
         ),
@@ -327,6 +327,11 @@ OLD_KERNEL: Final = Cause(
     "old kernel",
     "A newer kernel shares and finds ports better.",
     (Remedy("see docs/kernels.md for what each version brings, and what to do without it"),),
+)
+
+#: The causes that people try to cure with what FOLKLORE has.
+OF_EXHAUSTION: Final = frozenset(
+    {CONNECTED, TIME_WAIT, HELD, HELD_DATAGRAM, RESERVED, BOUND_FIRST, POLLUTED}
 )
 
 #: What is often said, and what is so.

@@ -28,6 +28,12 @@ FILLING: Final = 0.7
 _SOON: Final = 600.0
 _SOON_SHARE: Final = 0.3
 
+#: Seconds between two counts from which on their difference is a rate.
+_A_RATE_TAKES: Final = 0.1
+
+#: A range that leaves the ports of most services out.
+_WIDE: Final = PortRange(10240, 65535)
+
 #: Pairs that are reported one by one.
 _SHOWN: Final = 5
 #: Shares of the range from which on held ports are serious, and more than a note.
@@ -117,30 +123,37 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
             Severity.CRITICAL,
             cause,
             f"no source port of {census.ports} is free toward {asked.destination}",
-            (describe(census, subject),),
-            {"reserve": _reserve(facts, ())},
+            (
+                describe(census, subject),
+                *(
+                    line
+                    for pair in facts.pairs
+                    if _is_asked(facts, pair)
+                    for line in _told(facts, pair)
+                ),
+            ),
+            _values(facts),
         )
 
 
 def full(facts: Facts) -> Iterator[Finding]:
     """Destinations toward which all ports are taken, or soon will be."""
-    filling = [pair for pair in facts.pairs if _is_filling(pair)]
+    told = (
+        facts.asked is not None and facts.asked.census is not None and not facts.asked.census.free
+    )
+    filling = [
+        pair for pair in facts.pairs if _is_filling(pair) and not (told and _is_asked(facts, pair))
+    ]
     for pair in filling[:_SHOWN]:
         share = pair.in_use / max(1, pair.capacity)
         time_wait = pair.states.get("TIME-WAIT", 0)
-        left = pair.capacity - pair.in_use
-        evidence = [
-            f"{_numbers(pair.states)}; {_owners(pair.owners)}",
-            f"{pair.rate:+.1f} ports a second over {facts.seconds:.1f} s",
-        ]
-        if left > 0 and pair.rate > 0:
-            evidence[1] += f": none is left in {duration(left / pair.rate)}"
         yield Finding(
             Severity.CRITICAL if share >= FULL else Severity.WARNING,
             causes.TIME_WAIT if time_wait > pair.in_use / 2 else causes.CONNECTED,
             f"{pair.in_use:,} of {pair.capacity:,} source ports ({int(100 * share)} %) are in use "
             f"from {pair.source} to {pair.destination} ({pair.protocol})",
-            tuple(evidence),
+            _told(facts, pair),
+            _values(facts),
         )
     if len(filling) > _SHOWN:
         yield Finding(
@@ -236,6 +249,7 @@ def time_wait(facts: Facts) -> Iterator[Finding]:
             "this host closes first, or the TIME_WAITs would be the other side's",
             _reuse(facts),
         ),
+        _values(facts),
     )
 
 
@@ -410,6 +424,42 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _is_asked(facts: Facts, pair: Pair) -> bool:
+    """Whether a pair goes where the call that was asked about was to go."""
+    asked = facts.asked
+    return (
+        asked is not None
+        and asked.destination == pair.destination
+        and asked.source in ("", pair.source)
+        and pair.protocol == {"mptcp": "tcp"}.get(asked.protocol, asked.protocol)
+    )
+
+
+def _told(facts: Facts, pair: Pair) -> tuple[str, ...]:
+    """Whose the connections of a pair are, and where they are going."""
+    lines = [f"{_numbers(pair.states)}; {_owners(pair.owners)}"]
+    if facts.seconds >= _A_RATE_TAKES:
+        lines.append(f"{pair.rate:+.1f} ports a second over {facts.seconds:.1f} s")
+        left = pair.capacity - pair.in_use
+        if left > 0 and pair.rate > 0:
+            lines[1] += f": none is left in {duration(left / pair.rate)}"
+    return tuple(lines)
+
+
+def _values(facts: Facts) -> dict[str, str]:
+    """What remedies against exhaustion have in braces."""
+    values = {}
+    if facts.tcp_timestamps and facts.tcp_tw_reuse != 1:
+        values["reuse"] = "1"
+    wider = PortRange(min(_WIDE.low, facts.ports.low), _WIDE.high)
+    if wider.size > facts.ports.size:
+        values["wider"] = f"{wider.low} {wider.high}"
+    ports = {each.port for each in facts.holders if each.state == "LISTEN"}
+    if ports:
+        values["reserve"] = _reserve(facts, ports)
+    return values
 
 
 def _is_filling(pair: Pair) -> bool:

@@ -85,7 +85,7 @@ def _not_available(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
         worst = max(shares, key=lambda share: shares[share])
         return (
             f"means here: exhaustion. No source port of {census.ports} is free toward "
-            f"{asked.destination}, for {worst}."
+            f"{asked.destination}, because of {worst}."
         )
     if census is not None:
         return (

@@ -63,14 +63,17 @@ def examine(
     find out which ports refuse to be shared, and send nothing. Owners are seen of one's own
     processes, or by root.
 
-    Raises ValueError for what is no address or protocol, and OSError where the sockets
+    Raises ValueError for what is no address, port or protocol, and OSError where the sockets
     cannot be read.
     """
     if protocol not in SOCKETS:
         raise ValueError(f"a protocol is one of {', '.join(map(repr, SOCKETS))}, not {protocol!r}")
-    for host in (source, destination.host if destination else ""):
-        if host:
-            ip_address(host)
+    if source:
+        ip_address(source)
+    if destination is not None:
+        ip_address(destination.host)
+        if not destination.port:
+            raise ValueError(f"a destination has a port, too: {destination.host}:443, say")
     asked = bool(number or source or destination or ports)
     question = Question(protocol, number, source, destination, ports) if asked else None
     with visiting(netns):

@@ -305,7 +305,7 @@ def _answer(question: Question) -> Asked:
         local = _is_local(question.source)
     census, unreachable = None, ""
     destination = question.destination
-    if destination is not None and destination.host and ipv6 is not False and local is not False:
+    if destination is not None and ipv6 is not False and local is not False:
         try:
             census = _census(question, destination)
         except OSError as error:
@@ -348,8 +348,7 @@ def _census(question: Question, destination: Endpoint) -> Census:
     """The ports toward the destination that was asked about."""
     kind, proto = SOCKETS[question.protocol]
     source = (question.source, 0) if question.source else None
-    # The census is of ports, whichever: the least that a destination's port can be is 1.
-    to = (destination.host, destination.port or 1)
+    to = (destination.host, destination.port)
     request = parse(0, kind, proto, "auto", source, to)
     network = NETWORKS.here()
     # Raises where there is no route.
