@@ -23,6 +23,7 @@ HEALTHY = Facts(
     reserved=(),
     pairs=(),
     holders=(),
+    tells_binds_apart=True,
     overshadowed=(),
     close_wait={},
     close_wait_gain=0,
@@ -240,6 +241,12 @@ def test_verdicts(asked: dict[str, Any], says: str) -> None:
 def test_errnos_that_come_from_elsewhere(number: int, differing: dict[str, Any]) -> None:
     facts = replace(HEALTHY, asked=ASKED._replace(number=number), **differing)
     assert "may well come from this" in verdict(facts, find(facts))
+
+
+def test_a_kernel_that_does_not_tell_binds_apart() -> None:
+    facts = replace(HEALTHY, asked=ASKED._replace(census=FULL_CENSUS._replace(connected=1)))
+    assert "locked" not in verdict(facts, [])
+    assert "bound before they connected" in verdict(replace(facts, tells_binds_apart=False), [])
 
 
 def test_verdicts_without_a_destination_look_at_the_machine() -> None:

@@ -94,7 +94,8 @@ class Facts:
     """A network namespace and its sockets.
 
     ports, reserved: ip_local_port_range and ip_local_reserved_ports.
-    pairs: the fullest first. holders: ports in the range that refuse to be shared.
+    pairs: the fullest first. holders: ports in the range that refuse to be shared;
+    tells_binds_apart: whether that has those which were bound before they connected.
     close_wait: by owner, CLOSE-WAIT now; close_wait_gain: how many more than a moment ago.
     time_wait, time_wait_limit, time_wait_overflows, overflows_gain: TIME_WAITs, as many as
     there may be, and how many connections ended without one, in all and during the look.
@@ -107,6 +108,7 @@ class Facts:
     reserved: tuple[PortRange, ...]
     pairs: tuple[Pair, ...]
     holders: tuple[Holder, ...]
+    tells_binds_apart: bool
     overshadowed: tuple[Overshadowing, ...]
     close_wait: Mapping[str, int]
     close_wait_gain: int

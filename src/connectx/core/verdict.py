@@ -24,6 +24,11 @@ _ELSEWHERE: Final = {
     errno.ETIMEDOUT: causes.CONNTRACK,
 }
 
+_LOCKED: Final = (
+    " Or sockets that were bound before they connected have locked these ports, which this kernel "
+    "does not tell: it takes Linux 6.3, and clients' TCP Fast Open."
+)
+
 
 def verdict(facts: Facts, findings: Sequence[Finding]) -> str:
     """One or two sentences: what the failure that was asked about comes from; "" for none."""
@@ -92,6 +97,7 @@ def _not_available(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
             f"is not exhaustion here and now: {census.free:,} of {census.ports.size:,} source "
             f"ports are free toward {asked.destination}. It may be over; or a port was asked for "
             "that somebody has, or a source address that is not this host's: name it with --source."
+            f"{_LOCKED * (not facts.tells_binds_apart)}"
         )
     return _of_machine(
         facts, found, "Exhaustion is per destination: name it with --destination, --source too."

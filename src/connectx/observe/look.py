@@ -126,6 +126,7 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         reserved=reserved,
         pairs=pairs,
         holders=holders,
+        tells_binds_apart=tells_binds_apart(),
         overshadowed=shadows,
         close_wait=_by_owner(taken.rows, "CLOSE-WAIT"),
         close_wait_gain=_total(taken.rows, "CLOSE-WAIT") - _total(before.values(), "CLOSE-WAIT"),
@@ -227,24 +228,30 @@ def _holders(
             shut.append(_holder(record, state, known))
         else:
             on_port[record.source_port].append(record)
-    taken = {each.port for each in shut}
     # What is reserved is refused to connect() whether it is shut or not.
-    taken.update(port for hole in reserved for port in range(hole.low, hole.high + 1))
+    untold = on_port.keys() - {each.port for each in shut}
+    untold -= {port for hole in reserved for port in range(hole.low, hole.high + 1)}
     try:
-        prepared = NETWORKS.here().prepare(
-            parse(socket.AF_INET, socket.SOCK_STREAM, 0, "auto", None, _DISCARD), NEW_SOCKET
-        )
-        if not tells_binds_apart():
-            unseen.append("ports locked by bind(): that takes windows and tcp_fastopen (kernel)")
-            return tuple(shut)
-        for port, some in on_port.items():
-            if port not in taken and not shared(prepared, port):
-                alive = [record for record in some if record.inode]
-                state = "connected" if alive else "TIME-WAIT"
-                shut.append(_holder((alive or some)[0], state, known))
+        locked = _locked(untold)
     except OSError as error:
+        # The loopback is down, say.
         unseen.append(f"ports locked by bind(): {error}")
+        return tuple(shut)
+    for port in locked:
+        alive = [record for record in on_port[port] if record.inode]
+        state = "connected" if alive else "TIME-WAIT"
+        shut.append(_holder((alive or on_port[port])[0], state, known))
     return tuple(shut)
+
+
+def _locked(ports: Iterable[int]) -> list[int]:
+    """Those of the ports in use that connect() would not give out; none where nobody can tell."""
+    if not tells_binds_apart():
+        return []
+    prepared = NETWORKS.here().prepare(
+        parse(socket.AF_INET, socket.SOCK_STREAM, 0, "auto", None, _DISCARD), NEW_SOCKET
+    )
+    return [port for port in sorted(ports) if not shared(prepared, port)]
 
 
 def _holder(record: SocketRecord, state: str, known: Mapping[int, tuple[Process, ...]]) -> Holder:
