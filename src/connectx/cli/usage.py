@@ -8,7 +8,17 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.addresses import Endpoint
-from connectx.cli.ports import any_port_range, endpoint
+from connectx.cli.ports import endpoint
+from connectx.cli.usage_arguments import (
+    DEFAULT_PROTOCOLS,
+    FILLING,
+    FULL,
+    add_netns,
+    add_port_range,
+    add_protocol,
+    percent,
+    seconds,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -22,10 +32,6 @@ NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
 EXAMPLE: Final = "connectx usage --top 10 --watch 2"
 
-#: From these shares on a row is coloured.
-_FILLING: Final = 0.7
-_FULL: Final = 0.9
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -36,12 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="count together what has this in common (pair: of a source and a destination)",
     )
     parser.add_argument("--top", type=_count, metavar="N", help="show the first N rows only")
-    parser.add_argument(
-        "--protocol",
-        action="append",
-        choices=["tcp", "udp", "udplite"],
-        help="count these only; may be given several times (tcp and udp)",
-    )
+    add_protocol(parser)
     parser.add_argument("--source", default="", metavar="ADDRESS", help="count from this address")
     parser.add_argument(
         "--destination",
@@ -50,22 +51,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST[:PORT]",
         help="count toward this address, and this port; :PORT for any address",
     )
-    parser.add_argument(
-        "--port-range",
-        type=any_port_range,
-        metavar="LOW-HIGH",
-        help="the source ports to count (net.ipv4.ip_local_port_range)",
-    )
-    parser.add_argument(
-        "--netns", metavar="NAME", help="look at another network namespace: a name, path or pid"
-    )
+    add_port_range(parser)
+    add_netns(parser)
     parser.add_argument(
         "--processes", action="store_true", help="name the processes; may need root"
     )
     parser.add_argument("--json", action="store_true", help="write JSON")
     parser.add_argument(
         "--watch",
-        type=_seconds,
+        type=seconds,
         nargs="?",
         const=2.0,
         metavar="SECONDS",
@@ -104,7 +98,7 @@ def _take(arguments: argparse.Namespace) -> Snapshot:
     from connectx.observe.usage import snapshot  # noqa: PLC0415 - --help needs none of it
 
     return snapshot(
-        protocols=arguments.protocol or ("tcp", "udp"),
+        protocols=arguments.protocol or DEFAULT_PROTOCOLS,
         netns=arguments.netns,
         port_range=arguments.port_range,
         source=arguments.source,
@@ -257,9 +251,8 @@ def _table_of_groups(groups: list[Group], by: str) -> Table:
 
 
 def _share(share: float) -> str:
-    colour = "red" if share >= _FULL else "yellow" if share >= _FILLING else ""
-    # Down, not up: 100 % is full.
-    text = f"{int(share * 1000) / 10:.1f} %"
+    colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
+    text = percent(share)
     return f"[{colour}]{text}[/]" if colour else text
 
 
@@ -268,10 +261,3 @@ def _count(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 86400:
-        raise ValueError
-    return seconds

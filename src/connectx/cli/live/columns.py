@@ -1,0 +1,111 @@
+"""The columns of the table, for the width there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from connectx.cli.live.model import Sort
+from connectx.cli.live.texts import (
+    Piece,
+    bar,
+    colour,
+    rate,
+    short_percent,
+    shortened,
+    sparkline,
+    time_left,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from connectx.cli.live.model import Line
+
+#: Of a column of numbers: "28,232", "97.3 %", "+1,204".
+_NUMBER: Final = 6
+#: Its title is longer than what is in it.
+_LEFT: Final = 7
+_LEAST_BAR, _LARGEST_BAR = 3, 30
+_LEAST_TREND, _LARGEST_TREND = 5, 40
+
+
+class Columns(NamedTuple):
+    """Widths in characters; 0 for a column that is left out."""
+
+    protocol: int
+    source: int
+    destination: int
+    bar: int
+    capacity: int
+    trend: int
+
+
+def columns(width: int, lines: Sequence[Line]) -> Columns:
+    """The columns that a width has room for.
+
+    Addresses come first, whole if possible: at 80, any of IPv4 nearly are. What is left goes
+    to the capacity, and then to the bar and the sparkline.
+    """
+    protocol = max((len(line.row.protocol) for line in lines), default=3)
+    source = max((len(line.source) for line in lines), default=0)
+    destination = max((len(line.destination) for line in lines), default=0)
+    source, destination = max(source, len("source")), max(destination, len("destination"))
+    # Each but the last is followed by a blank.
+    numbers = 3 * (_NUMBER + 1) + _LEFT + 1
+    room = width - protocol - 1 - numbers - (_LEAST_BAR + 1) - _LEAST_TREND
+    addresses = source + destination + 2
+    if addresses > room:
+        # Each gives up its share.
+        source = max(4, (room - 2) * source // (source + destination))
+        destination = max(4, room - 2 - source)
+    spare = max(0, room - addresses)
+    capacity = 0
+    if spare >= _NUMBER + 1 + 12:
+        capacity = _NUMBER
+        spare -= _NUMBER + 1
+    longer = min(_LARGEST_BAR - _LEAST_BAR, (spare + 1) // 2)
+    trend = min(_LARGEST_TREND, _LEAST_TREND + spare - longer)
+    return Columns(protocol, source, destination, _LEAST_BAR + longer, capacity, trend)
+
+
+def titles(widths: Columns, sort: Sort) -> list[Piece]:
+    """The line above the table; what it is sorted by is marked."""
+    cells = [
+        (f"{'':{widths.protocol}}", None),
+        (f"{'source':{widths.source}}", Sort.NAME),
+        (f"{'destination':{widths.destination}}", None),
+        (f"{'full':{widths.bar}}", None),
+        (f"{'%':>{_NUMBER}}", Sort.UTILISATION),
+        (f"{'in use':>{_NUMBER}}", Sort.IN_USE),
+        *([(f"{'of':>{widths.capacity}}", None)] if widths.capacity else []),
+        (f"{'per s':>{_NUMBER}}", Sort.RATE),
+        (f"{'full in':>{_LEFT}}", None),
+        (shortened("trend", widths.trend), None),
+    ]
+    pieces = []
+    for text, by in cells:
+        blank = text[: len(text) - len(text.lstrip())]
+        marked = "bold underline" if by is sort else "bold"
+        pieces += [Piece(blank), Piece(text.strip(), marked)]
+        pieces.append(Piece(" " * (len(text) - len(blank) - len(text.strip()) + 1)))
+    return pieces
+
+
+def cells(line: Line, samples: Sequence[int], widths: Columns) -> list[Piece]:
+    """A line of the table; samples: ports in use, the newest last."""
+    row, trend = line.row, line.trend
+    left = time_left(row.free, trend.seconds_left if trend else None)
+    style = colour(row.utilisation)
+    moving = trend is not None and abs(trend.rate) >= 0.05
+    return [
+        Piece(f"{row.protocol:{widths.protocol}} "),
+        Piece(f"{shortened(line.source, widths.source):{widths.source}} "),
+        Piece(f"{shortened(line.destination, widths.destination):{widths.destination}} "),
+        *bar(row.utilisation, widths.bar),
+        Piece(f" {short_percent(row.utilisation):>{_NUMBER}} ", style),
+        Piece(f"{row.in_use:>{_NUMBER},} "),
+        *([Piece(f"{row.capacity:>{widths.capacity},} ", "dim")] if widths.capacity else []),
+        Piece(f"{rate(trend.rate) if trend else '':>{_NUMBER}} ", "" if moving else "dim"),
+        Piece(f"{left.text:>{_LEFT}} ", left.style),
+        Piece(sparkline(samples, widths.trend, row.capacity), "cyan"),
+    ]

@@ -1,0 +1,199 @@
+"""What fills the terminal: the table of all pairs, and a closer look at one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult  # noqa: TC002 - Textual reads the annotation
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.screen import Screen
+from textual.widgets import Footer, Input, Static
+
+from connectx.cli.live.closer import closer
+from connectx.cli.live.table import PairTable, Titles
+from connectx.cli.live.texts import Piece
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from textual import events
+    from textual.binding import BindingType
+
+    from connectx.cli.live.model import Model
+    from connectx.observe.history import Pair
+
+
+def text_of(lines: Iterable[Iterable[Piece]]) -> Text:
+    """Lines of pieces as rich's text, each line on one line."""
+    return Text("\n", no_wrap=True, overflow="ellipsis").join(
+        Text.assemble(*line) for line in lines
+    )
+
+
+class Head(Static):
+    """The line at the top: what is counted, and when that was."""
+
+    DEFAULT_CSS = "Head { height: 1; text-style: reverse; }"
+
+    def show(self, model: Model) -> None:
+        """Draw it."""
+        left, right = " connectx top", ""
+        if model.counted is not None:
+            taken = model.counted.snapshot
+            reserved = f", {taken.reserved:,} reserved" if taken.reserved else ""
+            left = f" ports {taken.ports}{reserved}  {taken.netns}"
+            right = f"every {model.counted.every:.3g} s  {taken.taken_at:%H:%M:%S} UTC "
+        self.update(f"{left:<{max(0, self.app.size.width - len(right))}}{right}", layout=False)
+
+
+class ModelScreen(Screen[None]):
+    """A screen that shows the model, again whenever there is something new or another size."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def show(self) -> None:
+        """Draw what the model knows."""
+        raise NotImplementedError
+
+    def on_mount(self) -> None:
+        """Draw it once."""
+        self.show()
+
+    def on_screen_resume(self) -> None:
+        """Draw it again after another screen."""
+        self.show()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Draw it for another size."""
+        del event
+        self.show()
+
+
+class TableScreen(ModelScreen):
+    """All pairs, the fullest first."""
+
+    AUTO_FOCUS = "PairTable"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("p", "protocol", "Protocol"),
+        Binding("s", "sort", "Sort"),
+        Binding("escape", "everything", "No filter", show=False),
+    ]
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets, from top to bottom."""
+        yield Head(markup=False)
+        yield Static(id="verdict")
+        yield Titles()
+        yield PairTable(self.model)
+        yield Static(id="shown")
+        yield Input(
+            id="filter",
+            placeholder="words of protocol, source or destination; Escape for all",
+            select_on_focus=False,
+        )
+        yield Footer(show_command_palette=False)
+
+    def show(self) -> None:
+        """Draw what the model knows."""
+        model = self.model
+        lines = model.lines()
+        self.query_one(Head).show(model)
+        self.query_one("#verdict", Static).update(text_of(model.verdict()), layout=False)
+        self.query_one("#shown", Static).update(self._shown(len(lines)), layout=False)
+        nothing = ""
+        if not lines and model.snapshot is None:
+            nothing = "" if model.failed else "counting …"
+        elif not lines and model.snapshot is not None:
+            passed = f"ports {model.snapshot.ports}: none is in use"
+            nothing = "no pair matches the filter" if model.snapshot.rows else passed
+        table = self.query_one(PairTable)
+        table.show(lines, nothing)
+        self.query_one(Titles).show(table.widths, model.sort)
+
+    def _shown(self, number: int) -> Text:
+        model = self.model
+        total = len(model.snapshot.rows) if model.snapshot else 0
+        used = sum(row.in_use for row in model.snapshot.rows) if model.snapshot else 0
+        pieces = [f"{total:,} pairs, {used:,} ports in use"]
+        if model.protocol or model.text:
+            words = f"{model.protocol} {model.text}".strip()
+            pieces[0] = f"{number:,} of {total:,} pairs: {words} (Escape for all)"
+        return Text(f"{pieces[0]}; {model.sort.value}", "dim", no_wrap=True, overflow="ellipsis")
+
+    def on_pair_table_refitted(self) -> None:
+        """Have the titles above their columns."""
+        self.query_one(Titles).show(self.query_one(PairTable).widths, self.model.sort)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter by what has been typed so far."""
+        self.model.text = event.value
+        self.show()
+
+    def on_input_submitted(self) -> None:
+        """Keep the filter, and go on in the table."""
+        self._leave_filter()
+
+    def action_filter(self) -> None:
+        """Ask for words to filter by."""
+        self.add_class("filtering")
+        self.set_focus(self.query_one("#filter", Input))
+
+    def action_everything(self) -> None:
+        """Take all filters away."""
+        self.model.protocol = self.model.text = ""
+        self.query_one("#filter", Input).value = ""
+        self._leave_filter()
+
+    def action_protocol(self) -> None:
+        """Filter by the next protocol."""
+        self.model.next_protocol()
+        self.show()
+
+    def action_sort(self) -> None:
+        """Sort by something else."""
+        self.model.sort = self.model.sort.next()
+        self.query_one(PairTable).action_first()
+        self.show()
+
+    def _leave_filter(self) -> None:
+        self.remove_class("filtering")
+        self.set_focus(self.query_one(PairTable))
+        self.show()
+
+
+class PairScreen(ModelScreen):
+    """One pair."""
+
+    AUTO_FOCUS = "VerticalScroll"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,left,backspace", "app.leave", "Back", key_display="esc"),
+    ]
+
+    def __init__(self, model: Model, pair: Pair) -> None:
+        super().__init__(model)
+        self.pair = pair
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets, from top to bottom."""
+        yield Head(markup=False)
+        yield Static(id="verdict")
+        with VerticalScroll():
+            yield Static(id="closer")
+        yield Footer(show_command_palette=False)
+
+    def show(self) -> None:
+        """Draw what the model knows of the pair."""
+        model, pair = self.model, self.pair
+        self.query_one(Head).show(model)
+        lines = model.verdict() if model.failed else [[Piece(f"  {pair}", "bold")]]
+        self.query_one("#verdict", Static).update(text_of(lines), layout=False)
+        samples = model.history.samples(pair)
+        about = closer(model.line(pair), samples, model.detail(pair), self.app.size.width)
+        self.query_one("#closer", Static).update(text_of(about))

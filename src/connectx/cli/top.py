@@ -1,0 +1,79 @@
+"""``connectx top``: a live view of the fullest pairs of source and destination.
+
+Built of `connectx.cli.live`, which needs Textual.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from connectx.cli.usage_arguments import (
+    DEFAULT_PROTOCOLS,
+    add_netns,
+    add_port_range,
+    add_protocol,
+    seconds,
+)
+
+if TYPE_CHECKING:
+    import argparse
+
+NAME: Final = "top"
+HELP: Final = "Watch the fullest destinations live: what is full, and when the next will be."
+EXAMPLE: Final = "connectx top --protocol tcp --interval 5"
+
+_DESCRIPTION: Final = f"""\
+{HELP}
+
+Each line is a source address and a destination, with the share of the source ports
+that is in use between them, how fast it changes, and at that rate the time until
+none is left. A closer look has its states, processes and source ports.
+
+keys:
+  up, down, page up, page down, home, end   move
+  enter      look closer; escape to come back
+  /          filter by words of protocol, source and destination; escape for all
+  p          filter by protocol
+  s          sort by share, number in use, rate, or name
+  q, Ctrl-C  quit
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description = _DESCRIPTION
+    parser.add_argument(
+        "--interval",
+        type=seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="count every so many seconds (2); less often where that takes long",
+    )
+    add_protocol(parser)
+    add_port_range(parser)
+    add_netns(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the view until somebody quits."""
+    from connectx.cli.main import FAILED, OK, WRONG_USAGE  # noqa: PLC0415 - it imports us
+
+    # Textual reads the first and draws on the last of them.
+    if not all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)):
+        print("connectx top: needs a terminal; try connectx usage", file=sys.stderr)
+        return WRONG_USAGE
+    from connectx.cli.live.app import TopApp  # noqa: PLC0415 - from the tools extra
+    from connectx.cli.live.model import Model  # noqa: PLC0415 - --help needs none of it
+    from connectx.cli.live.watcher import Watcher  # noqa: PLC0415 - as above
+
+    protocols = list(dict.fromkeys(arguments.protocol or DEFAULT_PROTOCOLS))
+    watcher = Watcher(arguments.interval, protocols, arguments.netns, arguments.port_range)
+    app = TopApp(Model(protocols, arguments.netns), watcher)
+    try:
+        app.run()
+    finally:
+        # Only now, with the terminal as it was: the last round may take a moment.
+        watcher.stop()
+        watcher.join()
+    return FAILED if app.return_code else OK
