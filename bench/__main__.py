@@ -19,6 +19,7 @@ from bench import (
     importing,
     memory,
     report,
+    top,
 )
 from bench.harness import Findings, Settings, progress_line, refusal
 from connectx.addresses import PortRange
@@ -37,6 +38,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     "asyncio": asynchronous.measure,
     "import": importing.measure,
     "memory": memory.measure,
+    "top": top.measure,
 }
 
 

@@ -148,6 +148,7 @@ TARGETS: Final = (
         20,
         "%",
     ),
+    Target("top", "connectx top: watching 100,000 connections, of one CPU", AT_MOST, 30, "%"),
     Target("import", "import connectx, beyond import socket", AT_MOST, 15, "ms"),
     *(
         target
