@@ -35,9 +35,25 @@ class TopApp(App[None]):
     TITLE = "connectx top"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    Screen { background: ansi_default; color: ansi_default; }
+    Screen, Footer, FooterKey, Input { background: ansi_default; color: ansi_default; }
+    Footer .footer-key--key { background: ansi_default; color: ansi_default; text-style: reverse; }
+    Footer .footer-key--description {
+        background: ansi_default;
+        color: ansi_default;
+        padding: 0 1;
+    }
+    #filter > .input--placeholder { color: ansi_default; text-style: dim; }
+    #filter > .input--cursor { background: ansi_default; color: ansi_default; text-style: reverse; }
+    PairTable, VerticalScroll {
+        scrollbar-size-vertical: 1;
+        scrollbar-color: ansi_white;
+        scrollbar-color-hover: ansi_white;
+        scrollbar-color-active: ansi_white;
+        scrollbar-background: ansi_default;
+        scrollbar-background-hover: ansi_default;
+        scrollbar-background-active: ansi_default;
+    }
     #verdict { height: 2; }
-    VerticalScroll { scrollbar-size-vertical: 1; }
     #shown { height: 1; }
     #filter, #filter:focus { height: 1; border: none; padding: 0; }
     TableScreen #filter, TableScreen.filtering #shown { display: none; }

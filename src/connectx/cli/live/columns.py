@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _NUMBER: Final = 6
 #: Its title is longer than what is in it.
 _LEFT: Final = 7
+#: How many of a line's pieces say whose it is: protocol, source and destination.
+WHO: Final = 3
 _LEAST_BAR, _LARGEST_BAR = 3, 30
 _LEAST_TREND, _LARGEST_TREND = 5, 40
 
@@ -43,7 +45,7 @@ class Columns(NamedTuple):
 def columns(width: int, lines: Sequence[Line]) -> Columns:
     """The columns that a width has room for.
 
-    Addresses come first, whole if possible: at 80, any of IPv4 nearly are. What is left goes
+    Addresses come first, whole if possible: from 80 on, any of IPv4 are. What is left goes
     to the capacity, and then to the bar and the sparkline.
     """
     protocol = max((len(line.row.protocol) for line in lines), default=3)
@@ -72,9 +74,9 @@ def titles(widths: Columns, sort: Sort) -> list[Piece]:
     """The line above the table; what it is sorted by is marked."""
     cells = [
         (f"{'':{widths.protocol}}", None),
-        (f"{'source':{widths.source}}", Sort.NAME),
-        (f"{'destination':{widths.destination}}", None),
-        (f"{'full':{widths.bar}}", None),
+        (f"{shortened('source', widths.source):{widths.source}}", Sort.NAME),
+        (f"{shortened('destination', widths.destination):{widths.destination}}", None),
+        (f"{shortened('full', widths.bar):{widths.bar}}", None),
         (f"{'%':>{_NUMBER}}", Sort.UTILISATION),
         (f"{'in use':>{_NUMBER}}", Sort.IN_USE),
         *([(f"{'of':>{widths.capacity}}", None)] if widths.capacity else []),

@@ -94,7 +94,7 @@ class TableScreen(ModelScreen):
         yield Static(id="shown")
         yield Input(
             id="filter",
-            placeholder="words of protocol, source or destination; Escape for all",
+            placeholder="words of protocol, source, destination; Escape for all",
             select_on_focus=False,
         )
         yield Footer(show_command_palette=False)
@@ -106,25 +106,27 @@ class TableScreen(ModelScreen):
         self.query_one(Head).show(model)
         self.query_one("#verdict", Static).update(text_of(model.verdict()), layout=False)
         self.query_one("#shown", Static).update(self._shown(len(lines)), layout=False)
-        nothing = ""
-        if not lines and model.snapshot is None:
-            nothing = "" if model.failed else "counting …"
-        elif not lines and model.snapshot is not None:
-            passed = f"ports {model.snapshot.ports}: none is in use"
-            nothing = "no pair matches the filter" if model.snapshot.rows else passed
         table = self.query_one(PairTable)
-        table.show(lines, nothing)
+        table.show(lines, self._instead())
         self.query_one(Titles).show(table.widths, model.sort)
+
+    def _instead(self) -> str:
+        """What to say where there is no line."""
+        taken = self.model.snapshot
+        if taken is None:
+            return "" if self.model.failed else "counting …"
+        return "no pair matches" if taken.rows else f"ports {taken.ports}: none is in use"
 
     def _shown(self, number: int) -> Text:
         model = self.model
-        total = len(model.snapshot.rows) if model.snapshot else 0
-        used = sum(row.in_use for row in model.snapshot.rows) if model.snapshot else 0
-        pieces = [f"{total:,} pairs, {used:,} ports in use"]
+        if model.snapshot is None:
+            return Text()
+        rows = model.snapshot.rows
+        about = f"{len(rows):,} pairs, {sum(row.in_use for row in rows):,} ports in use"
         if model.protocol or model.text:
             words = f"{model.protocol} {model.text}".strip()
-            pieces[0] = f"{number:,} of {total:,} pairs: {words} (Escape for all)"
-        return Text(f"{pieces[0]}; {model.sort.value}", "dim", no_wrap=True, overflow="ellipsis")
+            about = f"{number:,} of {len(rows):,} pairs: {words} (Escape for all)"
+        return Text(f"{about}; {model.sort.value}", "dim", no_wrap=True, overflow="ellipsis")
 
     def on_pair_table_refitted(self) -> None:
         """Have the titles above their columns."""

@@ -13,7 +13,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from connectx.cli.live.columns import cells, columns, titles
+from connectx.cli.live.columns import WHO, cells, columns, titles
 from connectx.cli.live.texts import Piece
 
 if TYPE_CHECKING:
@@ -27,13 +27,10 @@ if TYPE_CHECKING:
     from connectx.observe.history import Pair
 
 
-def strip_of(pieces: Iterable[Piece], width: int, style: Style | None = None) -> Strip:
-    """Pieces as a line of exactly this width; style: on top of their own."""
-    on_top = style or Style.null()
-    segments = [
-        Segment(piece.text, Style.parse(piece.style) + on_top) for piece in pieces if piece.text
-    ]
-    return Strip(segments).adjust_cell_length(width, on_top)
+def strip_of(pieces: Iterable[Piece], width: int) -> Strip:
+    """Pieces as a line of exactly this width."""
+    segments = [Segment(piece.text, Style.parse(piece.style)) for piece in pieces if piece.text]
+    return Strip(segments).adjust_cell_length(width)
 
 
 class Titles(Widget):
@@ -63,7 +60,7 @@ class PairTable(ScrollView, can_focus=True):
     Textual's DataTable, which keeps and measures each cell.
     """
 
-    DEFAULT_CSS = "PairTable { height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; }"
+    DEFAULT_CSS = "PairTable { height: 1fr; overflow-x: hidden; }"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Look closer"),
@@ -121,8 +118,11 @@ class PairTable(ScrollView, can_focus=True):
             return Strip.blank(width)
         line = self._lines[number]
         pieces = cells(line, self._model.samples(line.pair), self.widths)
-        marked = Style(reverse=True) if number == self._cursor and self.has_focus else None
-        return strip_of(pieces, width, marked)
+        if number == self._cursor and self.has_focus:
+            # Not the bars: reversed, a full one looks empty.
+            marked = [Piece(piece.text, "bold reverse") for piece in pieces[:WHO]]
+            pieces = [*marked, *pieces[WHO:]]
+        return strip_of(pieces, width)
 
     def on_resize(self, event: events.Resize) -> None:
         """Fit the columns to another width."""
@@ -178,7 +178,8 @@ class PairTable(ScrollView, can_focus=True):
 
     def _fit(self) -> None:
         self.virtual_size = Size(0, len(self._lines))
-        self.widths = columns(self.scrollable_content_region.width, self._lines)
+        # A blank before the scroll bar.
+        self.widths = columns(self.scrollable_content_region.width - 1, self._lines)
         self.refresh()
 
     def _index(self, pair: Pair) -> int | None:

@@ -1,0 +1,352 @@
+"""``connectx top``: how it looks, what its keys do, and the command on a real terminal.
+
+The pictures are in ``__snapshots__``; after a change that is meant,
+``pytest tests/cli/test_top.py --snapshot-update`` draws them anew, for a person to look at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from textual.widgets import Input
+
+from connectx.cli.live.model import Model, Sort
+from connectx.cli.live.screens import PairScreen, TableScreen
+from connectx.cli.live.table import PairTable
+from connectx.cli.live.watcher import Counted, Failed
+from connectx.cli.main import main
+from tests.api.calls import reset_on_close
+from tests.cli.live.states import DNS, FILLING, Still, busy, counted, snapshot, top
+from tests.lab.commands import on_a_terminal, read_to_end, read_until
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Awaitable, Callable
+
+    from textual.pilot import Pilot
+
+    from connectx.cli.live.app import TopApp
+    from connectx.testing.namespaces import Network
+    from connectx.testing.servers import Servers
+
+    Compare = Callable[..., bool]
+    Script = Callable[[Pilot[Any], Model, Still], Awaitable[None]]
+
+PORT = 9000
+DENIED = Failed(150.0, PermissionError(1, "Operation not permitted"))
+
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the terminal of whoever runs the tests can do."""
+    for name in ("NO_COLOR", "TEXTUAL", "TEXTUAL_FILTERS", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class TestPictures:
+    @pytest.mark.parametrize("size", [(80, 24), (140, 30), (60, 12)], ids="{0[0]}x{0[1]}".format)
+    def test_of_all_pairs(self, size: tuple[int, int], snap_compare: Compare) -> None:
+        app, _, _ = top(*busy())
+        assert snap_compare(app, terminal_size=size, press=["down"])
+
+    def test_of_one_pair(self, snap_compare: Compare) -> None:
+        app, _, _ = top(*busy())
+        assert snap_compare(app, terminal_size=(80, 32), press=["down", "enter"])
+
+    def test_of_one_pair_without_colours(
+        self, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NO_COLOR", "1")
+        app, _, _ = top(*busy())
+        assert snap_compare(app, press=["enter"])
+
+    def test_of_a_filter(self, snap_compare: Compare) -> None:
+        app, _, _ = top(*busy())
+        assert snap_compare(app, press=["slash", *"192.0.2.7", "enter", "s"])
+
+    def test_of_nothing(self, snap_compare: Compare) -> None:
+        app, _, _ = top(Counted(1.0, 2.0, snapshot([])))
+        assert snap_compare(app)
+
+    def test_before_anything_is_counted(self, snap_compare: Compare) -> None:
+        app, _, _ = top()
+        assert snap_compare(app)
+
+    def test_of_an_error_at_once(self, snap_compare: Compare) -> None:
+        app, _, _ = top(DENIED)
+        assert snap_compare(app)
+
+    def test_of_an_error_later(self, snap_compare: Compare) -> None:
+        app, _, _ = top(*busy(), DENIED)
+        assert snap_compare(app)
+
+
+def play(script: Script, app: TopApp, model: Model, watcher: Still) -> None:
+    async def run() -> None:
+        async with app.run_test() as pilot:
+            await pilot.pause()
+            await script(pilot, model, watcher)
+
+    asyncio.run(run())
+
+
+def table(pilot: Pilot[Any]) -> PairTable:
+    return pilot.app.screen.query_one(PairTable)
+
+
+class TestKeys:
+    def test_the_cursor_moves_and_stays_within_the_lines(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
+            lines = model.lines()
+            for keys, expected in (
+                (["up"], 0),
+                (["down", "j"], 2),
+                (["k"], 1),
+                (["end"], 33),
+                (["down"], 33),
+                (["pageup"], 33 - (table(pilot).size.height - 1)),
+                (["home", "pagedown"], table(pilot).size.height - 1),
+                (["G"], 33),
+                (["g"], 0),
+            ):
+                await pilot.press(*keys)
+                assert table(pilot).pair == lines[expected].pair
+                assert table(pilot).pair in table(pilot).on_screen
+
+        play(script, *top(*busy()))
+
+    def test_the_cursor_stays_with_its_pair(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, watcher: Still) -> None:
+            await pilot.press("down", "down")
+            pair = table(pilot).pair
+            assert pair is not None
+            rows = [line.row for line in model.lines()]
+            rows[2] = rows[2]._replace(in_use=0)
+            watcher.tell(Counted(500.0, 2.0, snapshot(rows)))
+            await pilot.pause()
+            assert table(pilot).pair == pair
+            assert model.lines()[-1].pair == pair
+            watcher.tell(Counted(502.0, 2.0, snapshot([])))
+            await pilot.pause()
+            assert table(pilot).pair is None
+            await pilot.press("enter", "down", "end", "pageup")
+            assert isinstance(pilot.app.screen, TableScreen)
+
+        play(script, *top(*busy()))
+
+    def test_at_the_top_it_stays_there(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, watcher: Still) -> None:
+            assert table(pilot).pair is not None
+            rows = [line.row for line in model.lines()][1:]
+            watcher.tell(Counted(500.0, 2.0, snapshot(rows)))
+            await pilot.pause()
+            watcher.tell(counted(21))
+            await pilot.pause()
+            assert table(pilot).pair == model.lines()[0].pair
+
+        play(script, *top(*busy()))
+
+    def test_filter(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
+            await pilot.press("slash", *"udp q")
+            # What is typed is no command.
+            assert (model.text, len(model.lines())) == ("udp q", 0)
+            await pilot.press("backspace", "backspace", "enter")
+            assert table(pilot).has_focus
+            pair = table(pilot).pair
+            assert pair is not None
+            assert pair.destination.host == DNS
+            await pilot.press("escape")
+            assert (model.text, len(model.lines())) == ("", 34)
+            await pilot.press("slash", *"x", "escape")
+            assert table(pilot).has_focus
+            assert (model.text, pilot.app.screen.query_one(Input).value) == ("", "")
+
+        play(script, *top(*busy()))
+
+    def test_protocol_and_sort(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
+            await pilot.press("p", "p")
+            assert model.protocol == "udp"
+            await pilot.press("p", "s", "s")
+            assert (model.protocol, model.sort) == ("", Sort.RATE)
+            pair = table(pilot).pair
+            assert pair is not None
+            assert pair.destination.host == FILLING
+
+        play(script, *top(*busy()))
+
+    def test_a_closer_look_and_back(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, watcher: Still) -> None:
+            await pilot.press("down", "enter")
+            await pilot.pause()
+            assert isinstance(pilot.app.screen, PairScreen)
+            assert watcher.pair is not None
+            assert watcher.pair.destination.host == FILLING
+            assert model.detail(watcher.pair) is not None
+            # It is followed while it is looked at, and its end is no error.
+            watcher.tell(Counted(500.0, 2.0, snapshot([])))
+            await pilot.pause()
+            await pilot.press("escape")
+            assert watcher.pair is None
+            assert isinstance(pilot.app.screen, TableScreen)
+            assert model.lines() == []
+
+        play(script, *top(*busy()))
+
+    def test_a_click_moves_the_cursor_and_two_look_closer(self) -> None:
+        async def script(pilot: Pilot[Any], model: Model, watcher: Still) -> None:
+            await pilot.click(PairTable, offset=(5, 2))
+            assert table(pilot).pair == model.lines()[2].pair
+            await pilot.click(PairTable, offset=(5, 1), times=2)
+            await pilot.pause()
+            assert watcher.pair == model.lines()[1].pair
+
+        play(script, *top(*busy()))
+
+    @pytest.mark.parametrize("keys", [["q"], ["ctrl+c"], ["slash", "ctrl+c"], ["enter", "q"]])
+    def test_quit(self, keys: list[str]) -> None:
+        app, model, watcher = top(*busy())
+
+        async def script(pilot: Pilot[Any], *_: object) -> None:
+            await pilot.press(*keys)
+
+        play(script, app, model, watcher)
+        assert app.return_code == 0
+        assert watcher.stopped
+
+    def test_another_size(self) -> None:
+        async def script(pilot: Pilot[Any], *_: object) -> None:
+            before = table(pilot).widths
+            await pilot.resize_terminal(140, 40)
+            await pilot.pause()
+            assert table(pilot).widths.bar > before.bar
+            assert table(pilot).size.height > 24
+            await pilot.resize_terminal(30, 6)
+            await pilot.pause()
+
+        play(script, *top(*busy()))
+
+
+@pytest.fixture
+def pair(network: Network, servers: Servers, closing: contextlib.ExitStack) -> None:
+    """Nine connections, of ten that there can be."""
+    network.port_range(20000, 20009)
+    servers.listen("127.0.0.1", PORT)
+    for _ in range(9):
+        reset_on_close(closing.enter_context(socket.create_connection(("127.0.0.1", PORT))))
+
+
+def resize(screen: int, lines: int, columns: int) -> None:
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
+@pytest.mark.usefixtures("pair")
+class TestOnATerminal:
+    def test_shows_a_pair_looks_closer_and_leaves_the_terminal_as_it_was(self) -> None:
+        with on_a_terminal("top", "--interval", "0.1", COLUMNS="", LINES="") as (process, screen):
+            resize(screen, 24, 80)
+            before = termios.tcgetattr(screen)
+            read_until(screen, b"90.0 %")
+            os.write(screen, b"\r")
+            read_until(screen, f"({os.getpid()}".encode())
+            os.write(screen, b"q")
+            shown = read_to_end(screen)
+            # The usual screen and the cursor again, and no mouse any more.
+            assert b"\x1b[?1049l" in shown
+            assert b"\x1b[?25h" in shown
+            assert b"\x1b[?1000l" in shown
+            assert b"Traceback" not in shown
+            assert termios.tcgetattr(screen) == before
+            assert process.wait() == 0
+
+    @pytest.mark.parametrize("how", ["the key", signal.SIGINT, signal.SIGTERM], ids=str)
+    def test_ctrl_c(self, how: str | signal.Signals) -> None:
+        with on_a_terminal("top") as (process, screen):
+            before = termios.tcgetattr(screen)
+            read_until(screen, b"90.0 %")
+            if isinstance(how, signal.Signals):
+                process.send_signal(how)
+            else:
+                os.write(screen, b"\x03")
+            shown = read_to_end(screen)
+            assert b"\x1b[?1049l" in shown
+            assert b"Traceback" not in shown
+            assert termios.tcgetattr(screen) == before
+            assert process.wait() == 0
+
+    @pytest.mark.parametrize("no_colour", ["", "1"])
+    def test_colours(self, no_colour: str) -> None:
+        environment = {"NO_COLOR": no_colour} if no_colour else {}
+        with on_a_terminal("top", **environment) as (process, screen):
+            shown = read_until_and_quit(screen)
+            assert process.wait() == 0
+        styles = b";".join(re.findall(rb"\x1b\[([0-9;]*)m", shown)).split(b";")
+        colours = {int(each) for each in styles if each and 30 <= int(each) <= 107}
+        # 39 and 49 are the terminal's own; 38 and 48 would be others than its sixteen.
+        assert not colours & {38, 48}
+        assert bool(colours - {39, 49}) is not bool(no_colour)
+
+    def test_of_another_namespace(self) -> None:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        with on_a_terminal("top", "--netns", str(child.pid), "--interval", "0.1") as (_, screen):
+            read_until(screen, b"90.0 %")
+            child.communicate()
+            read_until(screen, b"has gone")
+            os.write(screen, b"q")
+            read_to_end(screen)
+
+
+def read_until_and_quit(screen: int) -> bytes:
+    shown = b""
+    while b"90.0 %" not in shown:
+        shown += os.read(screen, 65536)
+    os.write(screen, b"q")
+    return shown + read_to_end(screen)
+
+
+class TestRefusal:
+    def test_without_a_terminal(self) -> None:
+        result = subprocess.run(
+            [sys.executable, "-m", "connectx", "top"],
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+        )
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == "connectx top: needs a terminal; try connectx usage\n"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["--interval", "0"], ["--interval", "nan"], ["--interval", "soon"], ["--protocol", "x"]],
+    )
+    def test_of_arguments(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["top", *arguments])
+        assert arguments[0] in capsys.readouterr().err
+
+    def test_help_needs_no_other_package(self) -> None:
+        code = "import sys; from connectx.cli.main import main; sys.exit(main(['top', '--help']))"
+        hide = "import sys; sys.modules.update(textual=None, rich=None); "
+        result = subprocess.run(
+            [sys.executable, "-c", hide + code],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "Ctrl-C  quit" in result.stdout
