@@ -65,7 +65,6 @@ def look(pair: Pair, *, netns: str | None = None, port_range: PortRange | None =
     for record in found:
         states[STATE_NAMES.get(record.state, str(record.state))] += 1
         # Of several processes that share it, after a fork, the one that had it first.
-        of = min(known.by_inode.get(record.inode, ()), default=None) if record.inode else None
-        processes[of] += 1
+        processes[min(known.by_inode.get(record.inode, ()), default=None)] += 1
     ports = tuple(sorted({record.source_port for record in found}))
     return Detail(dict(states), dict(processes), known.hidden, within, ports)
