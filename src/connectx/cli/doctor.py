@@ -10,6 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.cli.ports import any_port_range, endpoint
+from connectx.cli.usage_arguments import add_netns
 
 if TYPE_CHECKING:
     from connectx.core.findings import Finding
@@ -54,9 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LOW-HIGH",
         help="the source ports it asked for",
     )
-    parser.add_argument(
-        "--netns", metavar="NAME", help="look at another network namespace: a name, path or pid"
-    )
+    add_netns(parser)
     parser.add_argument(
         "--seconds",
         type=_seconds,

@@ -11,8 +11,6 @@ from connectx.addresses import Endpoint
 from connectx.cli.ports import endpoint
 from connectx.cli.usage_arguments import (
     DEFAULT_PROTOCOLS,
-    FILLING,
-    FULL,
     add_netns,
     add_port_range,
     add_protocol,
@@ -251,6 +249,8 @@ def _table_of_groups(groups: list[Group], by: str) -> Table:
 
 
 def _share(share: float) -> str:
+    from connectx.core.findings import FILLING, FULL  # noqa: PLC0415 - as above
+
     colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
     text = percent(share)
     return f"[{colour}]{text}[/]" if colour else text

@@ -8,10 +8,6 @@ from typing import Final
 
 from connectx.cli.ports import any_port_range
 
-#: From these shares on a pair of source and destination is coloured.
-FILLING: Final = 0.7
-FULL: Final = 0.9
-
 #: Protocols that are counted where none is asked for.
 DEFAULT_PROTOCOLS: Final = ("tcp", "udp")
 

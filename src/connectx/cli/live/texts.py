@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.cli.usage_arguments import FILLING, FULL, percent
+from connectx.cli.usage_arguments import percent
+from connectx.core.findings import FILLING, FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
