@@ -64,7 +64,8 @@ class TestWheel:
             for path in source.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-        assert {Path(name).suffix for name in files - {"connectx/py.typed"}} == {".py", ".jinja"}
+        suffixes = {Path(name).suffix for name in files - {"connectx/py.typed"}}
+        assert suffixes == {".jinja", ".json", ".py", ".yml"}
 
     def test_holds_the_license_and_the_typing_marker(self, wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
@@ -230,7 +231,8 @@ class TestSetup:
         assert result.returncode == 1
         assert "apt-get install gcc libc6-dev" in result.stderr
 
-    def test_tests_go_on_without_iproute2(self, tree: Path, without_tools: str) -> None:
+    @pytest.mark.parametrize("package", ["iproute2", "prometheus"])
+    def test_tests_go_on_without(self, tree: Path, without_tools: str, package: str) -> None:
         result = self.setup(tree, "test", without_tools)
         assert result.returncode == 0
-        assert "apt-get install iproute2" in result.stderr
+        assert f"apt-get install {package}" in result.stderr

@@ -1,0 +1,107 @@
+"""A small HTTP server for a WSGI application that one or two clients ask now and then."""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import threading
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from connectx.addresses import Endpoint
+
+#: Seconds that a client may be silent within a request.
+_PATIENCE: Final = 10.0
+
+#: Clients that are served at a time; what comes beyond that is closed at once.
+_AT_ONCE: Final = 64
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _PATIENCE
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing of each request."""
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """Listens at an address from the moment it is made; a context manager that ends it.
+
+    address: host "" for all addresses of both IP versions, port 0 for any that is free.
+        `url` says what it came to.
+
+    Raises OSError: EADDRINUSE, EADDRNOTAVAIL for an address that is not local, EACCES
+    for a port that takes a privilege.
+    """
+
+    #: A client that stays must not keep the process from ending.
+    daemon_threads = True
+    #: Nor does a client that has gone before it was accepted hold up the rest.
+    timeout = 0
+    #: With it a second exporter would take half of the first one's scrapes.
+    allow_reuse_port = False
+    request_queue_size = 64
+
+    def __init__(self, address: Endpoint, application: WSGIApplication) -> None:
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._all = not address.host
+        host = address.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, address.port), _Handler)
+        self.set_app(application)
+
+    def server_bind(self) -> None:
+        """Bind. Not as HTTPServer does it, who asks the resolver for the host's name."""
+        if self._all and self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+        self.setup_environ()
+
+    @property
+    def url(self) -> str:
+        """Where the metrics are."""
+        host, port = self.socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+
+    def serve(self, until: int) -> None:
+        """Serve until a descriptor becomes readable.
+
+        Not serve_forever(), which ends by an exception of a signal handler, wherever that
+        happens to be, or within half a second.
+        """
+        poll = select.poll()
+        poll.register(until, select.POLLIN)
+        poll.register(self.fileno(), select.POLLIN)
+        while all(descriptor != until for descriptor, _ in poll.poll()):
+            self.handle_request()
+
+    def verify_request(self, *_: object) -> bool:
+        """Whether there is a place for one more client."""
+        return self._places.acquire(blocking=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread."""
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            # There can be no more threads, so that nobody else gives the place back.
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and give the place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless it is that the client has gone or was silent."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
