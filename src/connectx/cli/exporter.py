@@ -1,0 +1,149 @@
+"""``connectx exporter``: metrics for Prometheus over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+from connectx.addresses import Endpoint
+from connectx.cli.ports import endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from connectx.observe.prometheus import SocketCollector
+
+NAME: Final = "exporter"
+HELP: Final = "Serve metrics to Prometheus: how full the source ports are, counted at each scrape."
+EXAMPLE: Final = "connectx exporter --listen 127.0.0.1:9764 --top 20"
+
+#: Outside of the default ip_local_port_range, 32768 to 60999, so that no connection has it.
+_ADDRESS: Final = Endpoint("127.0.0.1", 9764)
+
+_MOST_PAIRS: Final = 1000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--listen",
+        type=_address,
+        default=_ADDRESS,
+        metavar="ADDRESS:PORT",
+        help=f"where to serve; :PORT for all addresses, port 0 for any ({_ADDRESS})",
+    )
+    parser.add_argument(
+        "--top",
+        type=_pairs,
+        default=0,
+        metavar="N",
+        help="give the N fullest pairs of a source and a destination too, up to "
+        f"{_MOST_PAIRS}, instead of the fullest of each source only",
+    )
+    parser.add_argument(
+        "--protocol",
+        action="append",
+        choices=["tcp", "udp", "udplite"],
+        help="count these only; may be given several times (tcp and udp)",
+    )
+    parser.add_argument(
+        "--netns",
+        metavar="NAME",
+        help="look at another network namespace, a name, path or pid, and serve in this one",
+    )
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--rules", action="store_true", help="print alert rules for Prometheus")
+    files.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C, or print a file."""
+    from connectx.cli.main import FAILED, OK  # noqa: PLC0415 - it imports us
+
+    if arguments.rules or arguments.dashboard:
+        _print_file("rules.yml" if arguments.rules else "dashboard.json")
+        return OK
+    from connectx.observe.prometheus import SocketCollector  # noqa: PLC0415 - of the tools extra
+
+    collector = SocketCollector(
+        protocols=arguments.protocol or ("tcp", "udp"),
+        netns=arguments.netns,
+        top=arguments.top,
+        report=_complain,
+    )
+    try:
+        # What cannot work, such as a namespace that is not there, is said now and not in
+        # a metric.
+        collector.look()
+    except (OSError, ValueError) as error:
+        _complain(str(error))
+        return FAILED
+    return _serve(arguments.listen, collector)
+
+
+def _serve(address: Endpoint, collector: SocketCollector) -> int:
+    from prometheus_client import CollectorRegistry, make_wsgi_app  # noqa: PLC0415 - as above
+
+    from connectx.cli.main import FAILED, INTERRUPTED, OK  # noqa: PLC0415 - as above
+    from connectx.observe.serving import Server  # noqa: PLC0415 - --help needs none of it
+
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        server = Server(address, make_wsgi_app(registry))
+    except OSError as error:
+        _complain(f"cannot listen on {address}: {error.strerror or error}")
+        return FAILED
+    with server, _signals() as signals:
+        print(f"connectx exporter: {server.url}", flush=True)
+        server.serve(signals)
+        return INTERRUPTED if os.read(signals, 1)[0] == signal.SIGINT else OK
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor that gives the numbers of SIGTERM and SIGINT, which do nothing else."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    numbers = [signal.SIGTERM]
+    # Where it is ignored, as in a shell's background job, it stays so.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handlers = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
+    try:
+        yield reader
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(former)
+        os.close(reader)
+        os.close(writer)
+
+
+def _print_file(name: str) -> None:
+    from importlib.resources import files  # noqa: PLC0415 - only these need it
+
+    sys.stdout.write(files("connectx.observe").joinpath("files", name).read_text("utf-8"))
+
+
+def _complain(text: str) -> None:
+    print(f"connectx exporter: {text}", file=sys.stderr, flush=True)
+
+
+def _address(text: str) -> Endpoint:
+    if not re.fullmatch(r"(\[[^]]+\]|[^:]*):\d+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"not ADDRESS:PORT, such as {_ADDRESS} or [::1]:{_ADDRESS.port}: {text!r}"
+        )
+    return endpoint(text)
+
+
+def _pairs(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MOST_PAIRS):
+        raise argparse.ArgumentTypeError(f"not a number from 1 to {_MOST_PAIRS}: {text!r}")
+    return int(text)
