@@ -97,10 +97,10 @@ class Facts:
     pairs: the fullest first. holders: ports in the range that refuse to be shared;
     tells_binds_apart: whether that has those which were bound before they connected.
     close_wait: by owner, CLOSE-WAIT now; close_wait_gain: how many more than a moment ago.
-    time_wait, time_wait_limit, time_wait_overflows, overflows_gain: TIME_WAITs, as many as
-    there may be, and how many connections ended without one, in all and during the look.
-    descriptors: of processes with connections. conntrack: entries, and as many as there may
-    be; None without it. lacking: what this kernel cannot do.
+    time_wait, conntrack: entries of the table, and as many as there may be; None where that
+    is not known, or there is none. time_wait_overflows, overflows_gain: how many connections
+    ended without a TIME_WAIT, in all and during the look.
+    descriptors: of processes with connections. lacking: what this kernel cannot do.
     unseen: what could not be looked at, and why.
     """
 
@@ -112,8 +112,7 @@ class Facts:
     overshadowed: tuple[Overshadowing, ...]
     close_wait: Mapping[str, int]
     close_wait_gain: int
-    time_wait: int
-    time_wait_limit: int
+    time_wait: tuple[int, int] | None
     time_wait_overflows: int
     overflows_gain: int
     tcp_tw_reuse: int

@@ -327,18 +327,21 @@ def timestamps_off(facts: Facts) -> Iterator[Finding]:
 
 def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
     """No more TIME_WAITs than a sysctl allows."""
-    near = facts.time_wait >= _NEARLY * facts.time_wait_limit
+    if facts.time_wait is None:
+        return
+    count, most = facts.time_wait
+    near = count >= _NEARLY * most
     if not (near or facts.time_wait_overflows):
         return
     yield Finding(
         Severity.WARNING if near or facts.overflows_gain else Severity.NOTE,
         causes.TIME_WAIT_OVERFLOW,
-        f"{facts.time_wait:,} TIME_WAITs of {facts.time_wait_limit:,} that there may be",
+        f"{count:,} TIME_WAITs of {most:,} that there may be",
         (
             f"{facts.time_wait_overflows:,} connections ended without one (TCPTimeWaitOverflow)",
             f"{facts.overflows_gain:,} of them in the last {facts.seconds:.1f} s",
         ),
-        {"more": str(max(262144, 4 * facts.time_wait_limit))},
+        {"more": str(max(262144, 4 * most))},
     )
 
 

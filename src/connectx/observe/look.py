@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from connectx.addresses import Endpoint
 from connectx.core.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
 from connectx.explanation import shared, take_census, tells_binds_apart
-from connectx.linux import counters, features, sysctl
+from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
@@ -116,11 +116,12 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         shadows = _overshadowed(netlink, known.by_inode)
     translations, not_listed = read_translations()
     unseen += not_listed
-    conntrack = None
+    buckets = tracked = None
     try:
-        conntrack = counters.read_conntrack()
+        buckets = tables.time_wait()
+        tracked = tables.conntrack()
     except (OSError, ValueError) as error:
-        unseen.append(f"conntrack: {error}")
+        unseen.append(f"tables of connections: {error}")
     return Facts(
         ports=taken.ports,
         reserved=reserved,
@@ -130,16 +131,13 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         overshadowed=shadows,
         close_wait=_by_owner(taken.rows, "CLOSE-WAIT"),
         close_wait_gain=_total(taken.rows, "CLOSE-WAIT") - _total(before.values(), "CLOSE-WAIT"),
-        time_wait=seen("TIME_WAITs", counters.read_time_waits, 0),
-        time_wait_limit=seen(
-            "tcp_max_tw_buckets", lambda: sysctl.read_int("tcp_max_tw_buckets"), 1 << 31
-        ),
+        time_wait=buckets,
         time_wait_overflows=overflowed_now,
         overflows_gain=overflowed_now - overflowed,
         tcp_tw_reuse=seen("tcp_tw_reuse", lambda: sysctl.read_int("tcp_tw_reuse"), 2),
         tcp_timestamps=seen("tcp_timestamps", lambda: sysctl.read_int("tcp_timestamps"), 1),
         descriptors=_descriptors(taken.rows),
-        conntrack=conntrack,
+        conntrack=tracked,
         translations=translations,
         kernel=os.uname().release.partition("-")[0],
         lacking=tuple(

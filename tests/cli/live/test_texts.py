@@ -19,7 +19,7 @@ def test_bar(share: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "share, style", [(0.69, "green"), (0.7, "yellow"), (0.9, "bold red"), (1, "bold red")]
+    "share, style", [(0.69, "green"), (0.94, "yellow"), (0.95, "bold red"), (1, "bold red")]
 )
 def test_colour(share: float, style: str) -> None:
     assert texts.colour(share) == style
