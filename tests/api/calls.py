@@ -54,6 +54,7 @@ ALL: Final = (*STREAMS, *DATAGRAMS)
 PROTOCOL_NAMES: Final = {"TCP": "tcp", "MPTCP": "mptcp", "UDP": "udp", "UDP-Lite": "udplite"}
 
 CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 _TCP_REPAIR: Final = 19  # linux/tcp.h, 3.5
 

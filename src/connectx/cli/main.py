@@ -16,7 +16,7 @@ from connectx import __version__
 from connectx.cli.command import Command, add
 
 #: The subcommands, by module name; the command line has ``-`` for ``_``.
-COMMANDS: Final = ("demo", "doctor", "exporter", "lab", "top", "usage")
+COMMANDS: Final = ("demo", "doctor", "exporter", "kill", "lab", "top", "usage")
 
 #: The packages that the ``tools`` extra brings, by import name.
 TOOLS: Final = frozenset({"altair", "jinja2", "prometheus_client", "rich", "textual", "vl_convert"})

@@ -1,4 +1,4 @@
-"""Ranges of source ports, and addresses, as typed on the command line."""
+"""Ranges of source ports, addresses and numbers, as typed on the command line."""
 
 from __future__ import annotations
 
@@ -17,6 +17,23 @@ def port_range(text: str) -> PortRange:
 def any_port_range(text: str) -> PortRange:
     """The same, from port 1 on."""
     return _range(text, 1)
+
+
+def address(text: str) -> str:
+    """An IP address as the kernel prints it; ArgumentTypeError for what is none."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"not an address such as 192.0.2.7 or 2001:db8::7: {text!r}"
+        ) from None
+
+
+def count(text: str) -> int:
+    """How many of something, at least 1; ArgumentTypeError for anything else."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"not a number from 1 on: {text!r}")
+    return int(text)
 
 
 def endpoint(text: str) -> Endpoint:

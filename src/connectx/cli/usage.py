@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.addresses import Endpoint
-from connectx.cli.ports import endpoint
+from connectx.cli.ports import address, count, endpoint
 from connectx.cli.usage_arguments import (
     DEFAULT_PROTOCOLS,
     add_netns,
@@ -39,9 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="pair",
         help="count together what has this in common (pair: of a source and a destination)",
     )
-    parser.add_argument("--top", type=_count, metavar="N", help="show the first N rows only")
+    parser.add_argument("--top", type=count, metavar="N", help="show the first N rows only")
     add_protocol(parser)
-    parser.add_argument("--source", default="", metavar="ADDRESS", help="count from this address")
+    parser.add_argument("--source", type=address, metavar="ADDRESS", help="count from this address")
     parser.add_argument(
         "--destination",
         type=endpoint,
@@ -99,7 +99,7 @@ def _take(arguments: argparse.Namespace) -> Snapshot:
         protocols=arguments.protocol or DEFAULT_PROTOCOLS,
         netns=arguments.netns,
         port_range=arguments.port_range,
-        source=arguments.source,
+        source=arguments.source or "",
         destination=arguments.destination,
         processes=arguments.processes or arguments.by == "process",
     )
@@ -254,10 +254,3 @@ def _share(share: float) -> str:
     colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
     text = percent(share)
     return f"[{colour}]{text}[/]" if colour else text
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number

@@ -23,6 +23,7 @@ from connectx.linux.uapi import (
     AF_NETLINK,
     MSG_TRUNC,
     NETLINK_CAP_ACK,
+    NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
     NLM_F_REQUEST,
@@ -230,9 +231,26 @@ class NetlinkSocket:
         """
         for _ in range(_ATTEMPTS):
             answer = self._answer(self._send(kind, 0, payload))
-            if answer is not None:
-                return answer
+            if answer is None:
+                continue
+            if answer.type == NLMSG_ERROR:
+                raise failure(answer.payload)
+            return bytes(answer.payload)
         raise NetlinkError(errno.EPROTO, "no reply from netlink")
+
+    def change(self, kind: int, payload: bytes) -> None:
+        """Send a request that changes something, once, and wait for its acknowledgement.
+
+        Raises NetlinkError with the kernel's errno, or EPROTO where no acknowledgement came
+        and so nobody knows whether the change was made; MalformedMessage.
+        """
+        answer = self._answer(self._send(kind, NLM_F_ACK, payload))
+        if answer is None:
+            raise NetlinkError(errno.EPROTO, "no acknowledgement from netlink")
+        if answer.type != NLMSG_ERROR:
+            raise MalformedMessage(f"nlmsg_type {answer.type} where an acknowledgement was due")
+        if number := status(answer.payload):
+            raise NetlinkError(number, os.strerror(number))
 
     def dump(self, kind: int, payload: bytes) -> Iterator[Run]:
         """Send a request for a dump and yield its messages in runs.
@@ -277,8 +295,8 @@ class NetlinkSocket:
         self.send(NLMSGHDR.pack(length, kind, NLM_F_REQUEST | flags, sequence, 0) + payload)
         return sequence
 
-    def _answer(self, sequence: int) -> bytes | None:
-        """The answer to a request; None if it is lost.
+    def _answer(self, sequence: int) -> Message | None:
+        """The first message in answer to a request; None if it is lost.
 
         It was taken by a signal handler that used this socket in between, or the
         receive buffer had no room for it.
@@ -286,11 +304,8 @@ class NetlinkSocket:
         try:
             for datagram in self._datagrams():
                 for message in messages(datagram):
-                    if message.sequence != sequence:
-                        continue
-                    if message.type == NLMSG_ERROR:
-                        raise failure(message.payload)
-                    return bytes(message.payload)
+                    if message.sequence == sequence:
+                        return message
         except OSError as error:
             if not _buffer_was_full(error):
                 raise

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 #: The states filter that lets every socket pass.
 ALL_STATES: Final = 0xFFFFFFFF
 
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 ANY_COOKIE: Final = INET_DIAG_NOCOOKIE.to_bytes(4, "big") * 2
 LITTLE_ENDIAN: Final = sys.byteorder == "little"
 
@@ -191,7 +191,7 @@ def encode_lookup(
     size = address_size(family)
     if len(source) != size or len(destination) != size:
         raise ValueError("family and addresses do not match")
-    if family == AF_INET6 and source[:12] == destination[:12] == _V4_MAPPED:
+    if family == AF_INET6 and source[:12] == destination[:12] == V4_MAPPED:
         family, source, destination = AF_INET, source[12:], destination[12:]
     ends = [
         (source_port.to_bytes(2, "big"), source.ljust(16, b"\0")),

@@ -1,0 +1,229 @@
+"""``connectx kill``: close sockets in TIME_WAIT, or others by their addresses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections import Counter
+from socket import inet_ntop
+from typing import TYPE_CHECKING, Final
+
+from connectx.addresses import Endpoint
+from connectx.cli.ports import address, any_port_range, count, endpoint
+
+if TYPE_CHECKING:
+    import argparse
+
+    from connectx.linux.sock_diag import SocketRecord
+    from connectx.observe.kill import Outcome, Wanted
+
+NAME: Final = "kill"
+HELP: Final = "Close sockets in TIME-WAIT, or others by their addresses; without --yes, list them."
+EXAMPLE: Final = "connectx kill --destination 198.51.100.9:443 --yes"
+
+#: As ss(8) prints them; which of them a protocol has, connectx.observe.kill says.
+_STATES: Final = (
+    "TIME-WAIT",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "CLOSING",
+    "LISTEN",
+    "UNCONN",
+)
+
+_OF_TIME_WAIT: Final = """\
+TIME-WAIT keeps late segments of an old connection out of a new one on the same addresses and
+ports, and answers a peer that has not heard the end (RFC 9293, RFC 1337). Without it, such a
+segment can end the new connection or get into its data."""
+
+_OF_OTHERS: Final = {
+    "tcp": """\
+Closing a connection resets it: what is not delivered is lost, its owner gets ECONNABORTED, and
+its peer a reset.""",
+    "udp": """\
+A UDP socket's owner gets ECONNABORTED, and the socket is no longer connected. A port that
+bind() gave it stays taken until its owner closes it.""",
+}
+
+_OF_LISTENERS: Final = (
+    "Closing a listener ends what waits in its queue, and nobody listens there any more."
+)
+
+#: Lines of the list; there may be thousands.
+_SHOWN: Final = 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--yes", action="store_true", help="close them; otherwise only list them")
+    parser.add_argument(
+        "--state",
+        action="append",
+        choices=_STATES,
+        metavar="STATE",
+        help=f"close what is in this state; may be given several times (TIME-WAIT). "
+        f"One of {', '.join(_STATES)}; all but TIME-WAIT need --source or --destination",
+    )
+    parser.add_argument("--protocol", choices=["tcp", "udp"], default="tcp", help="(tcp)")
+    parser.add_argument(
+        "--source", type=address, metavar="ADDRESS", help="close what has this address"
+    )
+    parser.add_argument(
+        "--destination",
+        type=endpoint,
+        default=Endpoint("", 0),
+        metavar="HOST[:PORT]",
+        help="close what is connected to this address, and this port; :PORT for any address",
+    )
+    parser.add_argument(
+        "--source-port-range",
+        type=any_port_range,
+        metavar="LOW-HIGH",
+        help="close what has a source port in this range",
+    )
+    parser.add_argument("--limit", type=count, metavar="N", help="close N at most")
+    parser.add_argument(
+        "--netns", metavar="NAME", help="in another network namespace: a name, path or pid"
+    )
+    parser.add_argument("--json", action="store_true", help="write JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List the sockets, and close them if that is wanted."""
+    from connectx.cli.main import FAILED, OK, WRONG_USAGE  # noqa: PLC0415 - it imports us
+    from connectx.observe.kill import kill, require, select  # noqa: PLC0415 - --help needs none
+
+    outcome = None
+    lacking = ""
+    try:
+        wanted = _wanted(arguments)
+        selected = select(wanted, netns=arguments.netns)
+        try:
+            require(wanted.protocol, netns=arguments.netns)
+        except OSError as error:
+            # To list them needs no privilege; whoever does learns that closing them would.
+            if arguments.yes or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            lacking = str(error)
+        if selected:
+            # On standard error, and before anything is done: with --yes and --json as well.
+            print("\n\n".join(_warnings(wanted)), end="\n\n", file=sys.stderr)
+        if arguments.yes:
+            outcome = kill(wanted, selected, netns=arguments.netns)
+    except ValueError as error:
+        print(f"connectx kill: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    except OSError as error:
+        print(f"connectx kill: {error}", file=sys.stderr)
+        return FAILED
+    if arguments.json:
+        print(json.dumps(_as_json(wanted, selected, outcome, lacking), indent=2))
+    else:
+        _show(wanted, selected, outcome, lacking)
+    return FAILED if outcome and outcome.refused else OK
+
+
+def _wanted(arguments: argparse.Namespace) -> Wanted:
+    from connectx.observe.kill import TIME_WAIT, Wanted  # noqa: PLC0415 - as above
+
+    if arguments.protocol == "udp" and not arguments.state:
+        raise ValueError("UDP has no TIME-WAIT: say which --state, ESTAB or UNCONN")
+    return Wanted(
+        arguments.protocol,
+        tuple(dict.fromkeys(arguments.state or TIME_WAIT)),
+        arguments.source or "",
+        arguments.destination,
+        arguments.source_port_range,
+        arguments.limit,
+    )
+
+
+def _as_json(
+    wanted: Wanted, selected: list[SocketRecord], outcome: Outcome | None, lacking: str
+) -> dict[str, object]:
+    return {
+        "protocol": wanted.protocol,
+        "states": list(wanted.states),
+        "dry_run": outcome is None,
+        "lacking": lacking,
+        "selected": len(selected),
+        "closed": outcome.closed if outcome else 0,
+        "gone": outcome.gone if outcome else 0,
+        "refused": {
+            errno.errorcode.get(number, str(number)): times
+            for number, times in (outcome.refused if outcome else {}).items()
+        },
+        "sockets": [
+            {
+                "state": _state(record),
+                "source": str(_source(record)),
+                "destination": str(_destination(record)),
+            }
+            for record in selected
+        ],
+    }
+
+
+def _show(
+    wanted: Wanted, selected: list[SocketRecord], outcome: Outcome | None, lacking: str
+) -> None:
+    # Plain lines, not rich's tables: this works without the tools extra.
+    if not selected:
+        print(f"No {wanted.protocol.upper()} socket in {' or '.join(wanted.states)} matches.")
+        return
+    groups = Counter(
+        (_state(record), _source(record).host, str(_destination(record))) for record in selected
+    )
+    for (state, source, destination), number in groups.most_common(_SHOWN):
+        print(f"{number:>7,}  {state:<10}  {source} to {destination}")
+    if len(groups) > _SHOWN:
+        print(f"         and to {len(groups) - _SHOWN:,} more destinations")
+    if outcome is None:
+        print(f"\nNothing was closed. With --yes, {_sockets(len(selected))} would be.")
+        if lacking:
+            print(f"Not by this process, though. {lacking}.")
+        return
+    print(f"\n{_sockets(outcome.closed)} closed, {outcome.gone:,} gone meanwhile.")
+    for number, times in sorted(outcome.refused.items()):
+        if number == errno.ENOENT:
+            print(f"{times:,} not closed: the kernel finds another socket in their place.")
+        else:
+            print(f"{times:,} not closed: {os.strerror(number)}.")
+
+
+def _warnings(wanted: Wanted) -> list[str]:
+    """What closing such sockets violates."""
+    states = set(wanted.states)
+    texts = []
+    if "TIME-WAIT" in states:
+        texts.append(_OF_TIME_WAIT)
+    if states - {"TIME-WAIT", "LISTEN"}:
+        texts.append(_OF_OTHERS[wanted.protocol])
+    if "LISTEN" in states:
+        texts.append(_OF_LISTENERS)
+    return texts
+
+
+def _state(record: SocketRecord) -> str:
+    from connectx.linux.tcp_states import STATE_NAMES  # noqa: PLC0415 - as above
+
+    return STATE_NAMES.get(record.state, str(record.state))
+
+
+def _source(record: SocketRecord) -> Endpoint:
+    return Endpoint(inet_ntop(record.family, record.source), record.source_port)
+
+
+def _destination(record: SocketRecord) -> Endpoint:
+    return Endpoint(inet_ntop(record.family, record.destination), record.destination_port)
+
+
+def _sockets(number: int) -> str:
+    return f"{number:,} socket{'' if number == 1 else 's'}"
