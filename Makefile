@@ -57,10 +57,6 @@ $(STAMPS)/%: requirements/%.lock scripts/setup
 	@scripts/setup $*
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/bench: requirements/demo.lock scripts/setup
-	@scripts/setup bench
-	@mkdir -p $(STAMPS) && touch $@
-
 # Dated before the build, so that a file saved meanwhile counts as newer.
 $(STAMPS)/installed: $(SOURCES) scripts/install | $(STAMPS)/demo
 	@touch $@.new

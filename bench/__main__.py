@@ -20,6 +20,7 @@ from bench import (
     memory,
     report,
     top,
+    usage,
 )
 from bench.harness import Findings, Settings, progress_line, refusal
 from connectx.addresses import PortRange
@@ -39,6 +40,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     "import": importing.measure,
     "memory": memory.measure,
     "top": top.measure,
+    "usage": usage.measure,
 }
 
 

@@ -178,4 +178,9 @@ TARGETS: Final = (
             ),
         )
     ),
+    *(
+        Target(f"usage, {way}: {other}", f"{way}: time, {other} being 1", AT_MOST, bound, "x")
+        for way in ("connectx usage --json", "snapshot()")
+        for other, bound in (("ss -tan", 0.8), ("psutil.net_connections()", 0.1))
+    ),
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import memory, native, report
+from bench import memory, native, report, usage
 from bench.__main__ import MEASUREMENTS
 from bench.competition import TCP, UDP, Competition, mean_time, typical_time
 from bench.filling import Block, Result, run
@@ -207,6 +207,21 @@ class TestMeasurements:
         figures = MEASUREMENTS[name](SETTINGS).figures
         assert sorted(figures) == sorted(target.figure for target in report.targets_of([name]))
         assert all(math.isfinite(value) for value in figures.values())
+
+    def test_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(usage, "CONNECTIONS", 500)
+        findings = MEASUREMENTS["usage"](SETTINGS)
+        (table,) = findings.tables
+        commands = {row[0]: row[1:] for row in table.rows}
+        if usage.SS not in commands:
+            pytest.skip("needs ss, of iproute2")
+        time, memory = commands[usage.USAGE]
+        assert time > 0
+        assert 8 < memory < 100
+        for target in report.targets_of(["usage"]):
+            # psutil is installed for the bench alone.
+            found = target.figure in findings.figures
+            assert found or findings.details[target.figure] == "no psutil: install it"
 
 
 class TestCommand:

@@ -13,6 +13,7 @@ SIZES = {
     "RTMSG": 12,
     "TCP_INFO_IDLE": 56,
     "INET_DIAG_SOCKID": 48,  # linux/inet_diag.h
+    "INET_DIAG_REQ": 60,
     "INET_DIAG_REQ_V2": 56,
     "INET_DIAG_MSG": 72,
     "INET_DIAG_BC_OP": 4,
@@ -36,6 +37,8 @@ def test_a_layout_of_another_size_is_refused() -> None:
     [
         ("NLMSGHDR", 3, 8),  # nlmsg_seq
         ("INET_DIAG_SOCKID", 5, 40),  # idiag_cookie
+        ("INET_DIAG_REQ", 0, 4),  # id
+        ("INET_DIAG_REQ", 1, 52),  # idiag_states
         ("INET_DIAG_REQ_V2", 4, 8),  # id
         ("INET_DIAG_MSG", 4, 4),  # id
         ("INET_DIAG_MSG", 8, 64),  # idiag_uid

@@ -6,11 +6,13 @@ import argparse
 from ipaddress import ip_address
 
 from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
-from connectx.lab.resources import LOWEST_PORT
 
 
 def port_range(text: str) -> PortRange:
     """The range in LOW-HIGH, for an experiment; ArgumentTypeError says what is wrong."""
+    # Here, since the lab takes longer to import than other commands to run.
+    from connectx.lab.resources import LOWEST_PORT  # noqa: PLC0415
+
     return _range(text, LOWEST_PORT)
 
 

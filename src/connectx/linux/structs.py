@@ -40,6 +40,10 @@ INET_DIAG_SOCKID: Final = layout("2s2s16s16sI8s", 48)
 #: ``inet_diag_sockid``.
 INET_DIAG_REQ_V2: Final = layout("BBBxI48s", 56)
 
+#: linux/inet_diag.h ``inet_diag_req``: family, two lengths and extensions (all unused),
+#: ``inet_diag_sockid``, states, tables (unused).
+INET_DIAG_REQ: Final = layout("4x48sI4x", 60)
+
 #: linux/inet_diag.h ``inet_diag_msg``: family, state, timer, retransmits,
 #: ``inet_diag_sockid``, expires, receive queue, write queue, uid, inode.
 INET_DIAG_MSG: Final = layout("BBBB48sIIIII", 72)

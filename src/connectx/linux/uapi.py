@@ -79,6 +79,7 @@ NLMSG_DONE: Final = 3  # linux/netlink.h, always
 NLMSG_OVERRUN: Final = 4  # linux/netlink.h, always
 
 # SOCK_DIAG.
+TCPDIAG_GETSOCK: Final = 18  # linux/inet_diag.h, always
 SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h, 3.3
 SOCK_DESTROY: Final = 21  # linux/sock_diag.h, 4.5
 INET_DIAG_NOCOOKIE: Final = 0xFFFFFFFF  # linux/inet_diag.h, always
