@@ -30,6 +30,8 @@ NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
 EXAMPLE: Final = "connectx usage --top 10 --watch 2"
 
+_PIPED_WIDTH: Final = 1000
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -164,7 +166,8 @@ def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
 
     from connectx.observe.groups import group  # noqa: PLC0415 - as above
 
-    console = Console(highlight=False)
+    # Piped, a row is a line, which grep and awk can take; a terminal has it folded.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     if arguments.watch and console.is_terminal:
         console.clear()
     held = ", ".join(f"{number} held ({name})" for name, number in taken.held.items() if number)

@@ -86,6 +86,12 @@ class Run(NamedTuple):
     stride: int
     messages: memoryview
 
+    @property
+    def first_payload(self) -> memoryview:
+        """What the first message has behind its header, without padding."""
+        length, *_ = NLMSGHDR.unpack_from(self.messages)
+        return self.messages[NLMSGHDR.size : length]
+
 
 def _header(view: memoryview, offset: int) -> tuple[int, int, int, int]:
     remaining = len(view) - offset
@@ -275,7 +281,7 @@ class NetlinkSocket:
                         _raise_for_end(run, interrupted=interrupted)
                         return
                     if run.type == NLMSG_ERROR:
-                        raise failure(run.messages[NLMSGHDR.size :])
+                        raise failure(run.first_payload)
                     if run.type == NLMSG_OVERRUN:
                         raise DumpInterrupted(errno.ENOBUFS, "NLMSG_OVERRUN")
                     yield run
@@ -343,7 +349,7 @@ def _buffer_was_full(error: OSError) -> bool:
 
 
 def _raise_for_end(done: Run, *, interrupted: bool) -> None:
-    payload = done.messages[NLMSGHDR.size :]
+    payload = done.first_payload
     if status(payload):
         raise failure(payload)
     if interrupted:

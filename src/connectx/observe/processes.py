@@ -7,7 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 #: A container's id, as runtimes name control groups after it.
-_CONTAINER: Final = re.compile(r"(?:^|[-_:/])([0-9a-f]{64})(?:\.scope)?$")
+_CONTAINER: Final = re.compile(r"(?:^|[-_:/])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 _UNIT: Final = re.compile(r"([^/]+\.(?:service|scope|slice))(?=/|$)")
 _SOCKET: Final = "socket:["
 
@@ -88,9 +88,10 @@ def unit_in(cgroups: str) -> str:
     """The systemd unit or the container that /proc/PID/cgroup names; "" for none."""
     paths = [line.rpartition(":")[2] for line in cgroups.splitlines()]
     for path in paths:
-        container = _CONTAINER.search(path)
-        if container:
-            return container[1][:12]
+        # The innermost, as of units: a container may run containers.
+        containers = _CONTAINER.findall(path)
+        if containers:
+            return str(containers[-1][:12])
     for path in paths:
         units = _UNIT.findall(path)
         if units:

@@ -110,7 +110,8 @@ def snapshot(
     processes: find out whose the sockets are too, which costs a look at every process.
 
     Of something that changes: what opens or closes meanwhile may be missing, or there
-    twice. Connections that came in at a listener do not count.
+    twice, and so may, rarely, something else beside it (see socket_dump.dump).
+    Connections that came in at a listener do not count.
 
     Raises ValueError for unknown protocols and for what is no address; OSError as
     `connectx.observe.namespace.visiting` does, and NetlinkError where this kernel cannot

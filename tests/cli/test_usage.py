@@ -1,0 +1,334 @@
+"""``connectx usage``: what it shows; tests/observe has whether it is right."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from connectx.cli.main import main
+from connectx.linux.netlink import NetlinkError
+from connectx.testing.namespaces import Network, experiment_network
+from connectx.testing.servers import Servers
+from tests.api.calls import reset_on_close
+from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
+
+LOW, HIGH = 20000, 20009
+PORT = 9000
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(autouse=True)
+def connections(network: Network, servers: Servers, closing: contextlib.ExitStack) -> None:
+    """One destination is full, one half so, and there is some UDP."""
+    network.port_range(LOW, HIGH)
+    servers.listen("::", PORT)
+
+    def opened(host: str, kind: int = socket.SOCK_STREAM) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = closing.enter_context(socket.socket(family, kind))
+        sock.connect((host, PORT))
+        if kind == socket.SOCK_STREAM:
+            reset_on_close(sock)
+
+    for _ in range(10):
+        opened("127.0.0.1")
+    for _ in range(8):
+        opened("::1")
+    for _ in range(2):
+        opened("127.0.0.1", socket.SOCK_DGRAM)
+
+
+def lines(*arguments: str) -> list[list[str]]:
+    done = connectx("usage", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def found(*arguments: str) -> dict[str, object]:
+    done = connectx("usage", "--json", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+class TestTable:
+    def test_the_fullest_first(self) -> None:
+        (head, titles, *rows) = lines()
+        assert " ".join(head[1:2] + head[3:]) == f"UTC, source ports {LOW}-{HIGH}, 0 reserved"
+        assert " ".join(titles) == "protocol source destination in use of full states"
+        assert [" ".join(row) for row in rows] == [
+            "tcp 127.0.0.1 127.0.0.1:9000 10 10 100.0 % ESTAB 10",
+            "tcp ::1 [::1]:9000 8 10 80.0 % ESTAB 8",
+            "udp 127.0.0.1 127.0.0.1:9000 2 10 20.0 % ESTAB 2",
+        ]
+
+    def test_what_is_reserved_and_held(self, network: Network, servers: Servers) -> None:
+        network.reserved_ports("20020-20021")
+        servers.listen("127.0.0.1", 20025)
+        (head, *_, last) = lines("--port-range", "20020-20029")
+        assert " ".join(head[3:]) == "source ports 20020-20029, 2 reserved, 1 held (tcp)"
+        assert " ".join(last) == "No source port of the range is in use."
+
+    def test_the_first_only(self) -> None:
+        (_, _, first, last) = lines("--top", "1")
+        assert first[:3] == ["tcp", "127.0.0.1", "127.0.0.1:9000"]
+        assert last == ["2", "more"]
+        assert lines("--top", "3")[-1][0] == "udp"
+
+    @pytest.mark.parametrize(
+        "by, expected",
+        [
+            ("source", ["tcp 127.0.0.1 10 1", "tcp ::1 8 1", "udp 127.0.0.1 2 1"]),
+            (
+                "destination",
+                [
+                    "tcp 127.0.0.1:9000 10 10 1",
+                    "tcp [::1]:9000 8 10 1",
+                    "udp 127.0.0.1:9000 2 10 1",
+                ],
+            ),
+            ("state", ["tcp ESTAB 18 2", "udp ESTAB 2 1"]),
+        ],
+    )
+    def test_by(self, by: str, expected: list[str]) -> None:
+        (_, titles, *rows) = lines("--by", by)
+        assert " ".join(titles) == f"protocol {by} in use of pairs fullest pair full"
+        for row, start in zip(rows, expected, strict=True):
+            assert " ".join(row).startswith(f"{start} ")
+        assert " ".join(rows[0]).endswith("127.0.0.1 to 127.0.0.1:9000 100.0 %")
+
+    def test_by_process(self) -> None:
+        (_, _, *rows) = lines("--by", "process")
+        assert [row[0] for row in rows] == ["tcp", "udp"]
+        assert all(f"({os.getpid()}" in " ".join(row) for row in rows)
+
+    def test_with_processes(self) -> None:
+        (_, titles, *rows) = lines("--processes")
+        assert titles[-1] == "processes"
+        assert len(rows) == 3
+        assert all(f"({os.getpid()}" in " ".join(row) for row in rows)
+
+    def test_filters(self) -> None:
+        assert [row[0] for row in lines("--protocol", "udp")[2:]] == ["udp"]
+        assert [row[1] for row in lines("--source", "::1")[2:]] == ["::1"]
+        assert len(lines("--destination", f"127.0.0.1:{PORT}")[2:]) == 2
+        assert len(lines("--destination", f":{PORT}")[2:]) == 3
+        assert len(lines("--destination", "[::1]:1")[2:]) == 1
+
+
+class TestJson:
+    def test_schema(self) -> None:
+        result = found()
+        assert list(result) == ["taken_at", "netns", "range", "reserved", "held", "rows"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", str(result["taken_at"]))
+        assert result["netns"] == str(Path("/proc/thread-self/ns/net").readlink())
+        assert result["range"] == [LOW, HIGH]
+        assert (result["reserved"], result["held"]) == (0, {"tcp": 0, "udp": 0})
+        assert result["rows"] == [
+            {
+                "protocol": protocol,
+                "source": host,
+                "destination": destination,
+                "in_use": number,
+                "capacity": 10,
+                "utilisation": number / 10,
+                "states": {"ESTAB": number},
+            }
+            for protocol, host, destination, number in (
+                ("tcp", "127.0.0.1", "127.0.0.1:9000", 10),
+                ("tcp", "::1", "[::1]:9000", 8),
+                ("udp", "127.0.0.1", "127.0.0.1:9000", 2),
+            )
+        ]
+
+    def test_processes_only_where_asked_for(self) -> None:
+        rows = found("--processes", "--top", "1")["rows"]
+        assert isinstance(rows, list)
+        (row,) = rows
+        (process,) = row.pop("processes")
+        assert (process["pid"], process["in_use"]) == (os.getpid(), 10)
+        assert process.keys() == {"pid", "command", "unit", "in_use"}
+        assert row.keys() == {
+            "protocol", "source", "destination", "in_use", "capacity", "utilisation", "states"
+        }  # fmt: skip
+
+    def test_groups(self) -> None:
+        rows = found("--by", "destination", "--top", "1")["rows"]
+        assert isinstance(rows, list)
+        (group,) = rows
+        fullest = group.pop("fullest")
+        assert group == {
+            "protocol": "tcp",
+            "destination": "127.0.0.1:9000",
+            "in_use": 10,
+            "pairs": 1,
+            "capacity": 10,
+        }
+        assert fullest["utilisation"] == 1.0
+
+    def test_needs_no_package(self) -> None:
+        """What monitoring runs works without the tools extra."""
+        hide = "import sys; sys.modules.update(dict.fromkeys(['rich', 'textual']))"
+        start = "from connectx.cli.main import main; sys.exit(main(['usage', '--json']))"
+        subprocess.run([sys.executable, "-c", f"{hide}; {start}"], check=True, capture_output=True)
+
+
+class TestWatch:
+    def test_ends_when_the_reader_goes(self) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-m", "connectx", "usage", "--json", "--watch", "0.1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout
+            assert process.stderr
+            taken = [json.loads(process.stdout.readline()) for _ in range(3)]
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait(20) in {0, 1}
+        times = [each["taken_at"] for each in taken]
+        assert times == sorted(set(times))
+
+    def test_a_reader_that_goes_while_nothing_is_written(self) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-m", "connectx", "usage", "--json", "--watch", "3600"],
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.wait(20) == 0
+
+    @pytest.mark.parametrize("arguments", [[], ["--json"]])
+    def test_ctrl_c(self, arguments: list[str]) -> None:
+        with on_a_terminal("usage", "--watch", "3600", *arguments) as (process, screen):
+            read_until(screen, b"127.0.0.1:9000")
+            os.killpg(process.pid, signal.SIGINT)
+            assert b"Traceback" not in read_to_end(screen)
+            assert process.wait(20) == 130
+
+    def test_every_time_on_a_clear_screen(self) -> None:
+        with on_a_terminal("usage", "--watch", "0.1") as (process, screen):
+            for _ in range(3):
+                read_until(screen, b"\x1b[2J")
+            os.killpg(process.pid, signal.SIGINT)
+            read_to_end(screen)
+            assert process.wait(20) == 130
+
+
+class TestTerminal:
+    def shown(self, **environment: str) -> str:
+        with on_a_terminal("usage", **environment) as (process, screen):
+            text = read_to_end(screen).decode()
+            assert process.wait(20) == 0
+        return text
+
+    def test_what_is_filling_is_coloured(self) -> None:
+        text = self.shown()
+        assert "\x1b[31m100.0 %" in text
+        assert "\x1b[33m 80.0 %" in text or "\x1b[33m80.0 %" in text
+        assert "20.0 %\x1b" not in text
+
+    def test_not_with_no_color(self) -> None:
+        text = self.shown(NO_COLOR="1")
+        assert "100.0 %" in text
+        assert not re.search(r"\x1b\[[0-9;]*[34][0-7]m", text)
+
+    def test_not_when_piped(self) -> None:
+        assert "\x1b" not in connectx("usage").stdout
+
+    def test_a_narrow_one(self) -> None:
+        text = COLOURS.sub("", self.shown(COLUMNS="40"))
+        assert max(map(len, text.splitlines())) <= 40
+        rows = "".join(text.split())
+        assert "100.0%" in rows
+        for word in ("tcp", "10", "80.0%"):
+            assert word in rows
+
+
+class TestOtherNamespaces:
+    def test_by_pid(self, capsys: pytest.CaptureFixture[str]) -> None:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        try:
+            with experiment_network():
+                assert main(["usage", "--json", "--netns", str(child.pid)]) == 0
+                taken = json.loads(capsys.readouterr().out)
+        finally:
+            child.communicate()
+        assert taken["netns"] == str(Path("/proc/thread-self/ns/net").readlink())
+        assert len(taken["rows"]) == 3
+
+    @pytest.mark.parametrize(
+        "name, says",
+        [
+            ("no-such-name", "there is no such network namespace"),
+            ("4194305", "there is no such network namespace"),
+            ("/dev/null", "cannot enter"),
+        ],
+    )
+    def test_that_there_are_not(
+        self, name: str, says: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["usage", "--netns", name]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert says in shown.err
+        assert shown.err.startswith("connectx usage: ")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--by", "colour"],
+            ["--top", "0"],
+            ["--top", "many"],
+            ["--protocol", "sctp"],
+            ["--source", "localhost"],
+            ["--source", ""],
+            ["--destination", "example.org:443"],
+            ["--destination", "127.0.0.1:70000"],
+            ["--port-range", "20000"],
+            ["--port-range", "20009-20000"],
+            ["--watch", "0"],
+            ["--watch", "nan"],
+            ["surplus"],
+        ],
+    )
+    def test_wrong_usage(self, arguments: list[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["usage", *arguments])
+
+    def test_of_two_families(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["usage", "--source", "::1", "--destination", "127.0.0.1"]) == 2
+        assert "not of one IP version" in capsys.readouterr().err
+
+    def test_of_the_kernel(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise NetlinkError(2, "No such file or directory")
+
+        monkeypatch.setattr("connectx.observe.usage.records", refuse)
+        assert main(["usage"]) == 1
+        assert "No such file" in capsys.readouterr().err
+
+    def test_a_full_disk(self) -> None:
+        with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+            done = subprocess.run(
+                [sys.executable, "-m", "connectx", "usage", "--json"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr.startswith("connectx: cannot write to standard output: ")
