@@ -30,6 +30,7 @@ NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
 EXAMPLE: Final = "connectx usage --top 10 --watch 2"
 
+#: Columns of what is piped.
 _PIPED_WIDTH: Final = 1000
 
 
