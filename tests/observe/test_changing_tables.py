@@ -81,7 +81,8 @@ def churning(servers: Servers) -> Iterator[None]:
             )
             assert process.stdin
             assert process.stdout
-            # The end of Popen's own block only waits.
+            # In reverse order; Popen's own end would close its output first.
+            stack.callback(process.wait)
             stack.callback(process.stdin.close)
             outputs.append(process.stdout.fileno())
         for output in outputs:

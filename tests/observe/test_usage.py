@@ -97,8 +97,6 @@ def test_reserved_ports_and_holders_are_no_capacity(
     network: Network, opened: Callable[..., socket.socket], closing: contextlib.ExitStack
 ) -> None:
     network.reserved_ports(f"{LOW - 10}-{LOW + 9},{HIGH}")
-    opened("127.0.0.1")
-    opened("127.0.0.1", kind=socket.SOCK_DGRAM)
     # One of the listeners is on a port that is reserved anyway.
     for port in (LOW + 20, LOW + 21, HIGH):
         listener = closing.enter_context(socket.socket())
@@ -107,6 +105,9 @@ def test_reserved_ports_and_holders_are_no_capacity(
     for host, port in (("127.0.0.1", LOW + 30), ("127.0.0.77", LOW + 31), ("", LOW + 32)):
         sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         sock.bind((host, port))
+    # After these, whose ports the kernel could choose.
+    opened("127.0.0.1")
+    opened("127.0.0.1", kind=socket.SOCK_DGRAM)
     taken = snapshot()
     assert taken.reserved == 11
     assert taken.held == {"tcp": 2, "udp": 1}
