@@ -71,6 +71,7 @@ class SocketRecord(NamedTuple):
     interface: the device it is bound to (SO_BINDTOIFINDEX); 0 for none.
     cookie: the 8 octets that getsockopt(SOL_SOCKET, SO_COOKIE) gives for it.
     uid, inode: its owner, and what /proc/*/fd shows; 0 in TIME_WAIT.
+    expires: milliseconds until its timer runs out: of a TIME_WAIT, until it ends.
     """
 
     family: int
@@ -83,6 +84,7 @@ class SocketRecord(NamedTuple):
     cookie: bytes
     uid: int
     inode: int
+    expires: int = 0
 
     @property
     def in_time_wait(self) -> bool:
@@ -233,15 +235,16 @@ def diag_protocol(protocol: int) -> int:
 @lru_cache(maxsize=32)
 def record_layout(before: int, size: int) -> Struct:
     """inet_diag_msg without the fields we do not use, between what comes before and after."""
-    fields = "BBxxHH16s16sI8s12xII"
+    fields = "BBxxHH16s16sI8sI8xII"
     return Struct(f"={before}x{fields}{size - before - INET_DIAG_MSG.size}x")
 
 
 def record_of(
-    fields: tuple[int, int, int, int, bytes, bytes, int, bytes, int, int],
+    fields: tuple[int, int, int, int, bytes, bytes, int, bytes, int, int, int],
 ) -> SocketRecord:
     """The record in the fields of `record_layout`; MalformedMessage for what is none."""
-    family, state, port, peer_port, source, destination, interface, cookie, uid, inode = fields
+    family, state, port, peer_port, source, destination, interface, cookie, *rest = fields
+    expires, uid, inode = rest
     if family not in {AF_INET, AF_INET6}:
         raise MalformedMessage(f"idiag_family {family}")
     size = address_size(family)
@@ -256,4 +259,5 @@ def record_of(
         cookie if LITTLE_ENDIAN else cookie[4:] + cookie[:4],
         uid,
         inode,
+        expires,
     )
