@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from connectx.addresses import Endpoint
+    from connectx.addresses import Endpoint, PortRange
 
 
 class ConnectxError(OSError):
@@ -24,6 +24,7 @@ class ConnectxError(OSError):
     protocol: "tcp", "mptcp", "udp" or "udplite".
     source: the source asked for; its host is "" and its port 0 where any would do.
     destination: where the connection was to go.
+    ports: the source ports that were asked for; None where the range in force was to do.
     strategy: the name of the strategy in use.
     attempts: how often connecting was tried.
     """
@@ -39,6 +40,7 @@ class ConnectxError(OSError):
         source: Endpoint,
         destination: Endpoint,
         strategy: str,
+        ports: PortRange | None = None,
         attempts: int = 0,
         errno: int | None = None,
         explanation: Callable[[], str] | None = None,
@@ -48,6 +50,7 @@ class ConnectxError(OSError):
         self.protocol = protocol
         self.source = source
         self.destination = destination
+        self.ports = ports
         self.strategy = strategy
         self.attempts = attempts
         self._explanation = explanation
@@ -71,6 +74,7 @@ class ConnectxError(OSError):
             self.protocol,
             self.source,
             self.destination,
+            self.ports,
             self.strategy,
             self.attempts,
             self.errno,
@@ -119,6 +123,7 @@ def _rebuild(
     protocol: str,
     source: Endpoint,
     destination: Endpoint,
+    ports: PortRange | None,
     strategy: str,
     attempts: int,
     number: int,
@@ -128,6 +133,7 @@ def _rebuild(
         protocol=protocol,
         source=source,
         destination=destination,
+        ports=ports,
         strategy=strategy,
         attempts=attempts,
         errno=number,

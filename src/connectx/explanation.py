@@ -11,10 +11,9 @@ from connectx.core import causes
 from connectx.core.census import Census, describe, of_exhaustion
 from connectx.core.strategies import Verdict
 from connectx.linux.netlink import MalformedMessage
-from connectx.linux.socket_dump import dump
+from connectx.linux.reuse import read_reuse
+from connectx.linux.socket_dump import UNCONNECTED, Filter, dump, records
 from connectx.linux.uapi import (
-    AF_INET,
-    AF_INET6,
     IP_FREEBIND,
     IPPROTO_IP,
     IPPROTO_TCP,
@@ -41,8 +40,7 @@ def explain(verdict: Verdict, prepared: Prepared) -> str:
         census = take_census(prepared)
     except (OSError, MalformedMessage) as error:
         return f"The sockets could not be counted ({error}).\n" + causes.advise([causes.CONNECTED])
-    source = Endpoint(prepared.host or request.source.host, 0)
-    subject = FourTuple(request.protocol, source, request.destination)
+    subject = FourTuple(request.protocol, Endpoint(source_of(prepared), 0), request.destination)
     reasons = of_exhaustion(census, stream=request.stream)
     return f"{describe(census, subject)}\n{causes.advise(reasons)}"
 
@@ -62,32 +60,55 @@ def take_census(prepared: Prepared) -> Census:
         netlink,
         request.diag_protocol,
         request.wire_family,
-        source=prepared.source or request.wire_source or None,
+        source=_wire_source(prepared),
         destination=request.wire_destination,
         destination_port=request.destination.port,
     )
+    reuse = read_reuse()
+    reusable = within.intersection(r.source_port for r in toward if reuse.takes(r))
     time_wait = within.intersection(r.source_port for r in toward if r.in_time_wait)
     connected = within.intersection(r.source_port for r in toward) - time_wait
     # On any address, of either family: a port that is bound is closed to every connect()
     # that is to choose one (__inet_hash_connect looks at no address).
-    anywhere = {
-        record.source_port
-        for family in (AF_INET, AF_INET6)
-        for record in dump(netlink, request.diag_protocol, family)
-    }
+    everybody = records(netlink, None, Filter(request.diag_protocol))
+    anywhere = {record.source_port for record in everybody}
     reserved = {
         port for hole in network.reserved for port in range(hole.low, hole.high + 1)
     } & within
     others = within - time_wait - connected
-    # Nothing that SOCK_DIAG tells of a connected socket says whether it shares its port.
-    held = [port for port in (others - reserved) & anywhere if not shared(prepared, port)]
+    doubtful = (others - reserved) & anywhere
+    untold: set[int] = set()
+    if request.stream and not tells_binds_apart():
+        bound = {r.source_port for r in everybody if 1 << r.state & UNCONNECTED}
+        held = doubtful & bound
+        untold = doubtful - bound
+    else:
+        # Nothing that SOCK_DIAG tells of a connected socket says whether it shares its port.
+        held = {port for port in doubtful if not shared(prepared, port)}
     return Census(
         ports,
         connected=len(connected),
         time_wait=len(time_wait),
         held=len(held),
         reserved=len(others & reserved),
+        reusable=len(reusable),
+        untold=len(untold),
+        unused=len(within - anywhere - reserved),
     )
+
+
+def source_of(prepared: Prepared) -> str:
+    """The source address in text form: what was asked for, or what routing chooses.
+
+    Raises OSError where there is no route.
+    """
+    return prepared.host or prepared.request.source_host(_wire_source(prepared))
+
+
+def _wire_source(prepared: Prepared) -> bytes:
+    request = prepared.request
+    known = prepared.source or request.wire_source
+    return known or prepared.network.routed_source(request, prepared.options)
 
 
 def shared(prepared: Prepared, port: int) -> bool:

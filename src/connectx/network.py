@@ -336,6 +336,7 @@ class Network:
                 RangeNotHonoured,
                 f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {ports}: "
                 "the kernel would silently use that range instead",
+                ports=wanted,
             )
         return wanted
 

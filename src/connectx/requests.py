@@ -16,6 +16,7 @@ from connectx.addresses import HIGHEST_PORT, Address, Endpoint
 from connectx.linux import uapi
 
 if TYPE_CHECKING:
+    from connectx.addresses import PortRange
     from connectx.errors import ConnectxError
 
 AF_INET: Final = int(socket.AF_INET)
@@ -113,15 +114,23 @@ class Request:
         return host if self.family == self.wire_family else V4_MAPPED + host
 
     def error(
-        self, kind: type[ConnectxError], message: str, number: int | None = None
+        self,
+        kind: type[ConnectxError],
+        message: str,
+        number: int | None = None,
+        ports: PortRange | None = None,
     ) -> ConnectxError:
-        """An error about this request; number: its errno, where that is not its class's own."""
+        """An error about this request.
+
+        number: its errno, where that is not its class's own. ports: those asked for.
+        """
         return kind(
             message,
             errno=number,
             protocol=self.protocol,
             source=self.source,
             destination=self.destination,
+            ports=ports,
             strategy=self.strategy,
         )
 

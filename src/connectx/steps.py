@@ -221,6 +221,7 @@ def failure(verdict: Verdict, prepared: Prepared, attempt: Attempt) -> ConnectxE
         protocol=request.protocol,
         source=source,
         destination=request.destination,
+        ports=prepared.options.ports and prepared.plan.ports,
         strategy=request.strategy,
         attempts=attempt.failures,
         errno=stream_errno if request.stream else datagram_errno,

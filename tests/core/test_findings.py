@@ -21,6 +21,8 @@ TO = Endpoint("198.51.100.9", 443)
 HEALTHY = Facts(
     ports=PORTS,
     reserved=(),
+    ipv6=True,
+    udp_unused=28_000,
     pairs=(),
     holders=(),
     tells_binds_apart=True,
@@ -42,7 +44,10 @@ HEALTHY = Facts(
     asked=None,
 )
 
-ASKED = Asked("tcp", errno.EADDRNOTAVAIL, "192.0.2.7", TO, None, None, None, None, "")
+ASKED = Asked(
+    "tcp", errno.EADDRNOTAVAIL, Endpoint("192.0.2.7", 0), TO, None, census_source="192.0.2.7"
+)
+ON_PORT = (Holder("tcp", "0.0.0.0", 8080, "LISTEN", "httpd (8)"),)
 
 
 def pair(in_use: int, rate: float = 0.0, idle: int = 0, **states: int) -> Pair:
@@ -75,7 +80,9 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"pairs": (pair(26_900),)}, (causes.CONNECTED, C)),
     ({"pairs": (pair(26_900, ESTAB=10_000, TIME_WAIT=1),)}, (causes.CONNECTED, C)),
     ({"pairs": (pair(10_000, rate=20.0),)}, None),
-    ({"pairs": (pair(10_000, rate=40.0),)}, (causes.CONNECTED, W)),
+    ({"pairs": (pair(10_000, rate=40.0),)}, None),
+    ({"pairs": (pair(10_000, rate=40.0),), "seconds": 10.0}, (causes.CONNECTED, W)),
+    ({"pairs": (pair(10_000, rate=400.0),)}, (causes.CONNECTED, W)),
     ({"pairs": (pair(5_000, rate=4000.0),)}, None),
     ({"pairs": (pair(19_000, ESTAB=14_000, TIME_WAIT=5_000),)}, None),
     ({"pairs": (pair(19_000, ESTAB=13_000, TIME_WAIT=6_000),)}, (causes.TIME_WAIT, W)),
@@ -86,28 +93,52 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"holders": holders(9000, "connected")}, (causes.BOUND_FIRST, C)),
     ({"holders": holders(300, "bound")}, (causes.POLLUTED, W)),
     ({"holders": holders(9000, "TIME-WAIT")}, (causes.POLLUTED, C)),
-    ({"holders": holders(1, "LISTEN")}, (causes.LISTENERS, W)),
+    ({"holders": holders(300, "accepted")}, (causes.POLLUTED, W)),
+    ({"holders": holders(1, "LISTEN")}, (causes.LISTENERS, N)),
     ({"holders": holders(2, "LISTEN"), "reserved": (PortRange(32000, 32769),)}, None),
     ({"close_wait": {"proxy (7)": 9}}, None),
-    ({"close_wait": {"proxy (7)": 6, "": 4}}, (causes.CLOSE_WAIT, W)),
+    ({"close_wait": {"proxy (7)": 6, "": 4}}, (causes.CLOSE_WAIT, N)),
+    ({"close_wait": {"proxy (7)": 10}, "close_wait_gain": 1}, (causes.CLOSE_WAIT, W)),
+    ({"close_wait": {"proxy (7)": 1500}}, (causes.CLOSE_WAIT, W)),
+    ({"udp_unused": 1412}, None),
+    ({"udp_unused": 1411}, (causes.UNSHARED, W)),
+    ({"udp_unused": 0}, (causes.UNSHARED, C)),
     ({"overshadowed": (Overshadowing(TO, TO, ("a", "b")),)}, (causes.OVERSHADOWED, C)),
     ({"descriptors": (Limit("proxy (7)", 7, 820, 1024),)}, (causes.DESCRIPTORS, W)),
     ({"descriptors": (Limit("proxy (7)", 7, 1000, 1024),)}, (causes.DESCRIPTORS, C)),
     ({"conntrack": None}, None),
+    ({"conntrack": (1000, 0)}, None),
     ({"conntrack": (220_000, 262_144)}, (causes.CONNTRACK, W)),
     ({"conntrack": (262_144, 262_144)}, (causes.CONNTRACK, C)),
     ({"translations": (Translation("x", PortRange(1, 28_231)),)}, (causes.TRANSLATED, W)),
+    (
+        {"translations": (Translation("x", PortRange(1, 9), forwarded=True),)},
+        (causes.TRANSLATED, N),
+    ),
     ({"time_wait": None, "time_wait_overflows": 5}, None),
     ({"time_wait": (210_000, 262_144)}, (causes.TIME_WAIT_OVERFLOW, W)),
     ({"time_wait_overflows": 5}, (causes.TIME_WAIT_OVERFLOW, N)),
     ({"time_wait_overflows": 5, "overflows_gain": 1}, (causes.TIME_WAIT_OVERFLOW, W)),
     ({"tcp_timestamps": 0}, (causes.TIMESTAMPS_OFF, W)),
     ({"lacking": ("something",)}, (causes.OLD_KERNEL, N)),
-    ({"asked": ASKED._replace(source_is_local=True, ipv6=True)}, None),
+    ({"asked": ASKED._replace(source_is_local=True, needs_ipv6=True)}, None),
     ({"asked": ASKED._replace(source_is_local=False)}, (causes.NOT_LOCAL, C)),
-    ({"asked": ASKED._replace(ipv6=False)}, (causes.IPV6_OFF, C)),
+    (
+        {"asked": ASKED._replace(source_is_local=False, is_tentative=True)},
+        (causes.NOT_YET_LOCAL, C),
+    ),
+    ({"asked": ASKED, "ipv6": False}, None),
+    ({"asked": ASKED._replace(needs_ipv6=True), "ipv6": False}, (causes.IPV6_OFF, C)),
+    ({"asked": ASKED._replace(destination=None), "ipv6": False}, (causes.IPV6_OFF, W)),
+    ({"asked": ASKED._replace(on_port=ON_PORT)}, (causes.PORT_HELD, C)),
+    ({"asked": ASKED._replace(on_port=ON_PORT, on_tuple=True)}, (causes.TUPLE_IN_USE, C)),
+    ({"asked": ASKED._replace(on_port=ON_PORT, number=0)}, (causes.PORT_HELD, N)),
     ({"asked": ASKED._replace(ports=PORTS)}, None),
     ({"asked": ASKED._replace(ports=PortRange(1024, 40000))}, (causes.NOT_HONOURED, C)),
+    ({"asked": ASKED._replace(ports=PortRange(80, 80), number=errno.EADDRINUSE)}, None),
+    ({"asked": ASKED._replace(census=Census(PORTS, 28_000, 0, 0, 0, untold=232))}, None),
+    ({"asked": ASKED._replace(census=Census(PORTS, 0, 28_232, 0, 0, reusable=9))}, None),
+    ({"pairs": (pair(28_000, TIME_WAIT=28_000)._replace(reusable=27_000),)}, None),
     ({"asked": ASKED._replace(census=Census(PORTS, 28_231, 0, 0, 0))}, None),
     ({"asked": ASKED._replace(census=Census(PORTS, 28_232, 0, 0, 0))}, (causes.CONNECTED, C)),
     ({"asked": ASKED._replace(census=Census(PORTS, 0, 0, 28_232, 0))}, (causes.HELD, C)),
@@ -209,7 +240,15 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
         ({"census": Census(PORTS, 0, 0, 32, 28_200)}, "because of 28,200 reserved ports"),
         ({"census": FULL_CENSUS._replace(connected=1)}, "is not exhaustion here and now: 19,999"),
         ({"source_is_local": False}, "means here: the source address is not one"),
-        ({"ipv6": False}, "means here: IPv6 is switched off"),
+        ({"source_is_local": False, "is_tentative": True}, "being checked for duplicates"),
+        (
+            {"on_port": ON_PORT},
+            "means here: tcp port 0 has a socket of httpd (8) already",
+        ),
+        ({"on_port": ON_PORT, "on_tuple": True}, "is on exactly this 4-tuple"),
+        ({"census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "may be exhaustion"),
+        ({"number": 0, "census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "surely free"),
+        ({"protocol": "udp"}, "from UDP is not exhaustion, which gives 11"),
         ({"unreachable": "no way"}, "is not exhaustion, as far as one can see: no way."),
         ({}, "does not look like exhaustion"),
         ({"number": errno.EADDRINUSE}, "98 (EADDRINUSE) comes from bind(), not from connect()"),
@@ -218,7 +257,7 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
         ({"number": errno.EAGAIN, "protocol": "udp", "census": FULL_CENSUS}, "means here: exhaust"),
         (
             {"number": errno.EAGAIN, "protocol": "udp", "census": Census(PORTS, 1, 0, 0, 0)},
-            "28,231 of 28,232 ports are free",
+            "is not exhaustion here and now: 28,000 ports have no UDP socket at all.",
         ),
         ({"number": errno.ECONNREFUSED}, "111 (ECONNREFUSED) is not what exhaustion gives"),
         ({"number": errno.EMFILE}, "is not what exhaustion gives"),
@@ -241,6 +280,33 @@ def test_verdicts(asked: dict[str, Any], says: str) -> None:
 def test_errnos_that_come_from_elsewhere(number: int, differing: dict[str, Any]) -> None:
     facts = replace(HEALTHY, asked=ASKED._replace(number=number), **differing)
     assert "may well come from this" in verdict(facts, find(facts))
+
+
+def test_without_ipv6() -> None:
+    facts = replace(HEALTHY, asked=ASKED._replace(needs_ipv6=True), ipv6=False)
+    assert "means here: IPv6 is switched off" in verdict(facts, find(facts))
+    facts = replace(facts, asked=ASKED._replace(destination=None))
+    assert "of IPv6, which is off here" in verdict(facts, find(facts))
+
+
+def test_udp_sockets_that_do_not_share() -> None:
+    asked = ASKED._replace(number=errno.EAGAIN, protocol="udp", census=Census(PORTS, 1, 0, 0, 0))
+    facts = replace(HEALTHY, asked=asked, udp_unused=0)
+    said = verdict(facts, find(facts))
+    assert "exhaustion for sockets that do not share their ports" in said
+    assert "28,231 of 28,232 source ports are free" in said
+
+
+def test_a_note_is_no_reason() -> None:
+    asked = ASKED._replace(destination=None)
+    facts = replace(HEALTHY, asked=asked, holders=holders(1, "connected"))
+    assert "does not look like exhaustion" in verdict(facts, find(facts))
+
+
+def test_another_source_that_is_full() -> None:
+    asked = ASKED._replace(census=Census(PORTS, 1, 0, 0, 0), census_source="192.0.2.8")
+    facts = replace(HEALTHY, asked=asked, pairs=(pair(28_232),))
+    assert "From 192.0.2.7 it is" in verdict(facts, find(facts))
 
 
 def test_a_kernel_that_does_not_tell_binds_apart() -> None:

@@ -1,54 +1,57 @@
 """Listings of rules, as nft and iptables-save print them."""
 
-import json
-
 import pytest
 
 from connectx.addresses import PortRange
-from connectx.observe.translation import parse_iptables, parse_nft
+from connectx.observe.translation import parse
 
 
 @pytest.mark.parametrize(
-    "line, ports",
+    "language, line, ports",
     [
-        ("-A POSTROUTING -o eth0 -j MASQUERADE", None),
-        ("-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1024-31000", PortRange(1024, 31000)),
-        ("-A POSTROUTING -p tcp -j MASQUERADE --random --to-ports 5000", PortRange(5000, 5000)),
-        ("-A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1:4000-4999", PortRange(4000, 4999)),
+        ("iptables", "-A POSTROUTING -o eth0 -j MASQUERADE", None),
+        ("iptables", "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1024-31000", (1024, 31000)),
+        ("iptables", "-A POSTROUTING -p tcp -j MASQUERADE --random --to-ports 50", (50, 50)),
+        ("iptables", "-A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1:4000-4999", (4000, 4999)),
         (
-            "-A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1-192.0.2.3:4000-4999 --random",
-            PortRange(4000, 4999),
+            "iptables",
+            "-A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1-192.0.2.3:40-49 --random",
+            (40, 49),
         ),
-        ("-A POSTROUTING -p tcp -j SNAT --to-source [2001:db8::1]:40-49", PortRange(40, 49)),
-        ("-A POSTROUTING -j SNAT --to-source 192.0.2.1", None),
-        ("-A POSTROUTING -j SNAT --to-source 2001:db8::5000", None),
-        ("-A PREROUTING -p tcp -j REDIRECT --to-ports 3128", None),
-        ("# -j MASQUERADEs", None),
+        ("iptables", "-A POSTROUTING -p tcp -j SNAT --to-source [2001:db8::1]:40-49", (40, 49)),
+        ("iptables", "-A POSTROUTING -j SNAT --to-source 192.0.2.1", None),
+        ("iptables", "-A POSTROUTING -j SNAT --to-source 2001:db8::5000", None),
+        ("iptables", "-A PREROUTING -p tcp -j REDIRECT --to-ports 3128", None),
+        ("iptables", "# -j MASQUERADEs", None),
+        ("nft", "oifname eth0 masquerade", None),
+        ("nft", "ip protocol tcp masquerade to :1024-31000", (1024, 31000)),
+        ("nft", "ip protocol tcp masquerade to :1024-31000 random", (1024, 31000)),
+        ("nft", "ip protocol tcp snat to 192.0.2.1:4000", (4000, 4000)),
+        ("nft", "ip protocol tcp snat to 192.0.2.1-192.0.2.9:4000-4009", (4000, 4009)),
+        ("nft", "meta l4proto tcp snat ip6 to [2001:db8::1]:40-49", (40, 49)),
+        ("nft", "ip daddr 192.0.2.1 snat to 198.51.100.7", None),
+        ("nft", "tcp dport 80 dnat to 192.0.2.1:4000", None),
     ],
 )
-def test_iptables(line: str, ports: PortRange | None) -> None:
-    found = parse_iptables(f"*nat\n:POSTROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n")
-    assert [each.ports for each in found] == ([ports] if ports else [])
+def test_ports(language: str, line: str, ports: tuple[int, int] | None) -> None:
+    found = parse(f"table {{\n\t\t{line}\nCOMMIT\n}}\n", language)
+    assert [each.ports for each in found] == ([PortRange(*ports)] if ports else [])
+    assert [each.text for each in found] == ([f"{language}: {line}"] if ports else [])
+    assert not any(each.forwarded for each in found)
 
 
 @pytest.mark.parametrize(
-    "expression, ports",
+    "language, line",
     [
-        ({"masquerade": None}, None),
-        ({"masquerade": {"flags": "random"}}, None),
-        ({"masquerade": {"port": {"range": [1024, 31000]}}}, PortRange(1024, 31000)),
-        ({"snat": {"addr": "192.0.2.1"}}, None),
-        ({"snat": {"addr": "192.0.2.1", "port": 4000}}, PortRange(4000, 4000)),
-        ({"dnat": {"addr": "192.0.2.1", "port": 4000}}, None),
-        ({"xt": {"type": "target", "name": "MASQUERADE"}}, None),
+        ("iptables", "-A POSTROUTING -s 10.0.0.0/8 -p tcp -j MASQUERADE --to-ports 1-9"),
+        ("nft", "ip saddr 10.0.0.0/8 ip protocol tcp masquerade to :1-9"),
+        ("nft", "ip6 saddr fd00::/8 meta l4proto tcp masquerade to :1-9"),
     ],
 )
-def test_nft(expression: dict[str, object], ports: PortRange | None) -> None:
-    rule = {"family": "ip", "table": "nat", "chain": "post", "expr": [{"accept": None}, expression]}
-    listing = json.dumps({"nftables": [{"metainfo": {}}, {"table": {}}, {"rule": rule}]})
-    found = parse_nft(listing)
-    assert [each.ports for each in found] == ([ports] if ports else [])
+def test_for_certain_sources_only(language: str, line: str) -> None:
+    (found,) = parse(line, language)
+    assert found.forwarded
 
 
 def test_nothing() -> None:
-    assert parse_nft("") == parse_nft('{"nftables": []}') == parse_iptables("") == []
+    assert parse("", "nft") == parse("", "iptables") == []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import socket
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx.addresses import Endpoint
+from connectx.cli.output import give_up_output
 from connectx.cli.ports import any_port_range, endpoint
 from connectx.cli.usage_arguments import add_netns
 
@@ -41,10 +44,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the errno it failed with, as a number or a name: 99 or EADDRNOTAVAIL",
     )
     asked.add_argument(
-        "--destination", type=endpoint, metavar="HOST:PORT", help="the address it was to go to"
+        "--destination", metavar="HOST:PORT", help="where it was to go: an address, or a name"
     )
     asked.add_argument(
-        "--source", default="", metavar="ADDRESS", help="the address it was to come from"
+        "--source",
+        type=endpoint,
+        default=Endpoint("", 0),
+        metavar="ADDRESS[:PORT]",
+        help="where it was to come from; :PORT for any address",
     )
     asked.add_argument(
         "--protocol", choices=["tcp", "mptcp", "udp", "udplite"], default="tcp", help="(tcp)"
@@ -80,27 +87,65 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, and say what was found."""
+    try:
+        diagnosis = _examine(arguments)
+        if arguments.json:
+            print(json.dumps(_as_json(diagnosis), indent=2))
+        else:
+            _show(diagnosis)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        print(f"connectx doctor: {error}", file=sys.stderr)
+        give_up_output()
+        return COULD_NOT_LOOK
+    return NOTHING_FOUND if diagnosis.healthy else FOUND
+
+
+def _examine(arguments: argparse.Namespace) -> Diagnosis:
+    """Of a name each address, in one diagnosis."""
     from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
 
-    try:
+    found: list[Diagnosis] = []
+    for destination in _destinations(arguments.destination):
         diagnosis = examine(
             protocol=arguments.protocol,
             number=arguments.errno,
             source=arguments.source,
-            destination=arguments.destination,
+            destination=destination,
             ports=arguments.port_range,
             netns=arguments.netns,
-            seconds=arguments.seconds,
+            # Once is enough.
+            seconds=0.0 if found else arguments.seconds,
             idle_after=arguments.idle,
         )
-    except (OSError, ValueError) as error:
-        print(f"connectx doctor: {error}", file=sys.stderr)
-        return COULD_NOT_LOOK
-    if arguments.json:
-        print(json.dumps(_as_json(diagnosis), indent=2))
-    else:
-        _show(diagnosis)
-    return NOTHING_FOUND if diagnosis.healthy else FOUND
+        of = f"{destination}: " if destination is not None and found else ""
+        found.append(diagnosis._replace(verdict=f"{of}{diagnosis.verdict}"))
+    first, *others = found
+    return first._replace(
+        verdict="\n".join(each.verdict for each in found),
+        findings=tuple(
+            {
+                (finding.cause.name, finding.title): finding
+                for diagnosis in (first, *others)
+                for finding in diagnosis.findings
+            }.values()
+        ),
+        unseen=tuple(dict.fromkeys(line for each in found for line in each.unseen)),
+    )
+
+
+def _destinations(text: str | None) -> list[Endpoint | None]:
+    """What HOST:PORT stands for; [None] for nothing. Raises ValueError, or OSError for a name."""
+    if text is None:
+        return [None]
+    try:
+        return [endpoint(text)]
+    except argparse.ArgumentTypeError as error:
+        host, colon, port = text.rpartition(":")
+        if not (host and colon and port.isascii() and port.isdecimal()) or ":" in host:
+            raise ValueError(str(error)) from None
+    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    return [Endpoint(*address) for *_, address in found]
 
 
 def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -134,8 +179,8 @@ def _show(diagnosis: Diagnosis) -> None:
     from connectx.core.causes import OF_EXHAUSTION  # noqa: PLC0415 - as above
 
     page = _Page()
-    if diagnosis.verdict:
-        page.paragraph(diagnosis.verdict, style="bold")
+    for line in filter(None, diagnosis.verdict.split("\n")):
+        page.paragraph(line, style="bold")
         page.paragraph("")
     explained: set[str] = set()
     for finding in diagnosis.findings:

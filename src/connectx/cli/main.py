@@ -6,7 +6,6 @@ A subcommand is a module of this package that has what :class:`connectx.cli.comm
 import argparse
 import errno
 import importlib
-import os
 import select
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Final, cast
 
 from connectx import __version__
 from connectx.cli.command import Command, add
+from connectx.cli.output import give_up_output
 
 #: The subcommands, by module name; the command line has ``-`` for ``_``.
 COMMANDS: Final = ("demo", "doctor", "exporter", "kill", "lab", "top", "usage")
@@ -53,21 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             _flush()
     except _OutputLost as lost:
         print(f"connectx: cannot write to standard output: {lost}", file=sys.stderr)
-        _give_up_output()
+        give_up_output()
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
-        _give_up_output()
+        give_up_output()
         return FAILED
     except OSError as error:
         # While the command was at it: unbuffered, or with more to say than a buffer holds.
         if error.errno not in _DISK_FULL or error.filename is not None:
             raise
         print(f"connectx: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        _give_up_output()
+        give_up_output()
         return FAILED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in TOOLS:
@@ -112,19 +112,18 @@ class _OutputLost(Exception):  # noqa: N818 - what happened, as in connectx.erro
 
 def _flush() -> None:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise _OutputLost(error.strerror) from error
 
 
-def _give_up_output() -> None:
-    # What is still buffered would raise again at interpreter exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _dispatch(argv: Sequence[str]) -> int:
+    if sys.stdout is None:
+        print("connectx: standard output is closed", file=sys.stderr)
+        return WRONG_USAGE
     arguments = parser_for(argv).parse_args(argv)
     command: Command = arguments.command
     return command.run(arguments)

@@ -71,8 +71,8 @@ TIME_WAIT: Final = Cause(
             "first holds the TIME_WAIT",
         ),
         Remedy(
-            "let connect() take over a TIME_WAIT that is older than a second, which it does with "
-            "TCP timestamps",
+            "set net.ipv4.tcp_tw_reuse=1: with TCP timestamps, connect() may then take over "
+            "a TIME_WAIT that is older than a second",
             "sysctl -w net.ipv4.tcp_tw_reuse={reuse}",
             "nothing where both sides have timestamps; it does not help behind a NAT that counts "
             "TIME_WAITs of its own",
@@ -154,9 +154,8 @@ POLLUTED: Final = Cause(
     (
         _NO_PORT,
         Remedy(
-            "reserve a range of its own for programs that ask for ports by number",
-            "sysctl -w net.ipv4.ip_local_reserved_ports={reserve}",
-            "connect() gives these ports to nobody any more; the value replaces the one in force",
+            "for programs that ask for ports by number, reserve a range of their own in "
+            "net.ipv4.ip_local_reserved_ports, from which connect() then gives nobody a port",
         ),
     ),
 )
@@ -223,6 +222,20 @@ NOT_LOCAL: Final = Cause(
             "nothing on this host; its network has to route the address here",
         ),
         Remedy("take one of the host's own addresses (ip -brief address), or set IP_FREEBIND"),
+    ),
+)
+
+NOT_YET_LOCAL: Final = Cause(
+    "source not usable yet",
+    "The source address is being checked for duplicates (DAD), or has failed the check: until it "
+    "has passed, bind() refuses it. This is not exhaustion.",
+    (
+        Remedy("wait a second or two, or until `ip -6 address` shows it without `tentative`"),
+        Remedy(
+            "where it says `dadfailed`, another host on the link has the address: give one of the "
+            "two another one",
+        ),
+        Remedy("add addresses that nobody else can have with `nodad`, or set IP_FREEBIND"),
     ),
 )
 
@@ -306,9 +319,8 @@ CONNTRACK: Final = Cause(
             "some 300 octets of memory for each entry",
         ),
         Remedy(
-            "do not track what needs no translation",
-            "nft add rule inet raw output tcp dport {port} notrack",
-            "rules that look at a connection's state do not see these any more",
+            "do not track what needs no translation (notrack, in both directions), if no rule of "
+            "the firewall looks at its state",
         ),
     ),
 )
@@ -329,9 +341,20 @@ OLD_KERNEL: Final = Cause(
     (Remedy("see docs/kernels.md for what each version brings, and what to do without it"),),
 )
 
+UNSHARED: Final = Cause(
+    "UDP ports",
+    "A plain UDP connect(), or a sendto() without a bind(), takes a port for itself that no other "
+    "UDP socket has, whatever its address and destination: without one it fails with EAGAIN, "
+    "although sockets that share ports (SO_REUSEADDR) still find some toward their destination.",
+    (
+        Remedy("open them with connectx, which shares ports between destinations"),
+        Remedy("use one unconnected socket for many destinations, or close those that are done"),
+    ),
+)
+
 #: The causes that people try to cure with what FOLKLORE has.
 OF_EXHAUSTION: Final = frozenset(
-    {CONNECTED, TIME_WAIT, HELD, HELD_DATAGRAM, RESERVED, BOUND_FIRST, POLLUTED}
+    {CONNECTED, TIME_WAIT, HELD, HELD_DATAGRAM, RESERVED, BOUND_FIRST, POLLUTED, UNSHARED}
 )
 
 #: What is often said, and what is so.

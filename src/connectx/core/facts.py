@@ -17,6 +17,7 @@ class Pair(NamedTuple):
 
     states, owners: how many of them, by state and by process. rate: ports per second, which
     the pair gains. idle: connections that are open and on which nothing has moved for long.
+    reusable: TIME_WAITs that a connect() may take over now.
     """
 
     protocol: str
@@ -28,13 +29,20 @@ class Pair(NamedTuple):
     owners: Mapping[str, int]
     rate: float
     idle: int
+    reusable: int = 0
+
+    @property
+    def taken(self) -> int:
+        """Ports that the next connection cannot have."""
+        return self.in_use - self.reusable
 
 
 class Holder(NamedTuple):
     """A port that refuses to be shared, and what is on it.
 
-    state: "LISTEN"; "bound", without a connection; "connected", after a bind; "TIME-WAIT",
-    left by one that was bound. owner: a process, "" for nobody.
+    state: "LISTEN"; "bound", without a connection; "connected", after a bind; "accepted",
+    several connections, as a listener leaves them; "TIME-WAIT", left by one that was bound.
+    owner: a process, "" for nobody.
     """
 
     protocol: str
@@ -62,31 +70,44 @@ class Limit(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """A rule that translates source addresses to ports of a range; text: the rule."""
+    """A rule that translates source addresses to ports of a range.
+
+    text: the rule. forwarded: whether it is for certain source addresses only, which may
+    be those of others than this host.
+    """
 
     text: str
     ports: PortRange
+    forwarded: bool = False
 
 
 class Asked(NamedTuple):
     """What somebody wants to know about: a call that has failed.
 
-    number: the errno; 0 for none. source, ports: what was asked for; "" and None for any.
-    source_is_local, ipv6: whether the source is one of the host's addresses, and whether
-    there is IPv6 at all; None where that could not be told, or is not the question.
+    number: the errno; 0 for none. source, ports: what was asked for; "" or 0, and None for any.
+    source_is_local, is_tentative: whether the source is one of the host's addresses, and one
+    that may not be used yet; None where that could not be told, or is not the question.
+    needs_ipv6: whether an address of it is.
     census: the ports toward the destination; None where there is none to count.
+    census_source: from which address, which routing may have chosen.
+    on_port: the sockets on the source port that was asked for; on_tuple: whether one of
+    them is connected to the destination as well.
     unreachable: what connect() would meet with for want of a route; "" if there is one.
     """
 
     protocol: str
     number: int
-    source: str
+    source: Endpoint
     destination: Endpoint | None
     ports: PortRange | None
-    source_is_local: bool | None
-    ipv6: bool | None
-    census: Census | None
-    unreachable: str
+    source_is_local: bool | None = None
+    is_tentative: bool = False
+    needs_ipv6: bool = False
+    census: Census | None = None
+    census_source: str = ""
+    on_port: tuple[Holder, ...] = ()
+    on_tuple: bool = False
+    unreachable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +115,7 @@ class Facts:
     """A network namespace and its sockets.
 
     ports, reserved: ip_local_port_range and ip_local_reserved_ports.
+    ipv6: whether there is IPv6 at all. udp_unused: ports that no UDP socket has.
     pairs: the fullest first. holders: ports in the range that refuse to be shared;
     tells_binds_apart: whether that has those which were bound before they connected.
     close_wait: by owner, CLOSE-WAIT now; close_wait_gain: how many more than a moment ago.
@@ -106,6 +128,8 @@ class Facts:
 
     ports: PortRange
     reserved: tuple[PortRange, ...]
+    ipv6: bool
+    udp_unused: int
     pairs: tuple[Pair, ...]
     holders: tuple[Holder, ...]
     tells_binds_apart: bool

@@ -7,6 +7,8 @@ on a healthy machine.
 from __future__ import annotations
 
 import enum
+import errno
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -43,7 +45,11 @@ _SOME: Final = 0.01
 _CHURN: Final = 0.2
 #: Connections in CLOSE-WAIT: a few are on their way to being closed.
 _LEAKED: Final = 10
+#: As a share of the range. Fewer may be a pool's, whose other side closes what is idle.
+_LEAKED_SHARE: Final = 0.05
 _IDLE: Final = 0.5
+#: What fs.nr_open allows by default.
+_NR_OPEN: Final = 1 << 20
 #: Shares of descriptors, of conntrack's table and of TIME_WAIT buckets.
 _NEARLY: Final = 0.8
 _LAST: Final = 0.95
@@ -85,44 +91,75 @@ def find(facts: Facts) -> list[Finding]:
 
 
 def not_local(facts: Facts) -> Iterator[Finding]:
-    """The source address that was asked for is somebody else's."""
+    """The source address that was asked for is somebody else's, or not one's own yet."""
     asked = facts.asked
-    if asked is not None and asked.source_is_local is False:
+    if asked is None or asked.source_is_local is not False:
+        return
+    host = asked.source.host
+    if asked.is_tentative:
         yield Finding(
             Severity.CRITICAL,
-            causes.NOT_LOCAL,
-            f"{asked.source} is not an address of this host",
-            (f"no device of this network namespace has {asked.source}",),
-            {"source": asked.source},
+            causes.NOT_YET_LOCAL,
+            f"{host} may not be used yet",
+            ("`ip -6 address` shows it as tentative or dadfailed",),
         )
+        return
+    yield Finding(
+        Severity.CRITICAL,
+        causes.NOT_LOCAL,
+        f"{host} is not an address of this host",
+        (f"no device of this network namespace has {host}",),
+        {"source": host},
+    )
 
 
 def ipv6_off(facts: Facts) -> Iterator[Finding]:
-    """An IPv6 address where there is no IPv6."""
+    """No IPv6, where somebody asks about an address of it, or may have meant one."""
     asked = facts.asked
-    if asked is not None and asked.ipv6 is False:
+    if facts.ipv6 or asked is None:
+        return
+    unknown = asked.number == errno.EADDRNOTAVAIL and asked.destination is None
+    if asked.needs_ipv6 or unknown:
         yield Finding(
-            Severity.CRITICAL,
+            Severity.CRITICAL if asked.needs_ipv6 else Severity.WARNING,
             causes.IPV6_OFF,
             "IPv6 is off in this network namespace",
             ("no device has an IPv6 address, not even the loopback's ::1",),
         )
 
 
+def port_taken(facts: Facts) -> Iterator[Finding]:
+    """The source port that was asked for has sockets on it."""
+    asked = facts.asked
+    if asked is None or not asked.on_port:
+        return
+    port = asked.source.port
+    yield Finding(
+        Severity.CRITICAL if asked.number else Severity.NOTE,
+        causes.TUPLE_IN_USE if asked.on_tuple else causes.PORT_HELD,
+        f"{asked.protocol} port {port} is in use",
+        tuple(
+            f"{each.address}:{each.port} {each.state} {each.owner}".rstrip()
+            for each in asked.on_port[: 2 * _SHOWN]
+        ),
+    )
+
+
 def exhausted(facts: Facts) -> Iterator[Finding]:
     """The ports that were asked about: none of them is free."""
     asked = facts.asked
-    if asked is None or asked.census is None or asked.census.free > 0:
+    if asked is None or asked.census is None or asked.census.free > 0 or asked.census.untold:
         return
     census = asked.census
     destination = asked.destination or Endpoint("", 0)
-    subject = FourTuple(asked.protocol, Endpoint(asked.source, 0), destination)
+    subject = FourTuple(asked.protocol, Endpoint(asked.census_source, 0), destination)
     stream = asked.protocol in ("tcp", "mptcp")
     for cause in of_exhaustion(census, stream=stream)[:1]:
         yield Finding(
             Severity.CRITICAL,
             cause,
-            f"no source port of {census.ports} is free toward {asked.destination}",
+            f"no source port of {census.ports} is free from {asked.census_source} to "
+            f"{asked.destination} ({asked.protocol})",
             (
                 describe(census, subject),
                 *(
@@ -138,19 +175,19 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
 
 def full(facts: Facts) -> Iterator[Finding]:
     """Destinations toward which all ports are taken, or soon will be."""
-    told = (
-        facts.asked is not None and facts.asked.census is not None and not facts.asked.census.free
-    )
+    told = any(True for _ in exhausted(facts))
     filling = [
-        pair for pair in facts.pairs if _is_filling(pair) and not (told and _is_asked(facts, pair))
+        pair
+        for pair in facts.pairs
+        if _is_filling(pair, facts.seconds) and not (told and _is_asked(facts, pair))
     ]
     for pair in filling[:_SHOWN]:
-        share = pair.in_use / max(1, pair.capacity)
-        time_wait = pair.states.get("TIME-WAIT", 0)
+        share = pair.taken / max(1, pair.capacity)
+        time_wait = pair.states.get("TIME-WAIT", 0) - pair.reusable
         yield Finding(
             Severity.CRITICAL if share >= FULL else Severity.WARNING,
-            causes.TIME_WAIT if time_wait > pair.in_use / 2 else causes.CONNECTED,
-            f"{pair.in_use:,} of {pair.capacity:,} source ports ({int(100 * share)} %) are in use "
+            causes.TIME_WAIT if time_wait > pair.taken / 2 else causes.CONNECTED,
+            f"{pair.taken:,} of {pair.capacity:,} source ports ({int(100 * share)} %) are in use "
             f"from {pair.source} to {pair.destination} ({pair.protocol})",
             _told(facts, pair),
             _values(facts),
@@ -179,7 +216,7 @@ def polluted(facts: Facts) -> Iterator[Finding]:
     yield from _held(
         facts,
         causes.POLLUTED,
-        [each for each in facts.holders if each.state in ("bound", "TIME-WAIT")],
+        [each for each in facts.holders if each.state in ("bound", "accepted", "TIME-WAIT")],
         "shut to connect() by sockets that were bound to them",
     )
 
@@ -205,18 +242,34 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
             f"{_numbers(states)}; {_owners(Counter(each.owner for each in held))}",
             f"ports {_list_of(ports)}",
         ),
-        {"reserve": _reserve(facts, ports)},
     )
 
 
+def unshared(facts: Facts) -> Iterator[Finding]:
+    """Hardly a port for UDP sockets that do not share theirs."""
+    share = facts.udp_unused / facts.ports.size
+    if share < 1 - FULL:
+        yield Finding(
+            Severity.WARNING if facts.udp_unused else Severity.CRITICAL,
+            causes.UNSHARED,
+            f"{facts.udp_unused:,} of {facts.ports.size:,} ports are free for UDP sockets that "
+            "do not share",
+            ("every other port of the range has a UDP socket on some address, or is reserved",),
+        )
+
+
 def listeners(facts: Facts) -> Iterator[Finding]:
-    """Services in the range of ephemeral ports, unless their ports are reserved."""
+    """Services in the range of ephemeral ports, unless their ports are reserved.
+
+    A note: whether a listener's port was asked for by number or given by bind((host, 0)),
+    in which case nothing is wrong, is not to be seen.
+    """
     reserved = {port for hole in facts.reserved for port in range(hole.low, hole.high + 1)}
     found = [each for each in facts.holders if each.state == "LISTEN" and each.port not in reserved]
     ports = {each.port for each in found}
     if ports:
         yield Finding(
-            Severity.WARNING,
+            Severity.NOTE,
             causes.LISTENERS,
             f"{len(ports):,} listeners' ports lie in the range {facts.ports}",
             tuple(
@@ -231,12 +284,12 @@ def time_wait(facts: Facts) -> Iterator[Finding]:
     churned = [
         pair
         for pair in facts.pairs
-        if pair.protocol == "tcp" and pair.states.get("TIME-WAIT", 0) > _CHURN * pair.capacity
+        if pair.states.get("TIME-WAIT", 0) - pair.reusable > _CHURN * pair.capacity
     ]
     if not churned:
         return
-    total = sum(pair.states["TIME-WAIT"] for pair in churned)
-    worst = max(churned, key=lambda pair: pair.states["TIME-WAIT"] / max(1, pair.capacity))
+    total = sum(pair.states["TIME-WAIT"] - pair.reusable for pair in churned)
+    worst = max(churned, key=lambda pair: pair.taken / max(1, pair.capacity))
     yield Finding(
         Severity.WARNING,
         causes.TIME_WAIT,
@@ -267,8 +320,9 @@ def leaks(facts: Facts) -> Iterator[Finding]:
     """Connections that nobody closes, or nobody uses."""
     waiting = sum(facts.close_wait.values())
     if waiting >= _LEAKED:
+        serious = facts.close_wait_gain > 0 or waiting >= _LEAKED_SHARE * facts.ports.size
         yield Finding(
-            Severity.WARNING,
+            Severity.WARNING if serious else Severity.NOTE,
             causes.CLOSE_WAIT,
             f"{waiting:,} connections are in CLOSE-WAIT",
             (
@@ -302,7 +356,9 @@ def overshadowed(facts: Facts) -> Iterator[Finding]:
 
 def not_honoured(facts: Facts) -> Iterator[Finding]:
     """Ports that were asked for and that the kernel would not keep to."""
-    ports = facts.asked and facts.asked.ports
+    asked = facts.asked
+    # EADDRINUSE is bind()'s, which honours every port.
+    ports = asked.ports if asked is not None and asked.number != errno.EADDRINUSE else None
     if ports and not facts.ports.low <= ports.low <= ports.high <= facts.ports.high:
         wider = PortRange(min(ports.low, facts.ports.low), max(ports.high, facts.ports.high))
         yield Finding(
@@ -330,7 +386,8 @@ def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
     if facts.time_wait is None:
         return
     count, most = facts.time_wait
-    near = count >= _NEARLY * most
+    # As many as 0 are no bound, but the kernel's own way to have none at all.
+    near = bool(most) and count >= _NEARLY * most
     if not (near or facts.time_wait_overflows):
         return
     yield Finding(
@@ -354,7 +411,9 @@ def descriptors(facts: Facts) -> Iterator[Finding]:
                 causes.DESCRIPTORS,
                 f"{each.owner} has {each.used:,} of {each.limit:,} descriptors open",
                 (f"/proc/{each.pid}/limits: Max open files {each.limit}",),
-                {"pid": str(each.pid), "more": str(4 * each.limit)},
+                {"pid": str(each.pid), "more": str(min(4 * each.limit, _NR_OPEN))}
+                if each.limit < _NR_OPEN
+                else {},
             )
 
 
@@ -363,16 +422,14 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
     if facts.conntrack is None:
         return
     count, most = facts.conntrack
-    if count >= _NEARLY * most:
-        values = {"more": str(2 * most)}
-        if facts.pairs:
-            values["port"] = str(facts.pairs[0].destination.port)
+    # 0 is no limit.
+    if most and count >= _NEARLY * most:
         yield Finding(
             Severity.CRITICAL if count >= _LAST * most else Severity.WARNING,
             causes.CONNTRACK,
             f"conntrack has {count:,} entries of {most:,}",
             ("net.netfilter.nf_conntrack_count and nf_conntrack_max",),
-            values,
+            {"more": str(2 * most)},
         )
 
 
@@ -381,7 +438,7 @@ def translated(facts: Facts) -> Iterator[Finding]:
     for each in facts.translations:
         if each.ports.size < facts.ports.size:
             yield Finding(
-                Severity.WARNING,
+                Severity.NOTE if each.forwarded else Severity.WARNING,
                 causes.TRANSLATED,
                 f"a rule translates to {each.ports.size:,} ports, fewer than the range's "
                 f"{facts.ports.size:,}",
@@ -403,10 +460,12 @@ def old_kernel(facts: Facts) -> Iterator[Finding]:
 RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     not_local,
     ipv6_off,
+    port_taken,
     exhausted,
     full,
     bound_first,
     polluted,
+    unshared,
     overshadowed,
     not_honoured,
     time_wait,
@@ -435,7 +494,7 @@ def _is_asked(facts: Facts, pair: Pair) -> bool:
     return (
         asked is not None
         and asked.destination == pair.destination
-        and asked.source in ("", pair.source)
+        and pair.source == asked.census_source
         and pair.protocol == {"mptcp": "tcp"}.get(asked.protocol, asked.protocol)
     )
 
@@ -445,7 +504,7 @@ def _told(facts: Facts, pair: Pair) -> tuple[str, ...]:
     lines = [f"{_numbers(pair.states)}; {_owners(pair.owners)}"]
     if facts.seconds >= _A_RATE_TAKES:
         lines.append(f"{pair.rate:+.1f} ports a second over {facts.seconds:.1f} s")
-        left = pair.capacity - pair.in_use
+        left = pair.capacity - pair.taken
         if left > 0 and pair.rate > 0:
             lines[1] += f": none is left in {duration(left / pair.rate)}"
     return tuple(lines)
@@ -465,10 +524,12 @@ def _values(facts: Facts) -> dict[str, str]:
     return values
 
 
-def _is_filling(pair: Pair) -> bool:
-    share = pair.in_use / max(1, pair.capacity)
-    left = pair.capacity - pair.in_use
-    soon = pair.rate > 0 and left < _SOON * pair.rate and share >= _SOON_SHARE
+def _is_filling(pair: Pair, seconds: float) -> bool:
+    share = pair.taken / max(1, pair.capacity)
+    left = pair.capacity - pair.taken
+    # Connections come and go by chance: three standard deviations are more than that.
+    grows = pair.rate * seconds > 3 * math.sqrt(pair.in_use)
+    soon = grows and left < _SOON * pair.rate and share >= _SOON_SHARE
     return share >= FILLING or soon
 
 

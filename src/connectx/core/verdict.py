@@ -6,11 +6,12 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from connectx.core import causes
-from connectx.core.findings import FULL
+from connectx.core.findings import FULL, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from connectx.core.census import Census
     from connectx.core.facts import Asked, Facts
     from connectx.core.findings import Finding
 
@@ -23,6 +24,11 @@ _ELSEWHERE: Final = {
     errno.EMFILE: causes.DESCRIPTORS,
     errno.ETIMEDOUT: causes.CONNTRACK,
 }
+
+_UNTOLD: Final = (
+    " The others have sockets toward other destinations, and this kernel does not tell whether "
+    "these have locked them by bind(): it takes Linux 6.3, and clients' TCP Fast Open."
+)
 
 _LOCKED: Final = (
     " Or sockets that were bound before they connected have locked these ports, which this kernel "
@@ -37,7 +43,8 @@ def verdict(facts: Facts, findings: Sequence[Finding]) -> str:
         return ""
     if not asked.number:
         return _of_destination(asked)
-    found = {finding.cause for finding in findings}
+    # A note has too small a share in anything to be the reason for it.
+    found = {each.cause for each in findings if each.severity is not Severity.NOTE}
     return f"{_named(asked.number)} {_of_number(asked, facts, found)}"
 
 
@@ -47,11 +54,13 @@ def _of_number(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
         if cause in found:
             return f"may well come from this. {cause.summary}"
         return f"is not what exhaustion gives: {', '.join(map(_named, OF_EXHAUSTION))} are."
-    for cause in (causes.NOT_LOCAL, causes.IPV6_OFF):
-        if cause in found:
+    for cause in (causes.NOT_LOCAL, causes.NOT_YET_LOCAL, causes.IPV6_OFF):
+        if cause in found and not (cause is causes.IPV6_OFF and not asked.needs_ipv6):
             return f"means here: {_begun(cause.summary)}"
     if asked.unreachable:
         return f"is not exhaustion, as far as one can see: {asked.unreachable}."
+    if asked.on_port:
+        return f"means here: {_of_port(asked)}"
     of_this = {
         errno.EADDRNOTAVAIL: _not_available,
         errno.EADDRINUSE: _in_use,
@@ -64,54 +73,100 @@ def _named(number: int) -> str:
     return f"{number} ({errno.errorcode.get(number, 'unknown')})"
 
 
+def _of_port(asked: Asked) -> str:
+    holder = asked.on_port[0]
+    of = f" of {holder.owner}" if holder.owner else ""
+    port = f"{asked.protocol} port {asked.source.port}"
+    if asked.on_tuple:
+        return f"another socket{of} is on exactly this 4-tuple, {port} to {asked.destination}."
+    return f"{port} has a socket{of} already ({holder.state})."
+
+
 def _of_destination(asked: Asked) -> str:
     census = asked.census
     if census is None:
         return ""
-    if not census.free:
-        return f"No source port is free toward {asked.destination}: this is exhaustion."
-    return (
-        f"{census.free:,} of {census.ports.size:,} source ports are free toward "
-        f"{asked.destination}: this is not exhaustion."
-    )
+    if census.free:
+        return f"{_free(asked, census)}: this is not exhaustion."
+    if census.untold:
+        return f"No source port is surely free {_way(asked)}.{_UNTOLD}"
+    return f"No source port is free {_way(asked)}: this is exhaustion."
+
+
+def _way(asked: Asked) -> str:
+    return f"from {asked.census_source} to {asked.destination}"
+
+
+def _free(asked: Asked, census: Census) -> str:
+    return f"{census.free:,} of {census.ports.size:,} source ports are free {_way(asked)}"
 
 
 def _not_available(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
+    if asked.protocol in ("udp", "udplite"):
+        return (
+            "from UDP is not exhaustion, which gives 11 (EAGAIN) there: the source address is not "
+            f"this host's (name it with --source){_ipv6(facts)}."
+        )
     census = asked.census
-    if census is not None and not census.free:
-        shares = {
-            f"{census.connected:,} connections to it": census.connected,
-            f"{census.time_wait:,} TIME_WAITs that this host left by closing first": (
-                census.time_wait
-            ),
-            f"{census.held:,} ports that listeners and binds before connect() hold": census.held,
-            f"{census.reserved:,} reserved ports": census.reserved,
-        }
-        worst = max(shares, key=lambda share: shares[share])
-        return (
-            f"means here: exhaustion. No source port of {census.ports} is free toward "
-            f"{asked.destination}, because of {worst}."
+    if census is None:
+        return _of_machine(
+            facts,
+            found,
+            "Exhaustion is per destination: name it with --destination, and the source address "
+            f"with --source, which may not be this host's{_ipv6(facts)}.",
         )
-    if census is not None:
+    if census.free:
         return (
-            f"is not exhaustion here and now: {census.free:,} of {census.ports.size:,} source "
-            f"ports are free toward {asked.destination}. It may be over; or a port was asked for "
-            "that somebody has, or a source address that is not this host's: name it with --source."
-            f"{_LOCKED * (not facts.tells_binds_apart)}"
+            f"is not exhaustion here and now: {_free(asked, census)}. It may be over; or the call "
+            "asked for a source address that is not this host's, or for a port that somebody has: "
+            "name them with --source ADDRESS:PORT."
+            f"{_elsewhere(asked, facts)}{_LOCKED * (not facts.tells_binds_apart)}"
         )
-    return _of_machine(
-        facts, found, "Exhaustion is per destination: name it with --destination, --source too."
+    if census.untold:
+        return f"may be exhaustion: no source port is surely free {_way(asked)}.{_UNTOLD}"
+    shares = {
+        f"{census.connected:,} connections to it": census.connected,
+        f"{census.time_wait - census.reusable:,} TIME_WAITs that this host left by closing "
+        "first": census.time_wait - census.reusable,
+        f"{census.held:,} ports that listeners and binds before connect() hold": census.held,
+        f"{census.reserved:,} reserved ports": census.reserved,
+    }
+    worst = max(shares, key=lambda share: shares[share])
+    return (
+        f"means here: exhaustion. No source port of {census.ports} is free {_way(asked)}, because "
+        f"of {worst}."
     )
+
+
+def _elsewhere(asked: Asked, facts: Facts) -> str:
+    """Other sources that are full toward the same destination."""
+    for pair in facts.pairs:
+        if (
+            pair.protocol == "tcp"
+            and pair.destination == asked.destination
+            and pair.source != asked.census_source
+            and pair.taken >= pair.capacity
+        ):
+            return f" From {pair.source} it is: none is free."
+    return ""
+
+
+def _ipv6(facts: Facts) -> str:
+    return "" if facts.ipv6 else ", or the address is of IPv6, which is off here"
 
 
 def _in_use(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
     if asked.protocol in ("tcp", "mptcp"):
         text = (
-            "comes from bind(), not from connect(): the port that was asked for is held, or, with "
-            "bind((address, 0)), no port of the range is unused by every other socket."
+            "comes from bind(), not from connect(): the port that was asked for is held (name it "
+            "with --source ADDRESS:PORT), or, with bind((address, 0)), no port of the range is "
+            "unused by every other socket."
         )
     else:
-        text = "comes from bind(): another socket has the port and does not share it."
+        text = (
+            "comes from bind(): another socket has the port and does not share it (name it with "
+            "--source ADDRESS:PORT)."
+        )
     if causes.BOUND_FIRST in found or causes.POLLUTED in found:
         return (
             f"{text} Sockets that are bound before they connect lock their ports here, as listed "
@@ -129,23 +184,30 @@ def _again(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
     census = asked.census
     if census is not None and not census.free:
         return (
-            f"means here: exhaustion. No UDP source port of {census.ports} is free toward "
-            f"{asked.destination}: a UDP connect() without SO_REUSEADDR takes a port for itself."
+            f"means here: exhaustion. No UDP source port of {census.ports} is free {_way(asked)}, "
+            "not even for sockets that share them."
         )
-    if census is not None:
+    sharing = "" if census is None else f" {_free(asked, census)} for sockets that share them."
+    if not facts.udp_unused:
         return (
-            f"is not exhaustion here and now: {census.free:,} of {census.ports.size:,} ports are "
-            f"free toward {asked.destination}, for those that share them."
+            "means here: exhaustion for sockets that do not share their ports: a plain UDP "
+            "connect() or sendto() needs a port that no other UDP socket has, and there is none."
+            f"{sharing}"
         )
-    return _of_machine(facts, found, "Name the destination with --destination to be sure.")
+    unused = f"{facts.udp_unused:,} ports have no UDP socket at all."
+    if census is not None:
+        return f"is not exhaustion here and now: {unused}{sharing}"
+    return _of_machine(
+        facts, found, f"{unused} Name the destination with --destination to be sure."
+    )
 
 
 def _of_machine(facts: Facts, found: set[causes.Cause], hint: str) -> str:
     for pair in facts.pairs:
-        if pair.in_use >= FULL * pair.capacity:
+        if pair.taken >= FULL * pair.capacity:
             return (
                 f"means exhaustion for connections from {pair.source} to {pair.destination}, "
-                f"where {pair.in_use:,} of {pair.capacity:,} ports are in use. {hint}"
+                f"where {pair.taken:,} of {pair.capacity:,} ports are in use. {hint}"
             )
     if causes.BOUND_FIRST in found or causes.POLLUTED in found:
         return f"may come from ports that are shut to connect(), as listed below. {hint}"
@@ -157,7 +219,7 @@ def _fullness(facts: Facts) -> str:
         return "no source port of the range is in use."
     pair = facts.pairs[0]
     return (
-        f"the fullest pair, {pair.source} to {pair.destination}, has {pair.in_use:,} of "
+        f"the fullest pair, {pair.source} to {pair.destination}, has {pair.taken:,} of "
         f"{pair.capacity:,} ports in use."
     )
 

@@ -53,6 +53,9 @@ from connectx.linux.uapi import (
     INET_DIAG_REQ_BYTECODE,
     IPPROTO_TCP,
     SOCK_DIAG_BY_FAMILY,
+    TCP_BOUND_INACTIVE,
+    TCP_CLOSE,
+    TCP_LISTEN,
     TCPDIAG_GETSOCK,
 )
 
@@ -63,6 +66,9 @@ if TYPE_CHECKING:
     from connectx.linux.netlink import NetlinkSocket, Run
 
 _T = TypeVar("_T")
+
+#: The states of sockets without a destination: they listen, are bound, or not connected.
+UNCONNECTED: Final = 1 << TCP_LISTEN | 1 << TCP_CLOSE | 1 << TCP_BOUND_INACTIVE
 
 #: How often an inconsistent dump is repeated.
 _DUMP_ATTEMPTS: Final = 8

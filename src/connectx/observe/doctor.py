@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from connectx.addresses import Endpoint, PortRange
 from connectx.core.findings import Finding, Severity, find
 from connectx.core.verdict import verdict
-from connectx.errors import ConnectxError, RangeNotHonoured
+from connectx.errors import ConnectxError
 from connectx.observe.look import SOCKETS, Question, look
 from connectx.observe.namespace import visiting
 
@@ -44,7 +44,7 @@ def examine(
     *,
     protocol: str = "tcp",
     number: int = 0,
-    source: str = "",
+    source: Endpoint | str = "",
     destination: Endpoint | None = None,
     ports: PortRange | None = None,
     netns: str | None = None,
@@ -54,7 +54,8 @@ def examine(
     """Look for everything that is wrong, and at a call that failed, if one is described.
 
     protocol: "tcp", "mptcp", "udp" or "udplite". number: the call's errno, 0 for none.
-    source, destination: IP addresses that it was to use. ports: source ports it asked for.
+    source: the address that it asked for, or address and port. destination: where it was to go.
+    ports: a window that it was to keep to.
     netns: another network namespace, by name, path or pid; CAP_SYS_ADMIN in it.
     seconds: how long to watch, for rates. idle_after: seconds without data that make a
     connection idle.
@@ -68,13 +69,14 @@ def examine(
     """
     if protocol not in SOCKETS:
         raise ValueError(f"a protocol is one of {', '.join(map(repr, SOCKETS))}, not {protocol!r}")
-    if source:
-        ip_address(source)
+    source = Endpoint(source, 0) if isinstance(source, str) else source
+    if source.host:
+        ip_address(source.host)
     if destination is not None:
         ip_address(destination.host)
         if not destination.port:
             raise ValueError(f"a destination has a port, too: {destination.host}:443, say")
-    asked = bool(number or source or destination or ports)
+    asked = bool(number or source.host or source.port or destination or ports)
     question = Question(protocol, number, source, destination, ports) if asked else None
     with visiting(netns):
         taken_at = dt.datetime.now(dt.UTC)
@@ -99,17 +101,17 @@ def diagnose(
 
     Raises as `examine` does.
     """
-    ports: PortRange | None = None
+    ports = None
+    asked: Endpoint | str = source
     if isinstance(error, ConnectxError):
-        protocol = error.protocol or protocol
-        source = (error.source.host if error.source else "") or source
-        destination = error.destination or destination
-        if isinstance(error, RangeNotHonoured) and error.source.port:
-            ports = PortRange(error.source.port, error.source.port)
+        protocol = error.protocol
+        asked = error.source
+        destination = error.destination
+        ports = error.ports
     return examine(
         protocol=protocol,
         number=error.errno or 0,
-        source=source,
+        source=asked,
         destination=destination,
         ports=ports,
         seconds=seconds,

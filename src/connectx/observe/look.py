@@ -15,34 +15,36 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.addresses import Endpoint
 from connectx.core.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
-from connectx.explanation import shared, take_census, tells_binds_apart
+from connectx.errors import RangeNotHonoured
+from connectx.explanation import shared, source_of, take_census, tells_binds_apart
 from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import Filter, idle, records
+from connectx.linux.socket_dump import UNCONNECTED, Filter, idle, records
 from connectx.linux.sockopts import set_ip_bind_address_no_port
+from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
     IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPPROTO_UDP,
     IPPROTO_UDPLITE,
     NETLINK_SOCK_DIAG,
+    TCP_CLOSE_WAIT,
     TCP_ESTABLISHED,
     TCP_LISTEN,
 )
-from connectx.network import NETWORKS, NEW_SOCKET
+from connectx.network import NETWORKS, NEW_SOCKET, Options
 from connectx.observe.octets import packed, text_of, unmapped
 from connectx.observe.processes import owners
 from connectx.observe.translation import read_translations
-from connectx.observe.usage import UNCONNECTED, snapshot
-from connectx.requests import parse
+from connectx.observe.usage import snapshot
+from connectx.requests import DIAG_PROTOCOLS, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from connectx.addresses import PortRange
-    from connectx.core.census import Census
     from connectx.linux.sock_diag import SocketRecord
     from connectx.observe.processes import Process
     from connectx.observe.usage import Row
@@ -52,6 +54,12 @@ _DISCARD: Final = ("127.0.0.1", 9)
 
 #: Processes whose descriptors are counted: those with the most connections.
 _COUNTED: Final = 20
+
+#: Connections on one port that a listener has left there, rather than a bind() before each.
+_SERVED: Final = 3
+
+#: Flags of an IPv6 address that cannot be used: IFA_F_TENTATIVE, IFA_F_DADFAILED (if_addr.h).
+_UNUSABLE: Final = 0x40 | 0x08
 
 #: Share of a capacity from which on it is worth asking each connection how idle it is.
 _WORTH_ASKING: Final = 0.3
@@ -71,7 +79,7 @@ class Question(NamedTuple):
 
     protocol: str = "tcp"
     number: int = 0
-    source: str = ""
+    source: Endpoint = Endpoint("", 0)
     destination: Endpoint | None = None
     ports: PortRange | None = None
 
@@ -112,8 +120,10 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         pairs = tuple(
             _pair(netlink, row, before.get(row[:3]), passed, idle_after) for row in taken.rows
         )
-        holders = _holders(netlink, taken.ports, reserved, known.by_inode, unseen)
-        shadows = _overshadowed(netlink, known.by_inode)
+        streams = records(netlink, None, Filter(IPPROTO_TCP, ALL_STATES, ports=(taken.ports,)))
+        holders = _holders(streams, reserved, known.by_inode, unseen)
+        datagrams = records(netlink, None, Filter(IPPROTO_UDP))
+        asked = None if question is None else _answer(question, netlink, known.by_inode)
     translations, not_listed = read_translations()
     unseen += not_listed
     buckets = tracked = None
@@ -125,11 +135,17 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
     return Facts(
         ports=taken.ports,
         reserved=reserved,
+        ipv6=bool(_ipv6_addresses()),
+        udp_unused=_unused(datagrams, taken.ports, reserved),
         pairs=pairs,
         holders=holders,
         tells_binds_apart=tells_binds_apart(),
-        overshadowed=shadows,
-        close_wait=_by_owner(taken.rows, "CLOSE-WAIT"),
+        overshadowed=_overshadowed(datagrams, known.by_inode),
+        close_wait=Counter(
+            _owner(known.by_inode, record.inode)
+            for record in streams
+            if record.state == TCP_CLOSE_WAIT
+        ),
         close_wait_gain=_total(taken.rows, "CLOSE-WAIT") - _total(before.values(), "CLOSE-WAIT"),
         time_wait=buckets,
         time_wait_overflows=overflowed_now,
@@ -147,7 +163,7 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         ),
         seconds=passed,
         unseen=tuple(dict.fromkeys(unseen)),
-        asked=None if question is None else _answer(question),
+        asked=asked,
     )
 
 
@@ -193,34 +209,20 @@ def _owner(known: Mapping[int, tuple[Process, ...]], inode: int) -> str:
     return _name(min(known.get(inode, ()), default=None))
 
 
-def _by_owner(rows: Iterable[Row], state: str) -> Counter[str]:
-    """Connections in a state by owner; only of destinations that have some."""
-    found: Counter[str] = Counter()
-    for row in rows:
-        number = row.states.get(state, 0)
-        if not number:
-            continue
-        # Which of a destination's connections are in the state is not told apart.
-        for process, of_it in row.processes.items():
-            found[_name(process)] += round(number * of_it / row.in_use)
-    return found
-
-
 def _total(rows: Iterable[Row], state: str) -> int:
     return sum(row.states.get(state, 0) for row in rows)
 
 
 def _holders(
-    netlink: NetlinkSocket,
-    ports: PortRange,
+    streams: Iterable[SocketRecord],
     reserved: tuple[PortRange, ...],
     known: Mapping[int, tuple[Process, ...]],
     unseen: list[str],
 ) -> tuple[Holder, ...]:
-    """TCP ports of the range that refuse to be shared."""
+    """Of the TCP sockets in the range those that refuse to share their port."""
     on_port: defaultdict[int, list[SocketRecord]] = defaultdict(list)
     shut: list[Holder] = []
-    for record in records(netlink, None, Filter(IPPROTO_TCP, ALL_STATES, ports=(ports,))):
+    for record in streams:
         if 1 << record.state & UNCONNECTED:
             state = "LISTEN" if record.state == TCP_LISTEN else "bound"
             shut.append(_holder(record, state, known))
@@ -236,9 +238,10 @@ def _holders(
         unseen.append(f"ports locked by bind(): {error}")
         return tuple(shut)
     for port in locked:
-        alive = [record for record in on_port[port] if record.inode]
-        state = "connected" if alive else "TIME-WAIT"
-        shut.append(_holder((alive or on_port[port])[0], state, known))
+        some = on_port[port]
+        alive = [record for record in some if record.inode]
+        state = "TIME-WAIT" if not alive else "accepted" if len(some) >= _SERVED else "connected"
+        shut.append(_holder((alive or some)[0], state, known))
     return tuple(shut)
 
 
@@ -257,13 +260,25 @@ def _holder(record: SocketRecord, state: str, known: Mapping[int, tuple[Process,
     return Holder("tcp", address, record.source_port, state, _owner(known, record.inode))
 
 
+def _unused(
+    datagrams: Iterable[SocketRecord], ports: PortRange, reserved: tuple[PortRange, ...]
+) -> int:
+    """How many ports of the range no socket has at all."""
+    unused = set(range(ports.low, ports.high + 1)) - {each.source_port for each in datagrams}
+    for hole in reserved:
+        unused.difference_update(range(hole.low, hole.high + 1))
+    return len(unused)
+
+
 def _overshadowed(
-    netlink: NetlinkSocket, known: Mapping[int, tuple[Process, ...]]
+    datagrams: Iterable[SocketRecord], known: Mapping[int, tuple[Process, ...]]
 ) -> tuple[Overshadowing, ...]:
     """UDP 4-tuples with several sockets, those on one device taken together."""
     on_tuple: defaultdict[tuple[bytes, int, bytes, int, int], list[SocketRecord]]
     on_tuple = defaultdict(list)
-    for record in records(netlink, None, Filter(IPPROTO_UDP, 1 << TCP_ESTABLISHED)):
+    for record in datagrams:
+        if record.state != TCP_ESTABLISHED:
+            continue
         source, destination = unmapped(record.source), unmapped(record.destination)
         on_tuple[
             source, record.source_port, destination, record.destination_port, record.interface
@@ -299,41 +314,76 @@ def _descriptors(rows: Iterable[Row]) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def _answer(question: Question) -> Asked:
+def _answer(
+    question: Question, netlink: NetlinkSocket, known: Mapping[int, tuple[Process, ...]]
+) -> Asked:
     """What can be found out about the call that failed."""
-    hosts = [question.source, question.destination.host if question.destination else ""]
-    ipv6 = None
-    if any(":" in host for host in hosts):
-        ipv6 = _has_ipv6()
-    local = None
-    if question.source and ipv6 is not False:
-        local = _is_local(question.source)
-    census, unreachable = None, ""
-    destination = question.destination
-    if destination is not None and ipv6 is not False and local is not False:
-        try:
-            census = _census(question, destination)
-        except OSError as error:
-            unreachable = f"connect() would meet with {error}"
-    return Asked(
+    source, destination = question.source, question.destination
+    asked = Asked(
         question.protocol,
         question.number,
-        question.source,
+        source,
         destination,
         question.ports,
-        local,
-        ipv6,
-        census,
-        unreachable,
+        needs_ipv6=":" in source.host or (destination is not None and ":" in destination.host),
     )
-
-
-def _has_ipv6() -> bool:
-    """Whether any device has an IPv6 address; disable_ipv6 leaves the loopback without one."""
+    addresses = _ipv6_addresses()
+    if asked.needs_ipv6 and not addresses:
+        return asked
+    if source.port:
+        asked = _with_port(asked, netlink, known)
+    if source.host:
+        flags = addresses.get(packed(source.host)[1][0] or b"", 0)
+        asked = asked._replace(
+            source_is_local=_is_local(source.host), is_tentative=bool(flags & _UNUSABLE)
+        )
+    if destination is None or asked.source_is_local is False:
+        return asked
     try:
-        return bool(Path("/proc/thread-self/net/if_inet6").read_text())
+        return _with_census(asked, destination)
+    except RangeNotHonoured:
+        # There is nothing to count, and a finding of its own.
+        return asked
+    except OSError as error:
+        return asked._replace(unreachable=f"connect() would meet with {error}")
+
+
+def _with_port(
+    asked: Asked, netlink: NetlinkSocket, known: Mapping[int, tuple[Process, ...]]
+) -> Asked:
+    """The same, with who is on the source port."""
+    _, (source,) = packed(asked.source.host)
+    protocol = DIAG_PROTOCOLS[asked.protocol]
+    found = [
+        record
+        for record in records(netlink, None, Filter(protocol, source_port=asked.source.port))
+        # What is bound to every address has the port of each.
+        if source is None or unmapped(record.source) == source or not any(record.source)
+    ]
+    on_tuple = False
+    if asked.destination is not None:
+        to, port = packed(asked.destination.host)[1][0], asked.destination.port
+        on_tuple = any(
+            unmapped(record.destination) == to and record.destination_port == port
+            for record in found
+        )
+    holders = [
+        _holder(record, STATE_NAMES.get(record.state, str(record.state)), known) for record in found
+    ]
+    return asked._replace(on_port=tuple(holders), on_tuple=on_tuple)
+
+
+def _ipv6_addresses() -> dict[bytes, int]:
+    """The IPv6 addresses that devices have, and their flags; none where IPv6 is off.
+
+    disable_ipv6 leaves the loopback without one, too.
+    """
+    try:
+        listing = Path("/proc/thread-self/net/if_inet6").read_text("ascii")
     except FileNotFoundError:
-        return False
+        return {}
+    fields = [line.split() for line in listing.splitlines()]
+    return {bytes.fromhex(each[0]): int(each[4], 16) for each in fields}
 
 
 def _is_local(source: str) -> bool | None:
@@ -349,13 +399,14 @@ def _is_local(source: str) -> bool | None:
     return True
 
 
-def _census(question: Question, destination: Endpoint) -> Census:
-    """The ports toward the destination that was asked about."""
-    kind, proto = SOCKETS[question.protocol]
-    source = (question.source, 0) if question.source else None
-    to = (destination.host, destination.port)
-    request = parse(0, kind, proto, "auto", source, to)
-    network = NETWORKS.here()
-    # Raises where there is no route.
-    network.routed_source(request, NEW_SOCKET)
-    return take_census(network.prepare(request, NEW_SOCKET))
+def _with_census(asked: Asked, destination: Endpoint) -> Asked:
+    """The same, with the ports toward the destination, from the source that connect() would take.
+
+    Raises RangeNotHonoured for ports out of range, and other OSErrors where there is no route.
+    """
+    kind, proto = SOCKETS[asked.protocol]
+    source = (asked.source.host, 0) if asked.source.host else None
+    request = parse(0, kind, proto, "auto", source, (destination.host, destination.port))
+    options = Options(ports=asked.ports, replaceable=True) if asked.ports else NEW_SOCKET
+    prepared = NETWORKS.here().prepare(request, options)
+    return asked._replace(census=take_census(prepared), census_source=source_of(prepared))

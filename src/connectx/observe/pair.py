@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import Filter, records
+from connectx.linux.socket_dump import UNCONNECTED, Filter, records
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import AF_INET, AF_INET6, NETLINK_SOCK_DIAG
 from connectx.observe.namespace import visiting
 from connectx.observe.processes import owners
-from connectx.observe.usage import PROTOCOLS, UNCONNECTED
+from connectx.observe.usage import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

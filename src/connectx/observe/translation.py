@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
-from typing import Any, Final
+from typing import Final
 
 from connectx.addresses import PortRange
 from connectx.core.facts import Translation
@@ -14,20 +13,27 @@ from connectx.core.facts import Translation
 #: Seconds that a listing of rules may take.
 _PATIENCE: Final = 10.0
 
+#: Rules are of nftables, also those that iptables(8) makes by it, or of the older tables.
+#: Of each line the first command that is installed lists them all.
 _COMMANDS: Final = (
-    ("nft", "--json", "list", "ruleset"),
-    # The name without a variant stands for either, as the administrator has chosen; what the
-    # other one has set is in force all the same.
-    ("iptables-save", "--table", "nat"),
-    ("iptables-legacy-save", "--table", "nat"),
-    ("ip6tables-save", "--table", "nat"),
-    ("ip6tables-legacy-save", "--table", "nat"),
+    (("nft", "list", "ruleset"), ("iptables-nft-save", "-t", "nat")),
+    (("iptables-legacy-save", "-t", "nat"), ("iptables-save", "-t", "nat")),
+    (("ip6tables-legacy-save", "-t", "nat"), ("ip6tables-save", "-t", "nat")),
 )
 
-_IPTABLES: Final = re.compile(
-    r"-j MASQUERADE\b.*--to-ports (?P<to>\d+(?:-\d+)?)"
-    r"|-j SNAT\b.*--to-source (?:[\d.-]+|\[\S+\]):(?P<snat>\d+(?:-\d+)?)(?:\s|$)"
-)
+_RULES: Final = {
+    "nft": re.compile(
+        r"\b(?:masquerade|snat)\b(?: ip6?)? to "
+        r"(?:[\d.-]+|\[\S+\])?:(?P<low>\d+)(?:-(?P<high>\d+))?(?:\s|$)"
+    ),
+    "iptables": re.compile(
+        r"-j (?:MASQUERADE\b.*--to-ports |SNAT\b.*--to-source (?:[\d.-]+|\[\S+\]):)"
+        r"(?P<low>\d+)(?:-(?P<high>\d+))?(?:\s|$)"
+    ),
+}
+
+#: What a rule for certain source addresses has, as for containers or a network behind us.
+_FORWARDED: Final = re.compile(r"\bip6? saddr\b|(?:^|\s)(?:-s|--source)\s")
 
 
 def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
@@ -37,8 +43,9 @@ def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
     """
     found: list[Translation] = []
     unseen = []
-    for command in _COMMANDS:
-        if shutil.which(command[0]) is None:
+    for alternatives in _COMMANDS:
+        command = next((each for each in alternatives if shutil.which(each[0])), None)
+        if command is None:
             continue
         try:
             listing = subprocess.run(  # noqa: S603 - a fixed command, without a shell
@@ -50,45 +57,17 @@ def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
         except (OSError, subprocess.TimeoutExpired) as error:
             unseen.append(f"rules: {error}")
         else:
-            parse = parse_nft if command[0] == "nft" else parse_iptables
-            found += parse(listing)
+            found += parse(listing, "nft" if command[0] == "nft" else "iptables")
     return tuple(dict.fromkeys(found)), tuple(unseen)
 
 
-def parse_nft(listing: str) -> list[Translation]:
-    """The rules in `nft --json list ruleset` that translate to a range of ports."""
+def parse(listing: str, language: str) -> list[Translation]:
+    """The rules in a listing that translate to a range of ports; language: of `_RULES`."""
     found = []
-    for item in json.loads(listing or "{}").get("nftables", ()):
-        rule = item.get("rule")
-        if rule is None:
-            continue
-        for statement in rule.get("expr", ()):
-            for kind in ("masquerade", "snat"):
-                ports = _ports_of(statement.get(kind))
-                if ports is not None:
-                    place = f"{rule['family']} {rule['table']} {rule['chain']}"
-                    found.append(Translation(f"nft: {place}: {kind} to :{ports}", ports))
-    return found
-
-
-def _ports_of(translation: Any) -> PortRange | None:
-    port = translation.get("port") if isinstance(translation, dict) else None
-    if isinstance(port, int):
-        return PortRange(port, port)
-    if isinstance(port, dict) and "range" in port:
-        low, high = port["range"]
-        return PortRange(int(low), int(high))
-    return None
-
-
-def parse_iptables(listing: str) -> list[Translation]:
-    """The rules in `iptables-save` that translate to a range of ports."""
-    found = []
-    for line in listing.splitlines():
-        match = _IPTABLES.search(line.strip())
-        if match:
-            low, _, high = (match["to"] or match["snat"]).partition("-")
-            found.append(
-                Translation(f"iptables: {line.strip()}", PortRange(int(low), int(high or low)))
-            )
+    for line in map(str.strip, listing.splitlines()):
+        rule = _RULES[language].search(line)
+        if rule is not None:
+            low, high = int(rule["low"]), int(rule["high"] or rule["low"])
+            forwarded = _FORWARDED.search(line) is not None
+            found.append(Translation(f"{language}: {line}", PortRange(low, high), forwarded))
     return found

@@ -16,16 +16,13 @@ from connectx.addresses import Endpoint, PortRange
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import Filter, records, tally
+from connectx.linux.socket_dump import UNCONNECTED, Filter, records, tally
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
     IPPROTO_TCP,
     IPPROTO_UDP,
     IPPROTO_UDPLITE,
     NETLINK_SOCK_DIAG,
-    TCP_BOUND_INACTIVE,
-    TCP_CLOSE,
-    TCP_LISTEN,
 )
 from connectx.observe.namespace import visiting
 from connectx.observe.octets import packed, text_of, unmapped
@@ -38,9 +35,6 @@ if TYPE_CHECKING:
 
 #: By name, as in FourTuple. MPTCP's subflows are TCP's sockets.
 PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "udplite": IPPROTO_UDPLITE}
-
-#: Sockets without a destination: they listen, are bound, or are not connected.
-UNCONNECTED: Final = 1 << TCP_LISTEN | 1 << TCP_CLOSE | 1 << TCP_BOUND_INACTIVE
 
 #: Ranges of ports in one dump: the kernel tries them one after the other for each socket.
 _RANGES: Final = 1000

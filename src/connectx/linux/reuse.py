@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.linux import sysctl
 from connectx.linux.uapi import TCP_TIME_WAIT
-from connectx.observe.octets import unmapped
 
 if TYPE_CHECKING:
     from connectx.linux.sock_diag import SocketRecord
@@ -18,6 +17,7 @@ _WHOLE: Final = 60_000
 _DELAY: Final = 1000
 
 _LOOPBACK: Final = bytes(15) + b"\x01"
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Reuse(NamedTuple):
@@ -60,5 +60,6 @@ def read_reuse() -> Reuse:
 
 
 def _is_loopback(address: bytes) -> bool:
-    address = unmapped(address)
-    return address == _LOOPBACK if len(address) == 16 else address[0] == 127
+    if len(address) == 4 or address.startswith(_V4_MAPPED):
+        return address[-4] == 127
+    return address == _LOOPBACK
