@@ -18,73 +18,13 @@ import pytest
 import connectx
 from connectx.addresses import Endpoint, PortRange
 from connectx.core import causes
-from connectx.core.findings import Finding, Severity
+from connectx.core.findings import Severity
 from connectx.explanation import tells_binds_apart
 from connectx.linux import netns
-from connectx.observe import Diagnosis, diagnose, examine
+from connectx.observe import Diagnosis, diagnose
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
-from tests.api.calls import reset_on_close
-
-LOW, HIGH = 20001, 20020
-SIZE = HIGH - LOW + 1
-PORT = 9000
-HERE = ("127.0.0.1", PORT)
-TOWARD = Endpoint(*HERE)
-
-
-@pytest.fixture
-def listener(network: Network, servers: Servers) -> socket.socket:
-    network.port_range(LOW, HIGH)
-    return servers.listen("::", PORT)
-
-
-@pytest.fixture
-def connect(listener: socket.socket, closing: contextlib.ExitStack) -> Callable[..., socket.socket]:
-    """A connection to the listener, from what the socket was bound to before."""
-    del listener
-
-    def connected(
-        source: tuple[str, int] | None = None, destination: tuple[str, int] = HERE
-    ) -> socket.socket:
-        sock = closing.enter_context(socket.socket())
-        if source is not None:
-            sock.bind(source)
-        sock.connect(destination)
-        reset_on_close(sock)
-        return sock
-
-    return connected
-
-
-@pytest.fixture
-def binds_are_seen(network: Network) -> None:
-    del network
-    if not tells_binds_apart():
-        pytest.skip("kernel: without windows nobody knows which ports bind() has locked")
-
-
-def look(**question: Any) -> Diagnosis:
-    return examine(seconds=0.0, **question)
-
-
-def found(diagnosis: Diagnosis, cause: causes.Cause) -> Finding:
-    """The finding with a cause, of which there must be one."""
-    findings = [finding for finding in diagnosis.findings if finding.cause is cause]
-    assert len(findings) == 1, diagnosis.findings
-    return findings[0]
-
-
-def leave_time_wait(server: socket.socket, destination: tuple[str, int] = HERE) -> int:
-    """Connect and close first; the port that rests then."""
-    with socket.create_connection(destination) as sock:
-        accepted, _ = server.accept()
-        port = int(sock.getsockname()[1])
-        sock.shutdown(socket.SHUT_WR)
-        assert accepted.recv(1) == b""
-        accepted.close()
-        assert sock.recv(1) == b""
-    return port
+from tests.observe.asking import HERE, HIGH, LOW, PORT, SIZE, TOWARD, found, leave_time_wait, look
 
 
 def test_a_healthy_machine(connect: Callable[..., socket.socket]) -> None:

@@ -211,15 +211,15 @@ def _of_machine(facts: Facts, found: set[causes.Cause], hint: str) -> str:
             )
     if causes.BOUND_FIRST in found or causes.POLLUTED in found:
         return f"may come from ports that are shut to connect(), as listed below. {hint}"
-    return f"does not look like exhaustion: {_fullness(facts)} {hint}"
+    return f"does not look like exhaustion: {_begun(_fullness(facts))} {hint}"
 
 
 def _fullness(facts: Facts) -> str:
     if not facts.pairs:
-        return "no source port of the range is in use."
+        return "No source port of the range is in use."
     pair = facts.pairs[0]
     return (
-        f"the fullest pair, {pair.source} to {pair.destination}, has {pair.taken:,} of "
+        f"The fullest pair, {pair.source} to {pair.destination}, has {pair.taken:,} of "
         f"{pair.capacity:,} ports in use."
     )
 

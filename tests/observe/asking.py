@@ -1,0 +1,38 @@
+"""Asking the doctor, and what to ask about."""
+
+import socket
+from typing import Any
+
+from connectx.addresses import Endpoint
+from connectx.core import causes
+from connectx.core.findings import Finding
+from connectx.observe import Diagnosis, examine
+
+LOW, HIGH = 20001, 20020
+SIZE = HIGH - LOW + 1
+PORT = 9000
+HERE = ("127.0.0.1", PORT)
+TOWARD = Endpoint(*HERE)
+
+
+def look(**question: Any) -> Diagnosis:
+    return examine(seconds=0.0, **question)
+
+
+def found(diagnosis: Diagnosis, cause: causes.Cause) -> Finding:
+    """The finding with a cause, of which there must be one."""
+    findings = [finding for finding in diagnosis.findings if finding.cause is cause]
+    assert len(findings) == 1, diagnosis.findings
+    return findings[0]
+
+
+def leave_time_wait(server: socket.socket, destination: tuple[str, int] = HERE) -> int:
+    """Connect and close first; the port that rests then."""
+    with socket.create_connection(destination) as sock:
+        accepted, _ = server.accept()
+        port = int(sock.getsockname()[1])
+        sock.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        accepted.close()
+        assert sock.recv(1) == b""
+    return port

@@ -1,0 +1,245 @@
+"""Calls that have failed, or only seem to: what doctor makes of them."""
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import connectx
+from connectx.addresses import Endpoint, PortRange
+from connectx.core import causes
+from connectx.core.findings import Severity
+from connectx.explanation import tells_binds_apart
+from connectx.network import windows_work
+from connectx.observe import diagnose
+from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
+from tests.observe.asking import (
+    HERE,
+    HIGH,
+    LOW,
+    PORT,
+    SIZE,
+    TOWARD,
+    found,
+    leave_time_wait,
+    look,
+)
+
+NOT_AVAILABLE = errno.EADDRNOTAVAIL
+
+
+def test_other_sources_are_no_exhaustion(connect: Callable[..., socket.socket]) -> None:
+    """Each has a range of its own."""
+    for number in range(SIZE):
+        connect((f"127.0.0.{2 + number % 2}", 0))
+    if tells_binds_apart():
+        # They were bound first, which is another matter: it locks the ports for everybody.
+        assert found(look(), causes.BOUND_FIRST)
+
+
+def test_other_sources_that_share(listener: socket.socket, closing: contextlib.ExitStack) -> None:
+    del listener
+    for number in range(SIZE):
+        source = (f"127.0.0.{2 + number % 2}", 0)
+        closing.enter_context(connectx.create_connection(HERE, source_address=source))
+    diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD)
+    assert "is not exhaustion here and now: 20 of 20" in diagnosis.verdict
+    assert "from 127.0.0.1 to 127.0.0.1:9000" in diagnosis.verdict
+    socket.create_connection(HERE).close()
+    for _ in range(SIZE // 2):
+        closing.enter_context(connectx.create_connection(HERE, source_address=("127.0.0.2", 0)))
+    diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD)
+    assert "From 127.0.0.2 it is: none is free." in diagnosis.verdict
+    diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD, source=Endpoint("127.0.0.2", 0))
+    assert "means here: exhaustion" in diagnosis.verdict
+
+
+def test_time_waits_that_a_connect_takes_over(listener: socket.socket, network: Network) -> None:
+    network.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    for _ in range(SIZE):
+        leave_time_wait(listener)
+    while "means here: exhaustion" in look(number=NOT_AVAILABLE, destination=TOWARD).verdict:
+        # They have to be a second old.
+        select.select((), (), (), 0.05)
+    for _ in range(SIZE):
+        with socket.create_connection(HERE):
+            pass
+
+
+def test_a_window(listener: socket.socket, closing: contextlib.ExitStack) -> None:
+    del listener
+    if not windows_work("tcp"):
+        pytest.skip("kernel: no IP_LOCAL_PORT_RANGE")
+    dialer = connectx.Dialer(ports=(LOW, LOW + 3))
+    for _ in range(4):
+        closing.enter_context(dialer.create_connection(HERE))
+    with pytest.raises(connectx.PortsExhausted) as caught:
+        dialer.create_connection(HERE)
+    assert caught.value.ports == PortRange(LOW, LOW + 3)
+    diagnosis = diagnose(caught.value)
+    assert "No source port of 20001-20004 is free" in diagnosis.verdict
+    ports = PortRange(LOW, LOW + 4)
+    diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD, ports=ports)
+    assert "1 of 5 source ports are free" in diagnosis.verdict
+
+
+def test_udp_that_does_not_share(network: Network, closing: contextlib.ExitStack) -> None:
+    """One port each, whatever the destination; those that share still find one."""
+    network.port_range(LOW, HIGH)
+    for number in range(SIZE):
+        sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        sock.connect((f"127.0.1.{number}", 53))
+        if number == SIZE - 3:
+            # Two of twenty are left.
+            assert look().healthy
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(BlockingIOError):
+        sock.connect(("127.0.2.1", 53))
+    assert found(look(), causes.UNSHARED).severity is Severity.CRITICAL
+    diagnosis = look(number=errno.EAGAIN, protocol="udp")
+    assert "exhaustion for sockets that do not share their ports" in diagnosis.verdict
+
+
+def test_udp_that_shares(network: Network, servers: Servers, closing: contextlib.ExitStack) -> None:
+    """A plain connect() fails all the same."""
+    network.port_range(LOW, HIGH)
+    servers.receive("127.0.0.1", 53)
+    to = ("127.0.0.1", 53)
+    for _ in range(SIZE):
+        closing.enter_context(connectx.create_connection(to, type=socket.SOCK_DGRAM))
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(BlockingIOError):
+        sock.connect(("127.0.2.1", 53))
+    question = {"number": errno.EAGAIN, "protocol": "udp"}
+    diagnosis = look(**question, destination=Endpoint("127.0.2.1", 53))
+    assert "exhaustion for sockets that do not share their ports" in diagnosis.verdict
+    assert "20 of 20 source ports are free" in diagnosis.verdict
+    assert "not even for sockets that share" in look(**question, destination=Endpoint(*to)).verdict
+
+
+def test_without_fast_open_nobody_knows(
+    connect: Callable[..., socket.socket], network: Network
+) -> None:
+    network.sysctl("net.ipv4.tcp_fastopen", 0)
+    for _ in range(SIZE):
+        connect(None, ("127.0.0.9", PORT))
+    diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD)
+    assert "may be exhaustion" in diagnosis.verdict
+    assert causes.HELD not in {finding.cause for finding in diagnosis.findings}
+
+
+class TestWhoHasThePort:
+    def test_a_listener(self, network: Network, servers: Servers) -> None:
+        del network
+        servers.listen("127.0.0.1", 8080)
+        for source in (Endpoint("", 8080), Endpoint("127.0.0.1", 8080)):
+            diagnosis = look(number=errno.EADDRINUSE, source=source)
+            assert "means here: tcp port 8080 has a socket of" in diagnosis.verdict
+            finding = found(diagnosis, causes.PORT_HELD)
+            assert finding.evidence[0].startswith("127.0.0.1:8080 LISTEN ")
+            assert f"({os.getpid()}" in finding.evidence[0]
+        diagnosis = look(number=errno.EADDRINUSE, source=Endpoint("127.0.0.2", 8080))
+        assert "means here" not in diagnosis.verdict
+
+    def test_one_on_the_tuple(self, connect: Callable[..., socket.socket]) -> None:
+        sock = connect()
+        source = Endpoint(*sock.getsockname())
+        diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
+        assert "on exactly this 4-tuple" in diagnosis.verdict
+        elsewhere = Endpoint("127.0.0.9", PORT)
+        diagnosis = look(number=NOT_AVAILABLE, source=source, destination=elsewhere)
+        assert "has a socket of" in diagnosis.verdict
+
+    def test_by_an_error(self, network: Network, servers: Servers) -> None:
+        network.port_range(LOW, HIGH)
+        servers.listen("127.0.0.1", PORT)
+        servers.listen("127.0.0.1", LOW)
+        with pytest.raises(connectx.PortHeld) as caught:
+            connectx.create_connection(HERE, source_address=("127.0.0.1", LOW))
+        assert f"tcp port {LOW} has a socket of" in diagnose(caught.value).verdict
+
+
+def test_an_address_that_is_checked_for_duplicates(network: Network) -> None:
+    network.add_device_pair("va", "vb")
+    network.sysctl("net.ipv6.conf.va.accept_dad", 1)
+    network.sysctl("net.ipv6.conf.va.dad_transmits", 100)
+    subprocess.run(["ip", "address", "add", "2001:db8::7/64", "dev", "va"], check=True)
+    with socket.socket(socket.AF_INET6) as sock, pytest.raises(OSError, match="Cannot assign"):
+        sock.bind(("2001:db8::7", 0))
+    diagnosis = look(number=NOT_AVAILABLE, source="2001:db8::7")
+    assert "being checked for duplicates" in diagnosis.verdict
+    assert found(diagnosis, causes.NOT_YET_LOCAL).severity is Severity.CRITICAL
+
+
+def test_close_wait_is_its_owners(
+    connect: Callable[..., socket.socket], listener: socket.socket
+) -> None:
+    """Another process has more connections there, and leaks none."""
+    child = os.fork()
+    if not child:
+        sys.stdin.close()
+        for _ in range(2):
+            connect()
+        select.select((), (), ())
+    try:
+        for _ in range(12):
+            sock = connect()
+            # Ours comes after the child's two, or before.
+            accepted, peer = listener.accept()
+            while peer[1] != sock.getsockname()[1]:
+                accepted, peer = listener.accept()
+            accepted.close()
+            assert sock.recv(1) == b""
+        finding = found(look(), causes.CLOSE_WAIT)
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert f"({os.getpid()}" in finding.evidence[0]
+    assert f"({child}" not in finding.evidence[0]
+
+
+def test_names_are_looked_up(connect: Callable[..., socket.socket]) -> None:
+    for _ in range(SIZE):
+        connect()
+    asked = ["--errno", "99", "--destination", f"localhost:{PORT}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "connectx", "doctor", "--seconds", "0", *asked],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "means here: exhaustion" in done.stdout
+
+
+@pytest.mark.parametrize("destination", ["no such name:443", "127.0.0.1:http", "[::1", "x"])
+def test_destinations_that_are_none(network: Network, destination: str) -> None:
+    del network
+    done = subprocess.run(
+        [sys.executable, "-m", "connectx", "doctor", "--destination", destination],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("connectx doctor: ")
+
+
+def test_output_that_nobody_takes(network: Network) -> None:
+    """Not to be taken for findings."""
+    del network
+    with open("/dev/full", "w") as full:  # noqa: PTH123 -- a device
+        done = subprocess.run(
+            [sys.executable, "-m", "connectx", "doctor", "--seconds", "0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
