@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import errno
+import random
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -21,6 +22,7 @@ from connectx.testing.servers import Servers
 from tests.aio.conftest import Run
 from tests.aio.here import LOW, PORTS, SILENT, SIZE, client_sockets, descriptors, names, silent
 from tests.api.calls import port_of, reset_on_close
+from tests.dialing.drivers import nothing_open
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
@@ -285,6 +287,60 @@ class TestStreams:
         run(scenario)
         assert client_sockets() == []
 
+    def test_an_endpoint_that_is_cancelled_while_it_has_data_to_send(
+        self, run: Run, servers: Servers
+    ) -> None:
+        """The loop has its descriptor, and another one is to have it next."""
+        servers.receive("127.0.0.1", ECHO)
+
+        class Eager(asyncio.DatagramProtocol):
+            def __init__(self) -> None:
+                self.task: asyncio.Future[Any]
+                self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                sock = transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+                self.task.cancel()
+
+                def full(*_: object) -> None:
+                    raise BlockingIOError
+
+                # As a socket does whose buffer is full.
+                if hasattr(transport, "_sock"):
+                    transport._sock = Full(transport._sock, full)
+                cast("asyncio.DatagramTransport", transport).sendto(b"a question")
+
+            def connection_lost(self, _: Exception | None) -> None:
+                self.lost.set_result(None)
+
+        class Full:
+            def __init__(self, sock: Any, send: Any) -> None:
+                self._sock = sock
+                self.send = send
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._sock, name)
+
+        async def scenario() -> None:
+            before = descriptors()
+            protocol = Eager()
+            protocol.task = asyncio.ensure_future(
+                aio.create_datagram_endpoint(lambda: protocol, ("127.0.0.1", ECHO))
+            )
+            with pytest.raises(asyncio.CancelledError):
+                await protocol.task
+            await protocol.lost
+            await asyncio.sleep(0)
+            assert descriptors() == before
+            loop = asyncio.get_running_loop()
+            with await aio.create_connection(("127.0.0.1", ECHO), type=socket.SOCK_DGRAM) as sock:
+                # Refuses a descriptor that a transport has.
+                loop.add_writer(sock.fileno(), loop.stop)
+                loop.remove_writer(sock.fileno())
+
+        run(scenario)
+
 
 class TestTls:
     """The loop's own machinery; the server is a thread with blocking sockets."""
@@ -365,6 +421,70 @@ class TestTls:
 
         run(scenario)
 
+    @pytest.mark.parametrize("by", ["open_connection", "Dialer"])
+    def test_cancelled_as_the_handshake_ends(
+        self,
+        run: Run,
+        trusting: ssl.SSLContext,
+        monkeypatch: pytest.MonkeyPatch,
+        by: str,
+    ) -> None:
+        """The transport would go on reading, and keep the next one from its descriptor."""
+
+        async def scenario() -> None:
+            original = asyncio.StreamReaderProtocol.connection_made
+            to = aio.Dialer(limit=1)
+            opening = aio.open_connection if by == "open_connection" else to.open_connection
+            for turns in range(4):
+                task = asyncio.ensure_future(opening("127.0.0.1", ECHO, ssl=trusting))
+
+                def made(
+                    protocol: Any,
+                    transport: Any,
+                    turns: int = turns,
+                    task: "asyncio.Future[Any]" = task,
+                ) -> None:
+                    original(protocol, transport)
+                    cancel_after(turns, task)
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(asyncio.StreamReaderProtocol, "connection_made", made)
+                    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+                if isinstance(outcome, asyncio.CancelledError):
+                    # It gets the same descriptor.
+                    (await aio.create_connection(("127.0.0.1", ECHO))).close()
+                    assert nothing_open(to._dialing)
+                else:
+                    assert turns, "it was cancelled at once"
+                    assert not isinstance(outcome, BaseException)
+                    outcome[1].close()
+                    await outcome[1].wait_closed()
+
+        run(scenario)
+
+    # The server's own: ssl leaves a socket unclosed whose client has reset it by then.
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    def test_cancelled_at_any_time(self, run: Run, trusting: ssl.SSLContext) -> None:
+        randomly = random.Random(5)  # noqa: S311 -- when to cancel
+
+        async def scenario() -> None:
+            loop = asyncio.get_running_loop()
+            to = aio.Dialer(["127.0.0.1"])
+            cancelled = 0
+            while cancelled < 50:
+                task = asyncio.ensure_future(to.open_connection("127.0.0.1", ECHO, ssl=trusting))
+                loop.call_later(randomly.random() * 0.004, task.cancel)
+                (outcome,) = await asyncio.gather(task, return_exceptions=True)
+                if isinstance(outcome, asyncio.CancelledError):
+                    cancelled += 1
+                    (await aio.create_connection(("127.0.0.1", ECHO))).close()
+                else:
+                    assert not isinstance(outcome, BaseException)
+                    outcome[1].close()
+                    await outcome[1].wait_closed()
+
+        run(scenario)
+
     def test_a_name_without_tls_is_an_error(self, run: Run, serving: Network) -> None:
         del serving
 
@@ -394,6 +514,14 @@ class TestTls:
                 await writer.wait_closed()
 
         run(scenario)
+
+
+def cancel_after(turns: int, task: "asyncio.Future[Any]") -> None:
+    """Cancel a task after so many turns of the loop."""
+    if turns:
+        asyncio.get_running_loop().call_soon(cancel_after, turns - 1, task)
+    else:
+        task.cancel()
 
 
 def sockets_open() -> set[str]:

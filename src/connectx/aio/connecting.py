@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 from collections import deque
+from functools import partial
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -155,12 +156,37 @@ async def stream_over(
     elif server_hostname is not None:
         sock.close()
         raise ValueError("server_hostname is only meaningful with ssl")
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = _StreamProtocol(reader, loop=loop)
     try:
-        return await asyncio.open_connection(sock=sock, limit=limit, **keywords)
+        # As asyncio.open_connection() does it, but for the protocol.
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **keywords)
     except BaseException:
+        if protocol.made is not None:
+            # A TLS transport that is closed once its handshake is done goes on reading until
+            # its peer has closed as well, and the next one to have the descriptor would find
+            # it in use. This takes it out of the loop at once.
+            protocol.made.abort()
         # The transport closes it as well, some time later.
         sock.close()
         raise
+    finally:
+        protocol.made = None
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+class _StreamProtocol(asyncio.StreamReaderProtocol):
+    """Tells of its transport before whoever opens it does.
+
+    made: the transport, from the end of a TLS handshake on.
+    """
+
+    made: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made = cast("asyncio.WriteTransport", transport)
+        super().connection_made(transport)
 
 
 async def create_datagram_endpoint(
@@ -193,10 +219,27 @@ async def endpoint_over(
     try:
         # Called here: a factory that raises would leave uvloop's transport unclosed.
         protocol = protocol_factory()
-        return await loop.create_datagram_endpoint(lambda: protocol, sock=sock)
     except BaseException:
         sock.close()
         raise
+    opening = asyncio.ensure_future(loop.create_datagram_endpoint(lambda: protocol, sock=sock))
+    try:
+        # It needs a turn or two of the loop, and no network. Cancelled in between it would
+        # close a transport that keeps the descriptor in the loop, if there is data to be
+        # sent already, and nobody would know which.
+        return await asyncio.shield(opening)
+    except BaseException:
+        opening.add_done_callback(partial(_discard_endpoint, sock))
+        raise
+
+
+def _discard_endpoint(
+    sock: socket.socket, opening: asyncio.Future[tuple[asyncio.DatagramTransport, Any]]
+) -> None:
+    if opening.cancelled() or opening.exception() is not None:
+        sock.close()
+    else:
+        opening.result()[0].abort()
 
 
 # One address.
