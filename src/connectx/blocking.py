@@ -15,7 +15,7 @@ from connectx.linux.sockopts import set_ip_freebind
 from connectx.linux.uapi import MSG_FASTOPEN, SO_ERROR, SOL_SOCKET
 from connectx.linux.udp_claim import Contested, NotVisible, claim
 from connectx.network import NETWORKS
-from connectx.requests import check_forms, parse_literal, resolve_source
+from connectx.requests import check_forms, parse, parse_literal, resolve_source
 from connectx.steps import Due
 from connectx.techniques import discard, offer, replace
 from connectx.tracked import STANDARD_SOCKET, TrackedSocket
@@ -235,14 +235,9 @@ def _create_any(
     errors: list[OSError] = []
     for family, _, _, _, destination in socket.getaddrinfo(host, port, 0, kind):
         try:
-            return create_connection(
-                (*destination[:2], *(more or destination[2:])),
-                timeout,
-                resolve_source(source_address, family, kind),
-                type=kind,
-                proto=proto,
-                strategy=strategy,
-            )
+            source = resolve_source(source_address, family, kind)
+            to = (*destination[:2], *(more or destination[2:]))
+            return open_connection(parse(0, kind, proto, strategy, source, to), timeout)
         except OSError as error:
             errors.append(error)
     if not errors:

@@ -220,7 +220,10 @@ def parse_literal(
     proto: int,
     strategy: str,
 ) -> Request | None:
-    """The request for a destination and a source that need no resolver; None for others."""
+    """The request for a destination and a source that need no resolver; None for others.
+
+    What equals the arguments of an earlier call, as 443.0 does 443, is taken for them.
+    """
     # An empty one is none, as for socket.create_connection().
     source = source or None
     check_forms(destination, source, strategy, resolved=True)
@@ -323,7 +326,7 @@ def _check_form(role: str, address: object, *, resolved: bool = False) -> None:
     host, *numbers = address
     if not isinstance(host, str) and not (resolved and isinstance(host, bytes | None)):
         raise TypeError(f"the {role}'s host is text, not {host!r}")
-    if resolved and not isinstance(numbers[0], int):
+    if resolved and isinstance(numbers[0], str | bytes | None):
         return
     limits = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
     for number, (name, highest) in zip(numbers, limits, strict=False):

@@ -6,6 +6,8 @@ import inspect
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final, NoReturn, TypeAlias
 
 import pytest
@@ -469,3 +471,13 @@ def test_an_empty_source_is_none(servers: Servers, source: Any) -> None:
     servers.listen("127.0.0.1", 9100)
     with connectx.create_connection(("127.0.0.1", 9100), source_address=source) as sock:
         assert sock.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("kind", [float, Fraction, Decimal])
+def test_a_port_that_only_equals_one_is_refused_and_not_remembered(kind: Any) -> None:
+    """What was refused is no answer for the number that is equal to it."""
+    port = 9200 + len(kind.__name__)
+    with pytest.raises(TypeError, match="port is an integer"):
+        connectx.create_connection(("127.0.0.1", kind(port)))
+    with pytest.raises(ConnectionRefusedError):
+        connectx.create_connection(("127.0.0.1", port))
