@@ -234,7 +234,7 @@ class Dialer(AnyDialer):
                 except OSError as error:
                     dialing.budget.failed(error.errno or 0)
                     raise
-                dialing.lease(dial, sock)
+                dialing.lease(dial, sock, to)
                 return sock
         except (LimitReached, TurnMissed) as error:
             raise dialing.failure(error, to) from None

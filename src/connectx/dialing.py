@@ -221,7 +221,7 @@ class Dialing:
         requests = {host: self.request(to.address, host, to.type, to.proto) for host in hosts}
         self.budget.known_as(key_of(to), name, requests)
 
-    def lease(self, dial: Dial, sock: socket.socket) -> None:
+    def lease(self, dial: Dial, sock: socket.socket, to: Request) -> None:
         """Have a connected socket keep its place in the budget until it is closed."""
         lease = dial.lease()
         if isinstance(sock, TrackedSocket):
@@ -229,16 +229,17 @@ class Dialing:
         else:
             lease.detached(sock)
         if self._chooses and lease.destination.growing:
-            self.count_others(sock.getpeername(), int(sock.type), int(sock.proto), NETWORKS.here())
+            # Not of the socket: its handshake may not be done yet, or its peer gone.
+            self.count_others(to)
 
-    def count_others(self, address: Address, kind: int, proto: int, network: Network) -> None:
+    def count_others(self, to: Request) -> None:
         """Have "most-free" know of connections that are not this dialer's.
 
         It goes on with what it knew where that cannot be found out: a source that is full
         is passed over all the same.
         """
         with contextlib.suppress(OSError):
-            self.capacity(address, kind, proto, network)
+            self.capacity(to.address, to.type, to.proto, NETWORKS.here())
 
     def failure(self, error: Exception, to: Request) -> PortsExhausted:
         """The error of a call that has not come to a try."""

@@ -295,6 +295,20 @@ class TestMadeElsewhere:
             closing.enter_context(to.create_connection(address))
         assert to.stats().opened == (2 if answers else 1)
 
+    def test_that_do_not_block_have_no_peer_to_be_asked_for_yet(
+        self, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        """With the 32nd, others' connections are counted, which takes the destination."""
+        listening.port_range(LOW, LOW + 99)
+        address = (silent(closing), 9998)
+        to = Dialer(["127.0.0.2", "127.0.0.3"])
+        for _ in range(33):
+            sock = closing.enter_context(socket.socket())
+            sock.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                to.connectx(sock, address)
+        assert to.stats().opened == 33
+
     def test_exhaustion_is_never_in_progress(
         self, listening: Network, closing: contextlib.ExitStack
     ) -> None:

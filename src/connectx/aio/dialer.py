@@ -42,12 +42,17 @@ if TYPE_CHECKING:
 class _Dialing(Dialing):
     """Reads long lists of sockets in another thread."""
 
-    def count_others(self, address: Address, kind: int, proto: int, network: Network) -> None:
+    def count_others(self, to: Request) -> None:
         """The same, without waiting for it."""
         loop = asyncio.get_running_loop()
+
+        def look(network: Network) -> None:
+            with contextlib.suppress(OSError):
+                self.capacity(to.address, to.type, to.proto, network)
+
         # It may have no threads any more, which is no reason to lose the connection.
-        with contextlib.suppress(RuntimeError):
-            loop.run_in_executor(None, super().count_others, address, kind, proto, network)
+        with contextlib.suppress(OSError, RuntimeError):
+            loop.run_in_executor(None, look, NETWORKS.here())
 
 
 class Dialer(AnyDialer):
@@ -214,7 +219,7 @@ class Dialer(AnyDialer):
                 except OSError as error:
                     dialing.budget.failed(error.errno or 0)
                     raise
-                dialing.lease(dial, sock)
+                dialing.lease(dial, sock, to)
                 return sock
         except (LimitReached, TurnMissed) as error:
             raise dialing.failure(error, to) from None
