@@ -306,6 +306,8 @@ class _Line:
                     deadline = min(deadline, time.monotonic() + step.hint)
 
     def close(self) -> None:
-        """Hear no more."""
-        if self._events is not None:
-            self._events.close()
+        """Hear no more, but for what has been told already."""
+        events, self._events = self._events, None
+        if events is not None:
+            with events:
+                events.take(self._ear.concerns)

@@ -398,19 +398,22 @@ def hear(to: Request) -> DestroyEvents | None:
 class Ear:
     """Tells which of the sockets that come to their end were connected to a destination.
 
-    heard: is told the source address of each.
+    heard: is told the source address of each; None if it may have been any.
     hinted: whether one has ended that may have been. A socket that was reset has lost its
     port by then, but not its address (tcp_disconnect); nor has one that was refused.
     """
 
-    def __init__(self, to: Request, heard: Callable[[str], object]) -> None:
+    def __init__(self, to: Request, heard: Callable[[str | None], object]) -> None:
         self._host = to.wire_destination
         self._port = to.destination.port
         self._heard = heard
         self.hinted = False
 
-    def concerns(self, record: SocketRecord) -> bool:
-        """Whether this end has freed a 4-tuple of the destination."""
+    def concerns(self, record: SocketRecord | None) -> bool:
+        """Whether this end has freed a 4-tuple of the destination; None: ends nobody has told."""
+        if record is None:
+            self._heard(None)
+            return True
         if record.destination.removeprefix(_V4_MAPPED_OCTETS) != self._host:
             return False
         self.hinted |= not record.destination_port

@@ -484,7 +484,7 @@ class TestFull:
         call = world.call()
         call.refuse()
         world.time += 0.1
-        # Nothing was known of the destination, and so nothing is of its being full.
+        # Nobody heard of ends while the first search was on.
         call.again()
         call.refuse()
         world.time += 0.2
@@ -501,6 +501,68 @@ class TestFull:
         call.again()
         assert call.tries
         call.cancel()
+        world.nothing_is_kept()
+
+    def test_an_end_during_the_search_counts(self) -> None:
+        """Of our own or others', there or, where routing chooses, anywhere."""
+        for hosts, ends in ((["192.0.2.1"], ["192.0.2.1", None]), ([], ["192.0.2.9", None])):
+            for end in ends:
+                world = World(hosts, wait=10)
+                held = world.call().connect()
+                call = world.call()
+                call.refuse()
+                call.again()
+                call.dial.heard(end)
+                call.refuse()
+                call.again()
+                assert call.tries
+                held.release()
+                call.refuse()
+                call.again()
+                assert call.tries
+                # Nothing has ended this time.
+                call.refuse()
+                call.again()
+                assert call.waits
+                call.cancel()
+                world.nothing_is_kept()
+
+    def test_ends_nobody_has_told_may_be_anywhere(self) -> None:
+        world = World(HOSTS, wait=10)
+        held = world.call().connect()
+        call = world.call()
+        for _ in range(2):
+            for _ in HOSTS:
+                call.refuse()
+            call.again()
+        assert call.waits
+        call.dial.heard(None)
+        call.again()
+        for _ in HOSTS:
+            call.refuse()
+        call.cancel()
+        held.release()
+
+    def test_what_is_heard_too_late_is_for_the_next_in_line(self) -> None:
+        world = World(HOSTS, wait=10)
+        held = world.call().connect()
+        first = world.call()
+        for _ in HOSTS:
+            first.refuse()
+        second = world.call()
+        first.again()
+        for _ in HOSTS:
+            first.refuse()
+        first.cancel()
+        second.again()
+        assert second.waits
+        woken = second.places[0].woken
+        first.dial.heard(HOSTS[0])
+        assert second.places[0].woken == woken + 1
+        second.again()
+        assert second.step == Try(HOSTS[0], None)
+        second.cancel()
+        held.release()
         world.nothing_is_kept()
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import connectx
 from connectx import PortsExhausted, aio
+from connectx.addresses import Endpoint
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import port_of
@@ -172,6 +173,53 @@ class TestWoken:
                 async with asyncio.timeout(FOREVER / 2):
                     sock = closing.enter_context(await call)
                 assert port_of(sock) == port
+
+        driver.run(scenario)
+
+    def test_by_ends_at_every_source(
+        self,
+        driver: Driver,
+        listening: Network,
+        closing: contextlib.ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """All at once: the first in line hears of all of them, and goes with one."""
+        del listening
+        never_look(monkeypatch)
+        sources = [f"127.0.0.{number}" for number in range(2, 7)]
+        udp = socket.SOCK_DGRAM
+        others = [
+            [
+                closing.enter_context(
+                    connectx.create_connection(HERE, source_address=(source, 0), type=udp)
+                )
+                for _ in PORTS
+            ]
+            for source in sources
+        ]
+
+        async def scenario() -> None:
+            hearing = listeners(monkeypatch)
+            waits = Waits()
+            to = driver.dialer(sources, wait=FOREVER, on_wait=waits)
+            # Something is open, by which the destination is remembered.
+            others[0].pop().close()
+            closing.enter_context(await to.create_connection(HERE, type=udp))
+            line = []
+            for number, _ in enumerate(sources, start=1):
+                line.append(await start(to.create_connection(HERE, type=udp)))
+                await waits.reach(number)
+            await hearing.reach(1)
+            # A search that has been heard all the time, and so counts.
+            key = ("udp", Endpoint(*HERE))
+            to.dialing.budget.find(key).wake()
+            while len(to.dialing.budget.find(key).full) < len(sources):  # noqa: ASYNC110 -- nothing tells
+                await asyncio.sleep(0)
+            for some in others:
+                some.pop().close()
+            async with asyncio.timeout(FOREVER / 2):
+                served = [closing.enter_context(await call) for call in line]
+            assert {sock.getsockname()[0] for sock in served} == set(sources)
 
         driver.run(scenario)
 

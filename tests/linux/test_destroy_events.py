@@ -40,7 +40,8 @@ def heard(events: DestroyEvents, wanted: int) -> list[SocketRecord]:
     """So many ends, of which there may be some in one message."""
     records: list[SocketRecord] = []
 
-    def take(record: SocketRecord) -> bool:
+    def take(record: SocketRecord | None) -> bool:
+        assert record is not None
         records.append(record)
         return False
 
@@ -62,7 +63,7 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
         sock.getpeername(),
     )
     found = False
-    sources: list[str] = []
+    sources: list[str | None] = []
     ear = Ear(to, sources.append)
     with DestroyEvents(stream=is_stream(transport)) as events:
         assert not events.take(lambda _: True)
@@ -87,7 +88,7 @@ def test_others_do_not_concern(sock: socket.socket, network: Network) -> None:
     with DestroyEvents(stream=False) as events:
         sock.close()
         (record,) = heard(events, 1)
-    ear = Ear(other, pytest.fail)
+    ear = Ear(other, lambda host: pytest.fail(str(host)))
     assert not ear.concerns(record)
     assert not ear.hinted
     assert record.source_port == name[1]
@@ -143,7 +144,7 @@ def test_lost_messages_may_have_been_about_anybody(sock: socket.socket) -> None:
         for _ in range(200):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
                 other.connect(("127.0.0.1", FIRST + 1))
-        assert events.take(lambda _: False)
+        assert events.take(lambda record: record is None)
         # And it goes on hearing, what comes late of the others too.
         events._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         port = sock.getsockname()[1]
@@ -151,7 +152,39 @@ def test_lost_messages_may_have_been_about_anybody(sock: socket.socket) -> None:
         sock.close()
         while port not in ports:
             assert select.select([events], [], [], 20)[0], "nothing was heard"
-            events.take(lambda record: bool(ports.append(record.source_port)))  # type: ignore[func-returns-value]  # None is False
+
+            def take(record: SocketRecord | None) -> bool:
+                ports.append(record.source_port if record else 0)
+                return False
+
+            events.take(take)
+
+
+@pytest.mark.parametrize("transport", [UDP], ids=str)
+def test_each_end_is_asked_about(sock: socket.socket) -> None:
+    """Of several that concern somebody the first is not enough: each frees another source."""
+    asked: list[SocketRecord | None] = []
+    with UDP.socket() as other, DestroyEvents(stream=False) as events:
+        other.connect(("127.0.0.1", FIRST))
+        sock.close()
+        other.close()
+        while len(asked) < 2:
+            assert select.select([events], [], [], 20)[0], "nothing was heard"
+
+            def take(record: SocketRecord | None) -> bool:
+                asked.append(record)
+                return True
+
+            assert events.take(take)
+
+
+@pytest.mark.parametrize("transport", [UDP], ids=str)
+def test_lost_messages_may_have_been_about_any_source(sock: socket.socket) -> None:
+    to = parse(int(socket.AF_INET), int(socket.SOCK_DGRAM), 0, "auto", None, sock.getpeername())
+    sources: list[str | None] = []
+    assert Ear(to, sources.append).concerns(None)
+    assert sources == [None]
+    sock.close()
 
 
 def test_closes_its_descriptor(network: Network) -> None:

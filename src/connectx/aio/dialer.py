@@ -290,10 +290,11 @@ class _Line:
             self._alarm = self._loop.call_later(self._hint, place.wake)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Hear no more, but for what has been told already."""
         if self._alarm is not None:
             self._alarm.cancel()
         events, self._events = self._events, None
         if events is not None:
             self._loop.remove_reader(events.fileno())
-            events.close()
+            with events:
+                events.take(self._ear.concerns)

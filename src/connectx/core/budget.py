@@ -130,11 +130,23 @@ class Destination:
     open: connections by source address. seen: others' connections by source address,
     as the kernel said last. total: all of `open`. line: who waits, the first one first.
     full: until when a source's range need not be tried before others, nor by who waits.
+    searched: the source address that was tried last; None once something has ended there.
     requests: what to ask for, by source address, for a driver in a hurry; names: what
     callers call the destination, for the same.
     """
 
-    __slots__ = ("full", "key", "line", "names", "open", "requests", "seen", "seen_until", "total")
+    __slots__ = (
+        "full",
+        "key",
+        "line",
+        "names",
+        "open",
+        "requests",
+        "searched",
+        "seen",
+        "seen_until",
+        "total",
+    )  # fmt: skip
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -144,6 +156,7 @@ class Destination:
         self.seen: dict[str, int] = {}
         self.seen_until = 0.0
         self.full: dict[tuple[str, PortRange | None], float] = {}
+        self.searched: str | None = None
         self.total = 0
         self.line: deque[Turn] = deque()
 
@@ -153,9 +166,14 @@ class Destination:
         total = self.total
         return total >= _WORTH_COUNTING and not total & (total - 1)
 
-    def clear(self, host: str) -> None:
-        """Something has ended there, so that its range may not be full any more."""
-        self.full = {of: until for of, until in self.full.items() if of[0] and of[0] != host}
+    def clear(self, host: str | None) -> None:
+        """Something has ended there, so that its range may not be full any more; None: anywhere."""
+        if host is None:
+            self.full = {}
+        else:
+            self.full = {of: until for of, until in self.full.items() if of[0] and of[0] != host}
+        if host is None or self.searched in ("", host):
+            self.searched = None
 
     def fill(self, host: str, ports: PortRange | None, now: float, begun: float) -> None:
         """A search that began then has found no port there."""
@@ -201,7 +219,7 @@ class Lease:
         budget = getattr(self, "budget", None)
         if budget is not None:
             self.budget = None
-            budget.ended.append((self.destination, self.host))
+            budget.ended.append((self.destination, self.host, True))
             if self.destination.line:
                 self.destination.wake()
 
@@ -264,9 +282,9 @@ class Budget:
         self._on_wait = on_wait
         self._destinations: dict[Hashable, Destination] = {}
         self._names: dict[Hashable, Destination] = {}
-        # Ends that are yet to be counted. Appended to without the lock, since a socket
-        # may be collected as garbage in the middle of anything.
-        self.ended: deque[tuple[Destination, str]] = deque()
+        # Ends that are yet to be counted, and whether they have freed a port. Appended to
+        # without the lock, since a socket may be collected as garbage in the middle of anything.
+        self.ended: deque[tuple[Destination, str, bool]] = deque()
 
     def known_as(self, key: Hashable, name: Hashable, requests: dict[str, Any]) -> None:
         """Remember what to ask for where a caller uses a name, from each of the sources."""
@@ -383,7 +401,7 @@ class Budget:
         with self._lock:
             if lease.budget is not None:
                 lease.budget = None
-                self.ended.append((lease.destination, lease.host))
+                self.ended.append((lease.destination, lease.host, False))
             self._count_ended()
             self.counters.retries += retries
             if number:
@@ -445,8 +463,8 @@ class Budget:
     def _count_ended(self) -> None:
         ended = self.ended
         while ended:
-            destination, host = ended[0]
-            if destination.full:
+            destination, host, freed = ended[0]
+            if freed and (destination.full or destination.searched == host):
                 destination.clear(host)
             count = destination.open[host] - 1
             destination.total -= 1
@@ -488,6 +506,7 @@ class Dial:
     __slots__ = (
         "_budget",
         "_deadline",
+        "_hears",
         "_key",
         "_lease",
         "_place",
@@ -520,6 +539,8 @@ class Dial:
         self.line: Destination | None = None
         self._place: Turn | None = None
         self._deadline = 0.0
+        # Whether it hears of others' ends, as the first in line.
+        self._hears = False
 
     def lease(self) -> Lease:
         """The place of the connection that the last try has opened."""
@@ -578,6 +599,7 @@ class Dial:
                     poll = min(poll * _POLL_GROWTH, _POLL_LONGEST)
                     hint = min(hint * _POLL_GROWTH, _POLL_LONGEST)
                 yield Wait(place, seconds, first, hint=hint)
+                self._hears |= first
         finally:
             try:
                 self._end()
@@ -619,11 +641,15 @@ class Dial:
         except IndexError:
             return True
 
-    def heard(self, host: str) -> None:
-        """Somebody's connection from a source address to the destination has ended."""
-        known = self.line
-        if known is not None:
-            known.clear(host)
+    def heard(self, host: str | None) -> None:
+        """Somebody's connection from a source address to the destination has ended; None: any.
+
+        Who hears it when its own turn is over tells the next in line.
+        """
+        known = self.line or self._budget.find(self._key)
+        known.clear(host)
+        if self.line is None:
+            known.wake()
 
     def _tries(self, failure: Exception) -> Generator[Try, Exception, Exception]:
         """Every source and range once; returns what the last one met with.
@@ -638,12 +664,16 @@ class Dial:
             lease = self._lease = Lease(host)
             if not budget.reserve(self._key, lease):
                 return LimitReached()
+            destination = lease.destination
+            destination.searched = host
             begun = budget.now()
             failure = yield Try(host, ports)
             number = failure.errno if isinstance(failure, OSError) else 0
             budget.refused(lease, number or 0, getattr(failure, "attempts", 0))
-            # After the place was given back, which says that there is room.
-            lease.destination.fill(host, ports, budget.now(), begun)
+            # Not if something has ended meanwhile, or may have with nobody to hear it: whoever
+            # waits would pass over a range that is not full any more.
+            if destination.searched == host and (self._hears or not budget.wait):
+                destination.fill(host, ports, budget.now(), begun)
         return failure
 
     def _candidates(self, known: Destination) -> Iterator[tuple[str, PortRange | None]]:

@@ -62,10 +62,10 @@ class DestroyEvents:
         """The descriptor, readable when there is something to take."""
         return self._socket.fileno()
 
-    def take(self, concerns: Callable[[SocketRecord], bool]) -> bool:
+    def take(self, concerns: Callable[[SocketRecord | None], bool]) -> bool:
         """Read all there is; whether any of it concerns the caller.
 
-        Messages that were lost (ENOBUFS) may have.
+        concerns: is asked about every end, and with None if messages were lost (ENOBUFS).
         """
         found = False
         while True:
@@ -76,12 +76,11 @@ class DestroyEvents:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                found = True
+                found |= concerns(None)
                 continue
-            found = found or any(
-                message.type == SOCK_DIAG_BY_FAMILY and concerns(decode_record(message.payload))
-                for message in messages(datagram)
-            )
+            for message in messages(datagram):
+                if message.type == SOCK_DIAG_BY_FAMILY:
+                    found |= concerns(decode_record(message.payload))
 
     def close(self) -> None:
         """Hear no more."""
