@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.dialing import SWEPT_IN_LINE, AnyDialer, Ear, hear
+from connectx.dialing import SWEPT_BY_A_CALL, SWEPT_IN_LINE, AnyDialer, Ear, hear
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.network import NETWORKS
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from connectx.addresses import Address, PortRange
     from connectx.capacity import Capacity
     from connectx.core.budget import Dial
+    from connectx.dialing import Dialing
     from connectx.linux.destroy_events import DestroyEvents
     from connectx.requests import Request
 
@@ -167,6 +168,8 @@ class Dialer(AnyDialer):
         """The first try, where it needs no thought; None where it does, or finds no port."""
         dialing = self._dialing
         budget = dialing.budget
+        if dialing.detached:
+            dialing.sweep(SWEPT_BY_A_CALL)
         try:
             place = budget.reserve_at_once(name)
         except TypeError:
@@ -218,7 +221,7 @@ class Dialer(AnyDialer):
             step = next(steps)
             while True:
                 if isinstance(step, Wait):
-                    line = line or _Line(to, dial)
+                    line = line or _Line(to, dial, dialing)
                     line.wait(step)
                     dialing.sweep(SWEPT_IN_LINE)
                     step = next(steps)
@@ -276,9 +279,9 @@ class _Place:
 class _Line:
     """How a thread waits, and hears of others' connections while it is the first in line."""
 
-    def __init__(self, to: Request, dial: Dial) -> None:
+    def __init__(self, to: Request, dial: Dial, dialing: Dialing) -> None:
         self._to = to
-        self._ear = Ear(to, dial.heard)
+        self._ear = Ear(to, dial.heard, dialing.ended)
         self._events: DestroyEvents | None = None
 
     def wait(self, step: Wait) -> None:

@@ -14,7 +14,7 @@ import random
 import socket
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -44,8 +44,11 @@ if TYPE_CHECKING:
 _V4_MAPPED_OCTETS: Final = bytes(10) + b"\xff\xff"
 
 #: How many of the sockets whose end nobody tells us a call looks at, and one that waits.
-_SWEPT_BY_A_CALL: Final = 8
+SWEPT_BY_A_CALL: Final = 8
 SWEPT_IN_LINE: Final = 256
+
+#: How many times as long as looking at all of them has taken that is not done again.
+_LOOK_REST: Final = 9.0
 
 
 class Stats(NamedTuple):
@@ -113,7 +116,9 @@ class Dialing:
     def _begin(self) -> None:
         """Start with nothing open: at first, and in a child process."""
         self._owner = os.getpid()
-        self._detached: deque[_Detached] = deque()
+        # By SO_COOKIE, which an end that is told has as well. Those that were looked at come last.
+        self.detached: OrderedDict[bytes, _Detached] = OrderedDict()
+        self._look_again = 0.0
         self._budget = Budget(
             self.sources,
             self.ranges,
@@ -124,6 +129,7 @@ class Dialing:
             jitter=random.random,
             on_wait=self._on_wait,
             on_detached=self._watch,
+            on_limit=self._look,
         )
 
     @property
@@ -141,7 +147,7 @@ class Dialing:
         wait: whether it may wait for a port, where the dialer does.
         """
         budget = self.budget
-        self.sweep(_SWEPT_BY_A_CALL)
+        self.sweep(SWEPT_BY_A_CALL)
         dial = Dial(
             budget,
             key_of(to),
@@ -212,7 +218,7 @@ class Dialing:
         hosts = self.sources.hosts(version_of(to)) or ("",) * self.sources.any
         if (
             len(self.ranges) > 1
-            or self._detached
+            or self.detached
             or not hosts
             or self.sources.prefixes(version_of(to))
             or self.sources.rotate != MOST_FREE
@@ -272,28 +278,44 @@ class Dialing:
             # Closed already, as uvloop does before it detaches; or unconnected by now.
             lease.release()
         else:
-            self._detached.append(detached)
+            self.detached[detached.key] = detached
 
     def sweep(self, most: int) -> None:
         """Look for so many of the detached sockets, and give back the places of closed ones.
 
         In turns, since each takes some microseconds and there may be thousands.
         """
-        if not self._detached:
+        if not self.detached:
             return
         network = NETWORKS.here()
-        for _ in range(min(most, len(self._detached))):
+        for _ in range(min(most, len(self.detached))):
             try:
-                detached = self._detached.popleft()
-            except IndexError:
+                key, detached = self.detached.popitem(last=False)
+            except KeyError:
                 return  # Another thread is at it.
             try:
                 ended = detached.ended(network)
             except BaseException:
-                self._detached.append(detached)
+                self.detached[key] = detached
                 raise
             if not ended:
-                self._detached.append(detached)
+                self.detached[key] = detached
+
+    def _look(self) -> None:
+        """Look for all of them, before a call is refused; if many, a tenth of the time at most."""
+        begun = time.monotonic()
+        if len(self.detached) > SWEPT_IN_LINE and begun < self._look_again:
+            self.sweep(SWEPT_IN_LINE)
+            return
+        self.sweep(len(self.detached))
+        now = time.monotonic()
+        self._look_again = now + _LOOK_REST * (now - begun)
+
+    def ended(self, cookie: bytes) -> None:
+        """Somebody's socket has ended: if it is one of these, give back its place."""
+        detached = self.detached.pop(cookie, None)
+        if detached is not None:
+            detached.lease.release()
 
     # What there is.
 
@@ -399,14 +421,21 @@ class Ear:
     """Tells which of the sockets that come to their end were connected to a destination.
 
     heard: is told the source address of each; None if it may have been any.
+    ended: is told the SO_COOKIE of every socket that comes to its end, wherever it was connected.
     hinted: whether one has ended that may have been. A socket that was reset has lost its
     port by then, but not its address (tcp_disconnect); nor has one that was refused.
     """
 
-    def __init__(self, to: Request, heard: Callable[[str | None], object]) -> None:
+    def __init__(
+        self,
+        to: Request,
+        heard: Callable[[str | None], object],
+        ended: Callable[[bytes], object],
+    ) -> None:
         self._host = to.wire_destination
         self._port = to.destination.port
         self._heard = heard
+        self._ended = ended
         self.hinted = False
 
     def concerns(self, record: SocketRecord | None) -> bool:
@@ -414,6 +443,7 @@ class Ear:
         if record is None:
             self._heard(None)
             return True
+        self._ended(record.cookie)
         if record.destination.removeprefix(_V4_MAPPED_OCTETS) != self._host:
             return False
         self.hinted |= not record.destination_port
@@ -474,9 +504,12 @@ def _ranges(
 
 
 class _Detached:
-    """A connection that is looked for by its 4-tuple."""
+    """A connection that is looked for by its 4-tuple.
 
-    __slots__ = ("_cookie", "_identity", "_lease", "_lookup", "_port")
+    key: its SO_COOKIE. lease: its place.
+    """
+
+    __slots__ = ("_cookie", "_identity", "_lookup", "_port", "key", "lease")
 
     def __init__(self, lease: Lease, sock: socket.socket) -> None:
         from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in network.py
@@ -489,11 +522,12 @@ class _Detached:
             to = to._replace(host=f"{V4_MAPPED}{to.host}")
         peer = sockaddr(family, to)
         ends = parse(family, int(sock.type), int(sock.proto), "auto", name, peer)
-        self._lease = lease
+        self.lease = lease
+        self.key = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
         self._identity = identity_of(sock)
-        self._cookie: bytes | None = None
-        if sock.proto != IPPROTO_MPTCP:
-            self._cookie = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
+        # Of MPTCP, what is found is a subflow with a cookie of its own: the first look
+        # takes its word.
+        self._cookie = None if sock.proto == IPPROTO_MPTCP else self.key
         self._port: int = name[1]
         self._lookup = TupleLookup(
             ends.diag_protocol,
@@ -510,9 +544,7 @@ class _Detached:
             return False
         record = self._lookup.find_record(network.diag, self._port)
         if record is not None and record.inode and self._cookie in (None, record.cookie):
-            # Of MPTCP, what is found is a subflow with a cookie of its own: the first
-            # look takes its word.
             self._cookie = record.cookie
             return False
-        self._lease.release()
+        self.lease.release()
         return True

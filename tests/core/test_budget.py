@@ -76,6 +76,7 @@ class World:
             jitter=lambda: self.jitter,
             on_wait=on_wait,
             on_detached=lambda _lease, _sock: pytest.fail("nothing is detached here"),
+            on_limit=lambda: None,
         )
 
     def call(self, key: str = "there") -> "Call":
@@ -221,6 +222,13 @@ class TestLimit:
         lease.release()
         assert world.call().tries
         other.release()
+
+    def test_looks_for_ends_that_nobody_told_before_it_refuses(self) -> None:
+        world = World(limit=1)
+        held = world.call().connect()
+        world.budget.on_limit = held.release
+        world.call().connect().release()
+        world.nothing_is_kept()
 
     def test_is_per_destination(self) -> None:
         world = World(limit=1)

@@ -1,5 +1,6 @@
 """Sockets whose end nobody tells the dialer: SSL's, detached ones, and those made elsewhere."""
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -7,13 +8,14 @@ import socket
 import ssl
 import threading
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
 
 import connectx
 from connectx import Dialer, PortsExhausted, aio, dialing
+from connectx.addresses import Endpoint
 from connectx.dialing import Dialing
 from connectx.linux.sockopts import get_ip_freebind
 from connectx.network import windows_work
@@ -21,17 +23,19 @@ from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import is_stream, port_of, protocol_name, reset_on_close
 from tests.dialing.drivers import (
+    DRIVERS,
     FOREVER,
     LOW,
     PORTS,
     SIZE,
     Driver,
+    Waits,
     close,
     every_transport,
     kind_of,
     start,
 )
-from tests.dialing.waiting import silent
+from tests.dialing.waiting import listeners, never_look, nobody_tells, silent
 from tests.kernel.raw import FIRST, UDP, Transport
 
 HERE = ("127.0.0.1", FIRST)
@@ -148,6 +152,78 @@ def test_tls_over_a_blocking_socket(
         to._dialing.budget.wait = FOREVER
     with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1"):
         pass
+
+
+def test_those_that_are_closed_are_forgotten_by_later_calls(listening: Network) -> None:
+    """Each call looks at some, whether or not it needs a second thought."""
+    del listening
+    to = Dialer(["127.0.0.2"])
+    for _ in range(100):
+        with socket.socket(fileno=to.create_connection(HERE).detach()) as sock:
+            reset_on_close(sock)
+    assert len(to._dialing.detached) <= 2
+    assert sum(to._dialing.budget.open_to(("tcp", Endpoint(*HERE))).values()) <= 2
+
+
+class TestMany:
+    """So many of them that a call looks at a part only."""
+
+    COUNT = 600
+
+    @pytest.fixture
+    def many(
+        self, listening: Network, closing: contextlib.ExitStack
+    ) -> tuple[Dialer, list[socket.socket]]:
+        listening.port_range(LOW, LOW + 999)
+        to = Dialer(limit=self.COUNT, wait=FOREVER)
+        socks = []
+        for _ in range(self.COUNT):
+            sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            to.connectx(sock, HERE)
+            socks.append(sock)
+        return to, socks
+
+    def test_the_one_that_ends_is_found_before_a_call_is_refused(
+        self, many: tuple[Dialer, list[socket.socket]], closing: contextlib.ExitStack
+    ) -> None:
+        to, socks = many
+        to._dialing.budget.wait = 0
+        socks[400].close()
+        closing.enter_context(to.create_connection(HERE, type=socket.SOCK_DGRAM))
+        with pytest.raises(PortsExhausted):
+            to.create_connection(HERE, type=socket.SOCK_DGRAM)
+
+    @pytest.mark.parametrize("told", [True, False])
+    def test_its_end_wakes_who_waits(
+        self,
+        many: tuple[Dialer, list[socket.socket]],
+        closing: contextlib.ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        told: bool,
+    ) -> None:
+        """The kernel tells whose it was; without that it is looked for."""
+        to, socks = many
+        if told:
+            never_look(monkeypatch)
+            to._dialing.budget.on_limit = lambda: None
+        else:
+            nobody_tells(monkeypatch)
+        driver = DRIVERS["blocking"]
+
+        async def scenario() -> None:
+            one = driver.dialer()
+            waits = Waits()
+            cast("Any", one).plain = to
+            to._dialing.budget._on_wait = waits
+            hearing = listeners(monkeypatch) if told else waits
+            call = await start(one.create_connection(HERE, type=socket.SOCK_DGRAM))
+            await hearing.reach(1)
+            socks[500].close()
+            async with asyncio.timeout(FOREVER / 2):
+                closing.enter_context(await call)
+
+        driver.run(scenario)
 
 
 def test_two_threads_look_at_once(

@@ -10,7 +10,7 @@ import pytest
 
 import connectx
 from connectx.dialing import Ear, hear
-from connectx.linux import netns
+from connectx.linux import netns, uapi
 from connectx.linux.destroy_events import DestroyEvents
 from connectx.linux.sock_diag import SocketRecord
 from connectx.requests import parse
@@ -64,7 +64,9 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
     )
     found = False
     sources: list[str | None] = []
-    ear = Ear(to, sources.append)
+    cookies: list[bytes] = []
+    ear = Ear(to, sources.append, cookies.append)
+    cookie = sock.getsockopt(socket.SOL_SOCKET, uapi.SO_COOKIE, 8)
     with DestroyEvents(stream=is_stream(transport)) as events:
         assert not events.take(lambda _: True)
         if is_stream(transport):
@@ -78,6 +80,8 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
             # One that was reset has no port any more, as one has that was refused.
             found = events.take(ear.concerns) or ear.hinted
     assert sources
+    # Of MPTCP it is the subflow that is told of.
+    assert (cookie in cookies) == (transport is not MPTCP)
 
 
 @pytest.mark.parametrize("transport", [UDP], ids=str)
@@ -88,7 +92,7 @@ def test_others_do_not_concern(sock: socket.socket, network: Network) -> None:
     with DestroyEvents(stream=False) as events:
         sock.close()
         (record,) = heard(events, 1)
-    ear = Ear(other, lambda host: pytest.fail(str(host)))
+    ear = Ear(other, lambda host: pytest.fail(str(host)), lambda _: None)
     assert not ear.concerns(record)
     assert not ear.hinted
     assert record.source_port == name[1]
@@ -182,7 +186,7 @@ def test_each_end_is_asked_about(sock: socket.socket) -> None:
 def test_lost_messages_may_have_been_about_any_source(sock: socket.socket) -> None:
     to = parse(int(socket.AF_INET), int(socket.SOCK_DGRAM), 0, "auto", None, sock.getpeername())
     sources: list[str | None] = []
-    assert Ear(to, sources.append).concerns(None)
+    assert Ear(to, sources.append, lambda _: None).concerns(None)
     assert sources == [None]
     sock.close()
 

@@ -203,7 +203,7 @@ class Dialer(AnyDialer):
             step = next(steps)
             while True:
                 if isinstance(step, Wait):
-                    line = line or _Line(to, dial)
+                    line = line or _Line(to, dial, dialing)
                     await line.wait(step)
                     dialing.sweep(SWEPT_IN_LINE)
                     step = next(steps)
@@ -260,9 +260,9 @@ class _Place:
 class _Line:
     """How a task waits, and hears of others' connections while it is the first in line."""
 
-    def __init__(self, to: Request, dial: Dial) -> None:
+    def __init__(self, to: Request, dial: Dial, dialing: Dialing) -> None:
         self._to = to
-        self._ear = Ear(to, dial.heard)
+        self._ear = Ear(to, dial.heard, dialing.ended)
         self._hint = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._events: DestroyEvents | None = None

@@ -255,6 +255,7 @@ class Budget:
     clock: gives the time in seconds. jitter: gives a number from 0 to 1.
     on_wait: is called with the destination when a call begins to wait.
     on_detached: is called with the lease and the socket when nobody else will tell of its end.
+    on_limit: is called when a limit is reached, to look for those that have ended.
     """
 
     def __init__(
@@ -269,8 +270,10 @@ class Budget:
         jitter: Callable[[], float],
         on_wait: Callable[[Hashable], object] | None,
         on_detached: Callable[[Lease, Any], None],
+        on_limit: Callable[[], None],
     ) -> None:
         self.on_detached = on_detached
+        self.on_limit = on_limit
         self.sources = sources
         self.ranges = ranges
         self.limit = limit
@@ -663,7 +666,9 @@ class Dial:
         for host, ports in self._candidates(known):
             lease = self._lease = Lease(host)
             if not budget.reserve(self._key, lease):
-                return LimitReached()
+                budget.on_limit()
+                if not budget.reserve(self._key, lease):
+                    return LimitReached()
             destination = lease.destination
             destination.searched = host
             begun = budget.now()
