@@ -485,14 +485,49 @@ class TestTls:
 
         run(scenario)
 
-    def test_a_name_without_tls_is_an_error(self, run: Run, serving: Network) -> None:
+    @pytest.mark.parametrize(
+        "keywords, error, match",
+        [
+            ({"server_hostname": "named"}, ValueError, "server_hostname is only"),
+            ({"ssl_handshake_timeout": 1}, ValueError, "ssl_handshake_timeout is only"),
+            ({"local_addr": ("127.0.0.2", 0)}, TypeError, "local_addr.*source_address"),
+            ({"family": socket.AF_INET6}, TypeError, "family"),
+            ({"flags": 1}, TypeError, "flags"),
+            ({"sock": None}, TypeError, "sock"),
+        ],
+    )
+    @pytest.mark.parametrize("by", ["open_connection", "Dialer"])
+    def test_what_would_have_no_effect_is_refused_before_anything_is_opened(
+        self,
+        run: Run,
+        serving: Network,
+        keywords: dict[str, Any],
+        error: type[Exception],
+        match: str,
+        by: str,
+    ) -> None:
         del serving
 
         async def scenario() -> None:
+            to = aio.Dialer()
+            opening = aio.open_connection if by == "open_connection" else to.open_connection
             before = descriptors()
-            with pytest.raises(ValueError, match="server_hostname"):
-                await aio.open_connection(*HERE, server_hostname="named")
+            with pytest.raises(error, match=match):
+                await opening(*HERE, **keywords)
             assert descriptors() == before
+            assert to.stats().attempts == 0
+
+        run(scenario)
+        assert client_sockets() == []
+
+    def test_times_of_tls_are_the_loops(self, run: Run, serving: Network) -> None:
+        """The server accepts, and never says a word."""
+        del serving
+        context = ssl.create_default_context()
+
+        async def scenario() -> None:
+            with pytest.raises(ConnectionError, match="handshake"):
+                await aio.open_connection(*HERE, ssl=context, ssl_handshake_timeout=0.05)
 
         run(scenario)
 

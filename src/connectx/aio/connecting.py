@@ -123,10 +123,12 @@ async def open_connection(
 
     ssl: as there; the handshake is the loop's own.
     server_hostname: what the server's certificate must be for; by default the host.
-    keywords: `ssl_handshake_timeout` and whatever else the loop's create_connection() takes.
+    keywords: `ssl_handshake_timeout` and `ssl_shutdown_timeout`, as the loop's
+        create_connection() takes them.
 
     The other arguments, and errors, are those of `create_connection`.
     """
+    tls = tls_keywords(host, ssl, server_hostname, keywords)
     sock = await create_connection(
         (host, port),
         timeout,
@@ -135,33 +137,39 @@ async def open_connection(
         strategy=strategy,
         happy_eyeballs_delay=happy_eyeballs_delay,
     )
-    return await stream_over(
-        sock, host, limit=limit, ssl=ssl, server_hostname=server_hostname, **keywords
-    )
+    return await stream_over(sock, limit, tls)
+
+
+def tls_keywords(
+    host: str | None, ssl: Any, server_hostname: str | None, keywords: dict[str, Any]
+) -> dict[str, Any]:
+    """What loop.create_connection() is to be told of TLS, checked before anything is opened.
+
+    Raises TypeError for keywords that it does not look at where it gets a socket, and
+    ValueError for those that have no meaning without TLS.
+    """
+    for name in keywords.keys() - {"ssl_handshake_timeout", "ssl_shutdown_timeout"}:
+        instead = ": say source_address, or give a Dialer sources" * (name == "local_addr")
+        raise TypeError(f"open_connection() takes no {name!r}{instead}")
+    if ssl:
+        wanted = host if server_hostname is None else server_hostname
+        return {**keywords, "ssl": ssl, "server_hostname": wanted}
+    for name, value in {"server_hostname": server_hostname, **keywords}.items():
+        if value is not None:
+            raise ValueError(f"{name} is only meaningful with ssl")
+    return {}
 
 
 async def stream_over(
-    sock: socket.socket,
-    host: str | None,
-    *,
-    limit: int,
-    ssl: Any,
-    server_hostname: str | None,
-    **keywords: Any,
+    sock: socket.socket, limit: int, tls: dict[str, Any]
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Reader and writer over a connected socket, which is closed if that fails."""
-    if ssl:
-        keywords["ssl"] = ssl
-        keywords["server_hostname"] = host if server_hostname is None else server_hostname
-    elif server_hostname is not None:
-        sock.close()
-        raise ValueError("server_hostname is only meaningful with ssl")
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     protocol = _StreamProtocol(reader, loop=loop)
     try:
         # As asyncio.open_connection() does it, but for the protocol.
-        transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **keywords)
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
     except BaseException:
         if protocol.made is not None:
             # A TLS transport that is closed once its handshake is done goes on reading until

@@ -17,6 +17,7 @@ from connectx.aio.connecting import (
     open_request,
     race,
     stream_over,
+    tls_keywords,
     within,
 )
 from connectx.borrowed import Borrowed
@@ -113,12 +114,11 @@ class Dialer(AnyDialer):
         **keywords: Any,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """connectx.aio.open_connection() by policy; `limit` is the reader's, as there."""
+        tls = tls_keywords(host, ssl, server_hostname, keywords)
         sock = await self.create_connection(
             (host, port), timeout, proto=proto, key=key, happy_eyeballs_delay=happy_eyeballs_delay
         )
-        return await stream_over(
-            sock, host, limit=limit, ssl=ssl, server_hostname=server_hostname, **keywords
-        )
+        return await stream_over(sock, limit, tls)
 
     async def create_datagram_endpoint(
         self,
