@@ -59,6 +59,7 @@ def count(network: Network, request: Request, within: set[int]) -> SourceCapacit
         wire,
         request.wire_destination,
         request.destination.port,
+        interface=request.scope,
     )
     in_use: dict[str, int] = {}
     for state, some in found.items():

@@ -58,6 +58,8 @@ class Request:
     strategy: the name of the strategy to use.
     source: host "" and port 0 where any will do.
     destination: where to; `address` is the same as connect() takes it.
+    scope: the interface of a link-local destination: the kernel binds sockets to it, and
+    those of another one are on other tuples (tcp_v6_connect, __ip6_datagram_connect); else 0.
     source_suffix: what follows host and port in the source's address tuple.
     wire_family, wire_source, wire_destination: the packed addresses that go on the
     wire, IPv4 for an IPv4-mapped destination; wire_source is b"" for any.
@@ -70,6 +72,7 @@ class Request:
         "family",
         "proto",
         "protocol",
+        "scope",
         "source",
         "source_suffix",
         "strategy",
@@ -103,6 +106,8 @@ class Request:
         self.wire_family = AF_INET if mapped else family
         self.wire_destination = self._wire(destination.host)
         self.wire_source = self._wire(source.host) if source.host else b""
+        linked = self.wire_destination[0] == 0xFE and self.wire_destination[1] & 0xC0 == 0x80
+        self.scope = destination.scope_id if self.wire_family == AF_INET6 and linked else 0
         # A link-local source needs a scope, and has the destination's.
         self.source_suffix = (
             () if family == AF_INET else (0, source.scope_id or destination.scope_id)

@@ -291,6 +291,7 @@ def survey(prepared: Prepared) -> Outcome:
         prepared.source or None,
         request.wire_destination,
         request.destination.port,
+        interface=request.scope,
     )
     # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
     # reported as FIN_WAIT2.

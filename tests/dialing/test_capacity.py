@@ -193,3 +193,41 @@ def test_a_link_local_destination_of_each_device(
         assert capacity.sources[0].source.startswith("fe80::")
 
     driver.run(scenario)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"])
+def test_one_link_local_address_on_two_devices_is_two_destinations(
+    driver: Driver,
+    network: Network,
+    servers: Servers,
+    closing: contextlib.ExitStack,
+    kind: int,
+) -> None:
+    """A TIME_WAIT belongs to its device as well."""
+    network.port_range(LOW, HIGH)
+    for device in ("one", "two"):
+        network.add_device_pair(device, f"{device}-peer")
+        network.add_address("fe80::1", 64, device)
+    listener = servers.listen("::", FIRST)
+    one, two = (("fe80::1", FIRST, 0, socket.if_nametoindex(device)) for device in ("one", "two"))
+
+    async def scenario() -> None:
+        dialer = driver.dialer()
+        if kind == socket.SOCK_STREAM:
+            client = await dialer.create_connection(one)
+            server, _ = listener.accept()
+            client.close()
+            server.close()
+        else:
+            closing.enter_context(await dialer.create_connection(one, type=kind))
+        for _ in range(SIZE - 1):
+            closing.enter_context(await dialer.create_connection(one, type=kind))
+        assert (await dialer.capacity(one, type=kind)).in_use == SIZE
+        assert (await dialer.capacity(two, type=kind)).in_use == 0
+        # To the last port of each, by what a survey says is free.
+        for number in range(SIZE):
+            sock = await dialer.create_connection(two, type=kind)
+            closing.enter_context(sock)
+            assert (await dialer.capacity(two, type=kind)).in_use == number + 1
+
+    driver.run(scenario)
