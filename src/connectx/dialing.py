@@ -145,17 +145,23 @@ class Dialing:
         """Begin a call to a destination; the steps are yet to be taken.
 
         wait: whether it may wait for a port, where the dialer does.
+
+        Raises ValueError for a source, which is a socket's that is bound to it, that the
+        dialer would not take.
         """
         budget = self.budget
+        key, version = key_of(to), version_of(to)
+        # The same for an IPv4-mapped address as for the IPv4 address.
+        only = self.sources.only(version, key[1].host if stick is None else stick)
+        bound = to.source.host.removeprefix(V4_MAPPED)
+        if bound and (only not in ("", bound) or not self.sources.has(version, bound)):
+            raise ValueError(
+                f"the socket is bound to {bound}, which is none of the dialer's sources"
+                if not only
+                else f"the socket is bound to {bound}, but its key to {only}"
+            )
         self.sweep(SWEPT_BY_A_CALL)
-        dial = Dial(
-            budget,
-            key_of(to),
-            version_of(to),
-            to.destination.host if stick is None else stick,
-            turn,
-            wait=wait,
-        )
+        dial = Dial(budget, key, version, bound or only, turn, wait=wait)
         return dial, dial.steps()
 
     def request(self, address: Address, host: str, kind: int, proto: int) -> Request:

@@ -79,8 +79,8 @@ class World:
             on_limit=lambda: None,
         )
 
-    def call(self, key: str = "there") -> "Call":
-        return Call(self.budget, key)
+    def call(self, key: str = "there", only: str = "") -> "Call":
+        return Call(self.budget, key, only)
 
     def nothing_is_kept(self) -> None:
         assert self.budget.open_to("there") == {}
@@ -94,10 +94,10 @@ class Call:
     step: what it is to do. ended: what it raised, if it has.
     """
 
-    def __init__(self, budget: Budget, key: str) -> None:
+    def __init__(self, budget: Budget, key: str, only: str) -> None:
         self.key = key
         self.places: list[Place] = []
-        self.dial = Dial(budget, key, 4, key, self._turn)
+        self.dial = Dial(budget, key, 4, only, self._turn)
         self.steps: Steps = self.dial.steps()
         self.step: Try | Wait | None = None
         self.ended: Exception | None = None
@@ -357,6 +357,66 @@ class TestTurns:
         call.refuse()
         assert isinstance(call.ended, LookupError)
         assert call.places[0].closed
+        world.nothing_is_kept()
+
+
+class TestOneSourceOnly:
+    """Such as a key's, or the one that a socket is bound to."""
+
+    def test_is_not_in_the_way_of_another(self) -> None:
+        world = World(HOSTS, wait=10)
+        one, other = HOSTS
+        waiting = [world.call(only=one)]
+        waiting[0].refuse()
+        waiting.append(world.call(only=one))
+        free = world.call(only=other)
+        assert free.step == Try(other, None)
+        kept = free.connect()
+        anyone = world.call()
+        assert anyone.tries
+        anyone.cancel()
+        assert all(call.waits for call in waiting)
+        # An end there wakes the first of its kind, an end elsewhere none.
+        before = waiting[0].places[0].woken
+        kept.release()
+        assert waiting[0].places[0].woken == before
+        call = world.call()
+        assert call.step == Try(one, None)
+        call.connect().release()
+        assert [call.places[0].woken for call in waiting] == [before + 1, 0]
+        waiting[0].again()
+        waiting[0].connect().release()
+        assert waiting[1].places[0].woken >= 1
+        waiting[1].cancel()
+        world.nothing_is_kept()
+
+    def test_an_end_wakes_who_waits_for_any_source_as_well(self) -> None:
+        world = World(HOSTS, wait=10)
+        held = world.call().connect()
+        anyone = world.call()
+        for _ in HOSTS:
+            anyone.refuse()
+        one = world.call(only=HOSTS[0])
+        one.refuse()
+        held.release()
+        assert anyone.places[0].woken
+        assert one.places[0].woken
+        anyone.cancel()
+        one.cancel()
+        world.nothing_is_kept()
+
+    def test_with_a_limit_all_wait_for_the_same(self) -> None:
+        world = World(HOSTS, limit=1, wait=10)
+        held = world.call(only=HOSTS[0]).connect()
+        first, second = world.call(only=HOSTS[0]), world.call(only=HOSTS[1])
+        held.release()
+        assert (first.places[0].woken, second.places[0].woken) == (1, 0)
+        second.again()
+        assert second.waits
+        first.cancel()
+        second.again()
+        assert second.tries
+        second.cancel()
         world.nothing_is_kept()
 
 

@@ -30,7 +30,8 @@ def order(
     sources: Sources, key: str = "", version: int = 4, load: dict[str, int] | None = None
 ) -> list[str]:
     load = load or {}
-    return list(sources.order(version, key, lambda host: load.get(host, 0)))
+    only = sources.only(version, key)
+    return [only] if only else list(sources.order(version, lambda host: load.get(host, 0)))
 
 
 class TestRotations:
@@ -87,7 +88,7 @@ from connectx.core.sources import Sources
 sources = Sources({[*HOSTS, "2001:db8::/64"]!r}, "sticky", None)
 for version in (4, 6):
     for key in ("alice", "bob", "carol"):
-        print(*sources.order(version, key, None))
+        print(sources.only(version, key))
 """
         result = subprocess.run(
             [sys.executable, "-c", code],
@@ -102,6 +103,16 @@ for version in (4, 6):
             for version in (4, 6)
             for key in ("alice", "bob", "carol")
         ]
+
+
+@pytest.mark.parametrize("rotate", ROTATIONS)
+def test_which_addresses_are_among_them(rotate: str) -> None:
+    sources = Sources([*HOSTS, "2001:db8::/64", "::1"], rotate, ascending())
+    for version, host in ((4, HOSTS[1]), (6, "2001:DB8::5"), (6, "0::1")):
+        assert sources.has(version, host)
+    for version, host in ((4, "192.0.2.4"), (6, "2001:db8:1::5"), (6, "::2")):
+        assert not sources.has(version, host)
+        assert Sources([], rotate, ascending()).has(version, host)
 
 
 class TestFamilies:
@@ -186,7 +197,7 @@ class TestPrefixes:
         def draw(_: int) -> Sequence[int]:
             raise AssertionError("randomness costs a system call")
 
-        assert list(Sources(HOSTS, MOST_FREE, draw).order(4, "", nobody)) == HOSTS
+        assert list(Sources(HOSTS, MOST_FREE, draw).order(4, nobody)) == HOSTS
 
 
 @pytest.mark.parametrize("rotate", ["", "random", "most_free"])

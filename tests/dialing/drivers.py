@@ -39,7 +39,7 @@ def nothing_open(dialing: Dialing) -> bool:
     """Whether a dialer has nothing open, nobody waits, and its counts say so."""
     dialing.budget.open_to(None)  # Counts what has ended.
     return not any(
-        known.total or known.line or any(known.open.values())
+        known.total or known.lines or any(known.open.values())
         for known in dialing.budget._destinations.values()
     )
 

@@ -17,11 +17,19 @@ import connectx
 from connectx import Dialer, PortsExhausted, aio, dialing
 from connectx.addresses import Endpoint
 from connectx.dialing import Dialing
+from connectx.linux import uapi
 from connectx.linux.sockopts import get_ip_freebind
 from connectx.network import windows_work
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
-from tests.api.calls import is_stream, port_of, protocol_name, reset_on_close
+from tests.api.calls import (
+    TCP_MAPPED,
+    UDP_MAPPED,
+    is_stream,
+    port_of,
+    protocol_name,
+    reset_on_close,
+)
 from tests.dialing.drivers import (
     DRIVERS,
     FOREVER,
@@ -36,7 +44,7 @@ from tests.dialing.drivers import (
     start,
 )
 from tests.dialing.waiting import listeners, never_look, nobody_tells, silent
-from tests.kernel.raw import FIRST, UDP, Transport
+from tests.kernel.raw import FIRST, TCP, TCP6, UDP, UDP6, Transport
 
 HERE = ("127.0.0.1", FIRST)
 
@@ -431,6 +439,40 @@ class TestMadeElsewhere:
             to.connectx(sock, HERE)
         with pytest.raises(TypeError):
             to.connectx(7, HERE)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED, UDP, UDP6, UDP_MAPPED], ids=str)
+    def test_that_are_bound_to_an_address_keep_it(
+        self, listening: Network, closing: contextlib.ExitStack, transport: Transport
+    ) -> None:
+        prefix, _, _ = transport.source.rpartition("127.0.0.1")
+        one, other = ("::1", "::2") if transport.source == "::1" else ("127.0.0.5", "127.0.0.6")
+        address = (transport.source, FIRST)
+        del listening
+
+        def bound() -> socket.socket:
+            sock = closing.enter_context(transport.socket())
+            sock.setsockopt(socket.IPPROTO_IP, uapi.IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((f"{prefix}{one}", 0))
+            return sock
+
+        for sources in ([], [other, one], ["127.0.0.0/29", "::/126"][":" in one :][:1]):
+            to = Dialer(sources, freebind=bool(sources))
+            socks = [bound() for _ in range(2)]
+            for sock in socks:
+                to.connectx(sock, address)
+                assert sock.getsockname()[0] == f"{prefix}{one}"
+            key = next(iter(to._dialing.budget._destinations))
+            assert to._dialing.budget.open_to(key) == {one: 2}
+            for sock in socks:
+                close(sock)
+        with pytest.raises(ValueError, match=f"bound to {one}, which is none"):
+            Dialer([other]).connectx(bound(), address)
+        to = Dialer([one, other], rotate="sticky")
+        keys = [str(number) for number in range(20)]
+        version = 6 if one == "::1" else 4
+        (wrong, *_) = [key for key in keys if to._dialing.sources.only(version, key) == other]
+        with pytest.raises(ValueError, match=f"bound to {one}, but its key to {other}"):
+            to.connectx(bound(), address, key=wrong)
 
     def test_are_not_kept_alive(self, listening: Network) -> None:
         del listening

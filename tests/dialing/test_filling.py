@@ -1,5 +1,6 @@
 """Many sources and ranges are filled to the last port, in the order that was asked for."""
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -14,11 +15,13 @@ from connectx.network import NETWORKS, windows_work
 from connectx.testing.namespaces import Network
 from tests.api.calls import errno_of_exhaustion, ip, is_stream, port_of
 from tests.dialing.drivers import (
+    FOREVER,
     HIGH,
     LOW,
     PORTS,
     SIZE,
     Driver,
+    Waits,
     by_source,
     close,
     every_transport,
@@ -26,6 +29,7 @@ from tests.dialing.drivers import (
     four_tuples,
     kind_of,
     nothing_open,
+    start,
 )
 from tests.kernel.raw import (
     FIRST,
@@ -234,6 +238,50 @@ class TestRotation:
                 await dialer.create_connection(("127.0.0.1", SECOND), key="127.0.0.1")
             )
             assert len(by_source([a, b])) == 1
+
+        driver.run(scenario)
+
+    def test_sticky_waits_for_its_own_source_only(
+        self, driver: Driver, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        """Those who wait for a full one are in nobody else's way."""
+        del listening
+        address = ("127.0.0.1", FIRST)
+
+        async def scenario() -> None:
+            waits = Waits()
+            to = driver.dialer(TWO, rotate="sticky", wait=FOREVER, on_wait=waits)
+            keys: dict[str, str] = {}
+            for number in range(20):
+                keys.setdefault(to.dialing.sources.only(4, str(number)), str(number))
+            full, free = (keys[source] for source in TWO)
+            held = [
+                closing.enter_context(await to.create_connection(address, key=full)) for _ in PORTS
+            ]
+            call = await start(to.create_connection(address, key=full))
+            await waits.reach(1)
+            async with asyncio.timeout(FOREVER / 2):
+                sock = closing.enter_context(await to.create_connection(address, key=free))
+            assert sock.getsockname()[0] == TWO[1]
+            assert to.stats().waits == 1
+            close(held.pop())
+            closing.enter_context(await call)
+
+        driver.run(scenario)
+
+    def test_sticky_is_the_same_for_a_mapped_address(
+        self, driver: Driver, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        del listening
+
+        async def scenario() -> None:
+            to = driver.dialer([f"127.0.0.{number}" for number in range(2, 40)], rotate="sticky")
+            for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
+                plain, mapped = [
+                    closing.enter_context(await to.create_connection((each, FIRST)))
+                    for each in (host, f"::ffff:{host}")
+                ]
+                assert f"::ffff:{plain.getsockname()[0]}" == mapped.getsockname()[0]
 
         driver.run(scenario)
 

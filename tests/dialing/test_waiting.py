@@ -212,7 +212,7 @@ class TestWoken:
             await hearing.reach(1)
             # A search that has been heard all the time, and so counts.
             key = ("udp", Endpoint(*HERE))
-            to.dialing.budget.find(key).wake()
+            to.dialing.budget.find(key).wake(None)
             while len(to.dialing.budget.find(key).full) < len(sources):  # noqa: ASYNC110 -- nothing tells
                 await asyncio.sleep(0)
             for some in others:

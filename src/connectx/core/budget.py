@@ -6,6 +6,9 @@ blocking or awaiting, and know nothing of turns, limits and deadlines. In words:
 
 - A call takes its turn: it tries at once if nobody waits for the destination, and
   otherwise waits behind those who do. Only the first in line tries.
+- Who may have one source only waits for that with others of its kind, in a line of
+  their own, or those who wait for another source would be in its way. With a limit
+  all wait for the same places, hence in one line.
 - It tries all sources and ranges before it gives up or waits, in the order that
   connectx.core.sources has.
 - Who waits is woken by the end of a connection of this dialer. The first in line also
@@ -128,7 +131,8 @@ class Destination:
     """What is open, and who waits, toward one destination.
 
     open: connections by source address. seen: others' connections by source address,
-    as the kernel said last. total: all of `open`. line: who waits, the first one first.
+    as the kernel said last. total: all of `open`.
+    lines: who waits, the first one first, by the source waited for; "" for any. None is empty.
     full: until when a source's range need not be tried before others, nor by who waits.
     searched: the source address that was tried last; None once something has ended there.
     requests: what to ask for, by source address, for a driver in a hurry; names: what
@@ -138,7 +142,7 @@ class Destination:
     __slots__ = (
         "full",
         "key",
-        "line",
+        "lines",
         "names",
         "open",
         "requests",
@@ -158,7 +162,7 @@ class Destination:
         self.full: dict[tuple[str, PortRange | None], float] = {}
         self.searched: str | None = None
         self.total = 0
-        self.line: deque[Turn] = deque()
+        self.lines: dict[str, deque[Turn]] = {}
 
     @property
     def growing(self) -> bool:
@@ -185,14 +189,16 @@ class Destination:
         """How many connections there are from a source address."""
         return self.open.get(host, 0) + self.seen.get(host, 0)
 
-    def wake(self) -> None:
-        """Have the first in line look again."""
-        if self.line:
-            try:
-                first = self.line[0]
-            except IndexError:
-                return  # It has left in this very moment, and has woken the next one.
-            first.wake()
+    def wake(self, host: str | None) -> None:
+        """Have those look again who are first in a line for a source; None: for any of them."""
+        for name in tuple(self.lines) if host is None else {"", host}:
+            line = self.lines.get(name)
+            if line:
+                try:
+                    first = line[0]
+                except IndexError:
+                    continue  # It has left in this very moment, and has woken the next one.
+                first.wake()
 
 
 class Lease:
@@ -220,8 +226,8 @@ class Lease:
         if budget is not None:
             self.budget = None
             budget.ended.append((self.destination, self.host, True))
-            if self.destination.line:
-                self.destination.wake()
+            if self.destination.lines:
+                self.destination.wake(self.host)
 
     __del__ = release
 
@@ -310,7 +316,7 @@ class Budget:
             if self.ended:
                 self._count_ended()
             destination = self._names.get(name)
-            if destination is None or destination.line:
+            if destination is None or destination.lines:
                 return None
             requests, total, counts = destination.requests, destination.total, destination.open
             if destination.full:
@@ -426,16 +432,22 @@ class Budget:
         with self._lock:
             self.counters.opened += 1
 
-    def join(self, dial: Dial, key: Hashable, place: Turn) -> Destination:
-        """Have a call wait at the end of a destination's line, which is its `line` then."""
+    def join(
+        self, dial: Dial, key: Hashable, place: Turn, lane: str, *, again: bool
+    ) -> Destination:
+        """Have a call wait at the end of one of a destination's lines, which is its `line` then.
+
+        again: whether it has waited before.
+        """
         with self._lock:
             destination = self._destinations.get(key)
             if destination is None:
                 destination = self._destinations[key] = Destination(key)
             dial.line = destination
-            self.counters.waits += 1
+            line = destination.lines.setdefault(lane, deque())
+            self.counters.waits += not again
             self.counters.waiting += 1
-            destination.line.append(place)
+            line.append(place)
         return destination
 
     def joined(self, key: Hashable) -> None:
@@ -443,17 +455,20 @@ class Budget:
         if self._on_wait is not None:
             self._on_wait(key)
 
-    def leave(self, destination: Destination, place: Turn) -> None:
+    def leave(self, destination: Destination, place: Turn, lane: str) -> None:
         """Have a call wait no longer; the next one is woken, since there may be more.
 
         May be called again, if it was interrupted.
         """
         with self._lock:
-            if place in destination.line:
+            line = destination.lines.get(lane)
+            if line and place in line:
                 self.counters.waiting -= 1
-                destination.line.remove(place)
+                line.remove(place)
+            if not line:
+                destination.lines.pop(lane, None)
             self._forget(destination)
-        destination.wake()
+        destination.wake(lane)
 
     def now(self) -> float:
         """The time, in seconds."""
@@ -482,14 +497,14 @@ class Budget:
 
     def _forget(self, destination: Destination) -> None:
         """Keep nothing of idle destinations, but for the latest that are known by name."""
-        if destination.total or destination.line:
+        if destination.total or destination.lines:
             return
         if not destination.names and self._destinations.get(destination.key) is destination:
             del self._destinations[destination.key]
         if len(self._destinations) <= _MOST_IDLE:
             return
         for idle in [each for each in self._destinations.values() if not each.total]:
-            if not idle.line:
+            if not idle.lines:
                 del self._destinations[idle.key]
                 for name in idle.names:
                     self._names.pop(name, None)
@@ -498,7 +513,8 @@ class Budget:
 class Dial:
     """One call: its steps, and what it has in the budget meanwhile.
 
-    key: names the destination. version: of IP, 4 or 6. stick: what "sticky" sticks to.
+    key: names the destination. version: of IP, 4 or 6. only: the one source that it may
+    have; "" for any of them.
     turn: makes a place in the line. wait: whether it may wait, if the budget has it so.
 
     Go through `steps`: do each step, send what a try met with if no port was to be had,
@@ -511,9 +527,10 @@ class Dial:
         "_deadline",
         "_hears",
         "_key",
+        "_lane",
         "_lease",
+        "_only",
         "_place",
-        "_stick",
         "_turn",
         "_version",
         "_wait",
@@ -525,7 +542,7 @@ class Dial:
         budget: Budget,
         key: Hashable,
         version: int,
-        stick: str,
+        only: str,
         turn: Callable[[], Turn],
         *,
         wait: bool = True,
@@ -534,11 +551,12 @@ class Dial:
         self._budget = budget
         self._key = key
         self._version = version
-        self._stick = stick
+        self._only = only
+        self._lane = "" if budget.limit else only
         self._turn = turn
         # The place in the budget of the try at hand.
         self._lease: Lease | None = None
-        # The line that it waits in, and its place there.
+        # Where it waits in a line, and its place there.
         self.line: Destination | None = None
         self._place: Turn | None = None
         self._deadline = 0.0
@@ -566,7 +584,7 @@ class Dial:
     def leave(self) -> None:
         """The port is taken: let the next in line try, whatever becomes of the handshake."""
         if self.line is not None and self._place is not None:
-            self._budget.leave(self.line, self._place)
+            self._budget.leave(self.line, self._place, self._lane)
             self.line = None
 
     def steps(self) -> Steps:
@@ -593,7 +611,7 @@ class Dial:
                 if now >= self._deadline:
                     raise failure
                 seconds = self._deadline - now
-                first = line.line[0] is place
+                first = line.lines[self._lane][0] is place
                 if first and rest > _REST_SHORTEST:
                     yield Wait(place, min(seconds, rest), first, rest=True)
                     seconds = max(0.0, self._deadline - budget.now())
@@ -626,22 +644,22 @@ class Dial:
     def _join(self, now: float) -> tuple[Destination, Turn]:
         """Take a place at the end of the line, for as long as the call may wait altogether."""
         place = self._place
+        # It may have left the line for a port that was another's in the end.
+        again = place is not None
         if place is None:
             self._deadline = now + self._wait
             place = self._place = self._turn()
-            line = self._budget.join(self, self._key, place)
+        line = self._budget.join(self, self._key, place, self._lane, again=again)
+        if not again:
             self._budget.joined(self._key)
-        else:
-            # It has left the line for a port that was another's in the end.
-            line = self._budget.join(self, self._key, place)
         return line, place
 
     def _may_try(self) -> bool:
         """Whether nobody is in line before it."""
-        line = self.line or self._budget.find(self._key)
+        destination = self.line or self._budget.find(self._key)
         try:
-            return line.line[0] is self._place
-        except IndexError:
+            return destination.lines[self._lane][0] is self._place
+        except LookupError:
             return True
 
     def heard(self, host: str | None) -> None:
@@ -652,7 +670,7 @@ class Dial:
         known = self.line or self._budget.find(self._key)
         known.clear(host)
         if self.line is None:
-            known.wake()
+            known.wake(host)
 
     def _tries(self, failure: Exception) -> Generator[Try, Exception, Exception]:
         """Every source and range once; returns what the last one met with.
@@ -688,7 +706,7 @@ class Dial:
         now = budget.now() if known.full else 0.0
         if known.seen and known.seen_until < budget.now():
             known.seen = {}
-        for host in budget.sources.order(self._version, self._stick, known.load):
+        for host in self._hosts(known):
             for ports in budget.ranges:
                 if known.full and known.full.get((host, ports), 0.0) > now:
                     later.append((host, ports))
@@ -696,3 +714,8 @@ class Dial:
                     yield host, ports
         if self.line is None or budget.now() >= self._deadline:
             yield from later
+
+    def _hosts(self, known: Destination) -> Iterator[str]:
+        if self._only:
+            return iter((self._only,))
+        return self._budget.sources.order(self._version, known.load)

@@ -73,10 +73,26 @@ class Sources:
         """The prefixes of a version that are too large to list."""
         return self._pools[version].prefixes if version in self._pools else ()
 
-    def order(self, version: int, key: str, load: Callable[[str], int]) -> Iterator[str]:
+    def has(self, version: int, host: str) -> bool:
+        """Whether an address is one of the sources."""
+        address = ipaddress.ip_address(host)
+        return (
+            self.any
+            or str(address) in self.hosts(version)
+            or any(address in prefix for prefix in self.prefixes(version))
+        )
+
+    def only(self, version: int, key: str) -> str:
+        """The one address that a call may have, if it sticks to its key; otherwise "".
+
+        Another one would end the session that it is stuck to.
+        """
+        pool = self._pools.get(version)
+        return self._sticky(pool, key) if pool and self.rotate == STICKY else ""
+
+    def order(self, version: int, load: Callable[[str], int]) -> Iterator[str]:
         """The addresses of a version, in the order in which to try them; "" for routing's.
 
-        key: what to stick to, for that rotation.
         load: how many connections an address has toward the destination.
         """
         if self.any:
@@ -84,10 +100,6 @@ class Sources:
             return
         pool = self._pools.get(version)
         if pool is None:
-            return
-        if self.rotate == STICKY:
-            # One only: another address would end the session that it is stuck to.
-            yield self._sticky(pool, key)
             return
         if pool.prefixes:
             # Their addresses are as good as unused.
