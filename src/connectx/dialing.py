@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from connectx.addresses import Address
-    from connectx.core.budget import Steps, Turn
+    from connectx.core.budget import Steps
+    from connectx.core.destination import Turn
     from connectx.linux.destroy_events import DestroyEvents
     from connectx.linux.sock_diag import SocketRecord
     from connectx.network import Network
