@@ -252,15 +252,16 @@ class _Place:
 
     def __init__(self) -> None:
         self.descriptor = -1
+        self._owner = os.getpid()
         # Reentrant, since the socket whose end wakes us may be collected as garbage right
         # here. Without it the wake-up might go to whoever has the descriptor next.
         self._open = threading.RLock()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def wake(self) -> None:
-        """Have the thread look again."""
+        """Have the thread look again, which no child process has."""
         with self._open:
-            if self.descriptor >= 0:
+            if self.descriptor >= 0 and self._owner == os.getpid():
                 os.eventfd_write(self.descriptor, 1)
 
     def close(self) -> None:

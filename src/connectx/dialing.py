@@ -31,7 +31,7 @@ from connectx.requests import V4_MAPPED, parse, parse_literal, scoped, sockaddr
 from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from connectx.addresses import Address
     from connectx.core.budget import Steps
@@ -69,6 +69,18 @@ class Stats(NamedTuple):
     waiting: int
     failures: dict[str, int]
     search_seconds: float
+
+
+class _Open(NamedTuple):
+    """What a process has open.
+
+    detached: by SO_COOKIE, which an end that is told has as well; those that were looked
+    at come last.
+    """
+
+    pid: int
+    budget: Budget
+    detached: OrderedDict[bytes, _Detached]
 
 
 class Dialing:
@@ -111,16 +123,14 @@ class Dialing:
         }
         #: What the socket of a call's first try is to have set.
         self.first_options = self.options(self.ranges[0])
-        self._owner = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        """Start with nothing open: at first, and in a child process."""
-        self._owner = os.getpid()
-        # By SO_COOKIE, which an end that is told has as well. Those that were looked at come last.
-        self.detached: OrderedDict[bytes, _Detached] = OrderedDict()
         self._look_again = 0.0
-        self._budget = Budget(
+        self._begun: dict[int, _Open] = {}
+        self._open = self._begin()
+
+    def _begin(self) -> _Open:
+        """Start with nothing open: at first, and in a child process."""
+        pid = os.getpid()
+        budget = Budget(
             self.sources,
             self.ranges,
             limit=self._limit,
@@ -132,13 +142,26 @@ class Dialing:
             on_detached=self._watch,
             on_limit=self._look,
         )
+        # Of threads that come here at once the first one's is everybody's. Not by a lock:
+        # the parent's thread that holds it might not be in the child.
+        begun = self._open = self._begun.setdefault(pid, _Open(pid, budget, OrderedDict()))
+        for other in tuple(self._begun):
+            if other != pid:
+                self._begun.pop(other, None)
+        return begun
 
     @property
     def budget(self) -> Budget:
         """What is open; nothing yet in a process that was forked meanwhile."""
-        if self._owner != os.getpid():
-            self._begin()
-        return self._budget
+        begun = self._open
+        if begun.pid != os.getpid():
+            begun = self._begin()
+        return begun.budget
+
+    @property
+    def detached(self) -> OrderedDict[bytes, _Detached]:
+        """The sockets whose end nobody tells us."""
+        return self._open.detached
 
     def dial(
         self, to: Request, stick: str | None, turn: Callable[[], Turn], *, wait: bool
@@ -220,8 +243,12 @@ class Dialing:
         """What the socket of a try is to have set."""
         return self._options.get(ports)
 
-    def learn(self, to: Request, name: Hashable) -> None:
-        """Have the next calls to a destination be quick, where one try is as good as another."""
+    def learn(self, to: Request, name: tuple[tuple[Any, ...], int, int]) -> None:
+        """Have the next calls to a destination be quick, where one try is as good as another.
+
+        name: what the caller calls it. Not with a scope, which may be another interface's
+        the next time.
+        """
         hosts = self.sources.hosts(version_of(to)) or ("",) * self.sources.any
         if (
             len(self.ranges) > 1

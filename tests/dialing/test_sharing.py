@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from connectx.testing.servers import Servers
 from tests.api.calls import port_of, reset_on_close
 from tests.api.test_concurrency import in_child, quick_switches
 from tests.dialing.drivers import (
+    DRIVERS,
     FOREVER,
     LOW,
     SIZE,
@@ -25,6 +28,7 @@ from tests.dialing.drivers import (
     nothing_open,
     start,
 )
+from tests.dialing.waiting import never_look, nobody_tells
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
@@ -168,6 +172,64 @@ def test_a_child_starts_clean(driver: Driver, listening: Network) -> None:
         assert freed in range(LOW, LOW + SIZE)
         for sock in (held[1], again):
             close(sock)
+
+    driver.run(scenario)
+
+
+def test_threads_of_a_child_begin_at_once() -> None:
+    """One budget for all of them, though each finds none."""
+    to = Dialer(limit=2)._dialing
+
+    def look() -> list[int]:
+        meet = threading.Barrier(2)
+        begin = to._begin
+
+        def together() -> Any:
+            meet.wait(FOREVER)
+            return begin()
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+            patch.setattr(to, "_begin", together)
+            first, second = pool.map(lambda _: to.budget, range(2))
+        return [first is second, first is to.budget]
+
+    assert in_child(look) == [True, True]
+
+
+def test_a_child_that_closes_what_it_has_inherited_wakes_nobody(
+    listening: Network, closing: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptors that a thread is woken by are its parent's as well."""
+    del listening
+    never_look(monkeypatch)
+    nobody_tells(monkeypatch)
+    read = os.eventfd_read
+    woken: list[int] = []
+
+    def counted(descriptor: int) -> int:
+        woken.append(descriptor)
+        return read(descriptor)
+
+    monkeypatch.setattr(os, "eventfd_read", counted)
+    driver = DRIVERS["blocking"]
+
+    async def scenario() -> None:
+        waits = Waits()
+        to = driver.dialer(limit=2, wait=FOREVER, on_wait=waits)
+        held = [closing.enter_context(await to.create_connection(HERE)) for _ in range(2)]
+        call = await start(to.create_connection(HERE))
+        await waits.reach(1)
+
+        def close_them() -> int:
+            for sock in held:
+                sock.close()
+            return 0
+
+        for _ in range(3):
+            assert in_child(close_them) == 0
+        close(held[0])
+        closing.enter_context(await call)
+        assert len(woken) == 1
 
     driver.run(scenario)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import time
 from functools import partial
@@ -234,10 +235,13 @@ class _Place:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._owner = os.getpid()
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Have the task look again; from any thread."""
+        """Have the task look again; from any thread, but from no child process."""
+        if self._owner != os.getpid():
+            return
         try:
             self._loop.call_soon_threadsafe(self._woken.set)
         except RuntimeError:
