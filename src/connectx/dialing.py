@@ -253,6 +253,7 @@ class Dialing:
         if (
             len(self.ranges) > 1
             or self.detached
+            or "%" in name[0][0]
             or not hosts
             or self.sources.prefixes(version_of(to))
             or self.sources.rotate != MOST_FREE

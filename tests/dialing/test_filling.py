@@ -13,6 +13,7 @@ from connectx.linux import features
 from connectx.linux.features import Probe
 from connectx.network import NETWORKS, windows_work
 from connectx.testing.namespaces import Network
+from connectx.testing.servers import Servers
 from tests.api.calls import errno_of_exhaustion, ip, is_stream, port_of
 from tests.dialing.drivers import (
     FOREVER,
@@ -144,6 +145,26 @@ class TestTwoSources:
             assert nothing_open(dialer.dialing)
 
         driver.run(scenario)
+
+
+def test_a_scope_is_looked_up_each_time(
+    driver: Driver, network: Network, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interface's name may be another one's the next time."""
+    for device in ("one", "two"):
+        network.add_device_pair(device, f"{device}-peer")
+        network.add_address("fe80::1", 64, device)
+    servers.listen("::", FIRST)
+    indexes = [socket.if_nametoindex(device) for device in ("one", "two")]
+
+    async def scenario() -> None:
+        to = driver.dialer()
+        for index in (indexes[0], *indexes):
+            monkeypatch.setattr(socket, "if_nametoindex", lambda _, index=index: index)
+            with await to.create_connection(("fe80::1%one", FIRST)) as sock:
+                assert sock.getpeername()[3] == index
+
+    driver.run(scenario)
 
 
 class TestRotation:
