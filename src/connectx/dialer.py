@@ -97,7 +97,7 @@ class Dialer(AnyDialer):
                 errors.append(error)
                 exhausted += [request] * isinstance(error, PortsExhausted)
         # Only where no address has a port is it worth waiting for one.
-        for request in exhausted[:1]:
+        for request in exhausted[: dialing.waits]:
             try:
                 return self._create(request, timeout, key)
             except OSError as error:

@@ -114,6 +114,7 @@ class Dialing:
         self.freebind = freebind
         self._limit = int(_number("limit", limit, 1))
         self._wait = float(_number("wait", wait, 0))
+        self.waits = self._wait > 0
         self.strategy = strategy
         self._on_wait = on_wait
         self._options = {

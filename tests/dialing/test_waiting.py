@@ -408,6 +408,53 @@ class TestTurns:
         driver.run(scenario)
 
 
+class TestNames:
+    """Of several addresses."""
+
+    @pytest.mark.parametrize("delay", [None, 0.0, FOREVER])
+    def test_one_that_is_free_is_taken_before_another_is_waited_for(
+        self,
+        driver: Driver,
+        listening: Network,
+        closing: contextlib.ExitStack,
+        delay: float | None,
+    ) -> None:
+        del listening
+        how: dict[str, Any] = {"happy_eyeballs_delay": delay} if driver.cancels else {}
+
+        async def scenario() -> None:
+            waits = Waits()
+            to = driver.dialer(limit=1, wait=FOREVER, on_wait=waits)
+            with driver.names(two=("127.0.0.1", "::1")):
+                first = closing.enter_context(await to.create_connection(HERE))
+                async with asyncio.timeout(FOREVER / 2):
+                    sock = await to.create_connection(("two", FIRST), **how)
+                assert closing.enter_context(sock).getpeername()[0] == "::1"
+                assert waits.keys == []
+                # And when neither is, it waits.
+                call = await start(to.create_connection(("two", FIRST), **how))
+                await waits.reach(1)
+                close(first)
+                closing.enter_context(await call)
+
+        driver.run(scenario)
+
+    def test_without_waiting_each_is_tried_once(
+        self, driver: Driver, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        del listening
+
+        async def scenario() -> None:
+            to = driver.dialer(limit=1)
+            with driver.names(one=("127.0.0.1",)):
+                closing.enter_context(await to.create_connection(HERE))
+                with pytest.raises(ExceptionGroup) as caught:
+                    await to.create_connection(("one", FIRST), all_errors=True)
+                assert len(caught.value.exceptions) == 1
+
+        driver.run(scenario)
+
+
 class TestDeadline:
     @pytest.mark.parametrize("limit", [None, 2])
     @both_kinds

@@ -88,9 +88,26 @@ class Dialer(AnyDialer):
         host, port = address[:2]
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=type)
         requests = dialing.requests(found, address, type, proto)
+        exhausted: list[Request] = []
+
+        async def at_once(to: Request) -> socket.socket:
+            try:
+                return await self._open(to, timeout, key, wait=False)
+            except PortsExhausted:
+                exhausted.append(to)
+                raise
+
         try:
+            try:
+                return await race(requests, at_once, happy_eyeballs_delay, errors)
+            except OSError:
+                # Only where no address has a port is it worth waiting for one.
+                if not exhausted or not dialing.waits:
+                    raise
+            # One after the other, the first would use up all the time that there is.
+            worth = exhausted[:1] if happy_eyeballs_delay is None else exhausted
             return await race(
-                requests, lambda to: self._open(to, timeout, key), happy_eyeballs_delay, errors
+                worth, lambda to: self._open(to, timeout, key), happy_eyeballs_delay, errors
             )
         except OSError:
             if all_errors:
@@ -182,24 +199,28 @@ class Dialer(AnyDialer):
         to: Request,
         timeout: float | None,  # noqa: ASYNC109 - as above
         key: str | None,
+        *,
+        wait: bool = True,
     ) -> socket.socket:
         options = self._dialing.options
 
         async def connect(request: Request, ports: PortRange | None, dial: Dial) -> socket.socket:
             return await within(timeout, open_request(request, options(ports), dial))
 
-        return await self._go(to, key, connect)
+        return await self._go(to, key, connect, wait=wait)
 
     async def _go(
         self,
         to: Request,
         key: str | None,
         connect: Callable[[Request, PortRange | None, Dial], Awaitable[socket.socket]],
+        *,
+        wait: bool = True,
     ) -> socket.socket:
         """Take the steps of one call; connect: does one try."""
         dialing = self._dialing
         line: _Line | None = None
-        dial, steps = dialing.dial(to, key, _Place, wait=True)
+        dial, steps = dialing.dial(to, key, _Place, wait=wait)
         try:
             step = next(steps)
             while True:
