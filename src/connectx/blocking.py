@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -332,8 +333,7 @@ def _go_through(
 
 def _connect_telling(sock: socket.socket, address: Address, watch: Watch) -> None:
     """connect(), and tell as soon as it has a port, which is before the handshake is done."""
-    import math  # noqa: PLC0415 - only where somebody waits in line
-    import select  # noqa: PLC0415 - as above
+    import select  # noqa: PLC0415 - only where somebody waits in line
 
     timeout = sock.gettimeout()
     sock.settimeout(0)
@@ -343,13 +343,18 @@ def _connect_telling(sock: socket.socket, address: Address, watch: Watch) -> Non
             watch.leave()
             poll = select.poll()
             poll.register(sock, select.POLLOUT)
-            if not poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
+            if not poll.poll(None if timeout is None else milliseconds(timeout)):
                 raise TimeoutError("timed out")
             number = sock.getsockopt(SOL_SOCKET, SO_ERROR)
     finally:
         sock.settimeout(timeout)
     if number:
         raise OSError(number, os.strerror(number))
+
+
+def milliseconds(seconds: float) -> int:
+    """A time as poll(2) takes it, which is an int: at most 24 days."""
+    return min(math.ceil(seconds * 1000), 2**31 - 1)
 
 
 def _connect_with(

@@ -6,7 +6,6 @@ The blocking driver of connectx.core.budget.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import select
 import socket
@@ -14,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, cast
 
-from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, open_connection
+from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, milliseconds, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
 from connectx.dialing import SWEPT_BY_A_CALL, SWEPT_IN_LINE, AnyDialer, Ear, hear
@@ -300,7 +299,7 @@ class _Line:
         deadline = time.monotonic() + step.seconds
         self._ear.hinted = False
         while (left := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(math.ceil(left * 1000)):
+            for descriptor, _ in poll.poll(milliseconds(left)):
                 if descriptor == place.descriptor:
                     os.eventfd_read(descriptor)
                     return

@@ -508,7 +508,8 @@ def _number(name: str, value: float | None, least: float) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number, not {value!r}")
     if not least <= value < math.inf:
-        raise ValueError(f"{name} is at least {least:g}, not {value!r}")
+        finite = "" if math.isfinite(value) else " and finite"
+        raise ValueError(f"{name} is at least {least:g}{finite}, not {value!r}")
     return value
 
 

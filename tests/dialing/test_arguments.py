@@ -31,7 +31,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"limit": "5"}, TypeError, "limit is a number"),
     ({"wait": -1}, ValueError, "wait is at least 0"),
     ({"wait": math.nan}, ValueError, "wait is at least 0"),
-    ({"wait": math.inf}, ValueError, "wait is at least 0"),
+    ({"wait": math.inf}, ValueError, "wait is at least 0 and finite"),
     ({"wait": "1"}, TypeError, "wait is a number"),
     ({"ports": ()}, ValueError, "names no range"),
     ({"ports": (1, 2, 3)}, TypeError, "ports is a range"),

@@ -488,6 +488,26 @@ class TestDeadline:
 
         driver.run(scenario)
 
+    def test_may_be_years_away(
+        self, driver: Driver, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        """poll(2) takes 24 days at most, which is longer than anybody looks away."""
+        del listening
+
+        async def scenario() -> None:
+            waits = Waits()
+            to = driver.dialer(limit=1, wait=1e8, on_wait=waits)
+            held = closing.enter_context(await to.create_connection(HERE))
+            line = []
+            for number in range(2):
+                line.append(await start(to.create_connection(HERE, 3e6)))
+                await waits.reach(number + 1)
+            for call in line:
+                close(held)
+                held = closing.enter_context(await call)
+
+        driver.run(scenario)
+
     def test_of_those_who_never_had_their_turn(
         self, driver: Driver, listening: Network, closing: contextlib.ExitStack
     ) -> None:
