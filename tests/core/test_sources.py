@@ -1,6 +1,7 @@
 """Which source comes next: a pure function of what is open, the rotation and the numbers drawn."""
 
 import ipaddress
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectx.core.sources import MOST_FREE, ROTATIONS, ROUND_ROBIN, STICKY, Sources
+from connectx.core.sources import MOST_FREE, ROTATIONS, ROUND_ROBIN, STICKY, Sources, usable
 
 HOSTS = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
 
@@ -27,11 +28,17 @@ def nobody(_: str) -> int:
 
 
 def order(
-    sources: Sources, key: str = "", version: int = 4, load: dict[str, int] | None = None
+    sources: Sources,
+    key: str = "",
+    version: int = 4,
+    load: dict[str, int] | None = None,
+    last: str = "",
 ) -> list[str]:
     load = load or {}
     only = sources.only(version, key)
-    return [only] if only else list(sources.order(version, lambda host: load.get(host, 0)))
+    if only:
+        return [only]
+    return list(sources.order(version, lambda host: load.get(host, 0), last))
 
 
 class TestRotations:
@@ -53,12 +60,11 @@ class TestRotations:
     def test_round_robin(self) -> None:
         sources = Sources(HOSTS, ROUND_ROBIN, ascending())
         a, b, c = HOSTS
-        assert [order(sources, load={a: 9}) for _ in range(4)] == [
-            [a, b, c],
-            [b, c, a],
-            [c, a, b],
-            [a, b, c],
-        ]
+        assert order(sources, load={a: 9}, last=a) == [b, c, a]
+        assert order(sources, load={a: 9}, last=b) == [c, a, b]
+        assert order(sources, load={a: 9}, last=c) == [a, b, c]
+        # Where nobody remembers, all are first equally often.
+        assert Counter(order(sources)[0] for _ in range(30)) == dict.fromkeys(HOSTS, 10)
 
     def test_sticky_is_one_and_always_the_same(self) -> None:
         sources = Sources(HOSTS, STICKY, ascending())
@@ -192,6 +198,25 @@ class TestPrefixes:
         assert found["alice"] == order(sources, "alice", 6)
         assert len(found["alice"]) == 1
         assert ipaddress.ip_address(found["bob"][0]) in ipaddress.ip_network("2001:db8::/64")
+
+    @pytest.mark.parametrize("rotate", [MOST_FREE, STICKY])
+    @pytest.mark.parametrize("prefix", ["10.0.0.0/23", "2001:db8::/119"])
+    def test_a_subnet_has_addresses_that_are_no_hosts(self, prefix: str, rotate: str) -> None:
+        """As small ones, whose hosts() are listed."""
+        network = ipaddress.ip_network(prefix)
+        bits = random.Random(2)  # noqa: S311 -- which ones
+        sources = Sources(
+            [prefix], rotate, lambda wanted: [bits.getrandbits(32) for _ in range(wanted)]
+        )
+        seen = {
+            host
+            for key in range(4000 if rotate == STICKY else 1000)
+            for host in order(sources, str(key), network.version)
+        }
+        hosts = set(map(str, network.hosts()))
+        assert seen <= hosts
+        assert len(seen) > len(hosts) * 0.9
+        assert usable(network) == len(hosts)
 
     def test_none_is_drawn_without_one(self) -> None:
         def draw(_: int) -> Sequence[int]:

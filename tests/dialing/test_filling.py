@@ -176,11 +176,14 @@ class TestRotation:
 
         async def scenario() -> None:
             dialer = driver.dialer(sources, rotate="round-robin")
-            taken = [
-                closing.enter_context(await dialer.create_connection(("127.0.0.1", port)))
-                for port in (FIRST, SECOND, FIRST, SECOND, FIRST, FIRST)
-            ]
-            assert [sock.getsockname()[0] for sock in taken] == sources * 2
+            taken: dict[int, list[str]] = {FIRST: [], SECOND: []}
+            for port in (FIRST, SECOND, FIRST, SECOND, FIRST, FIRST, SECOND, SECOND):
+                sock = closing.enter_context(await dialer.create_connection(("127.0.0.1", port)))
+                taken[port].append(sock.getsockname()[0])
+            # Each destination has turns of its own.
+            for hosts in taken.values():
+                first = sources.index(hosts[0])
+                assert hosts == (sources * 3)[first : first + 4]
             # And still to the last port.
             rest = await fill(dialer, ("127.0.0.1", FIRST), closing)
             assert len(rest) == 3 * SIZE - 4

@@ -596,7 +596,7 @@ class Dial:
                 if not budget.reserve(self._key, lease):
                     return LimitReached()
             destination = lease.destination
-            destination.searched = host
+            destination.searched = destination.last = host
             begun = budget.now()
             failure = yield Try(host, ports)
             number = failure.errno if isinstance(failure, OSError) else 0
@@ -626,4 +626,4 @@ class Dial:
     def _hosts(self, known: Destination) -> Iterator[str]:
         if self._only:
             return iter((self._only,))
-        return self._budget.sources.order(self._version, known.load)
+        return self._budget.sources.order(self._version, known.load, known.last)

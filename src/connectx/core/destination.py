@@ -42,7 +42,8 @@ class Destination:
     as the kernel said last. total: all of `open`.
     lines: who waits, the first one first, by the source waited for; "" for any. None is empty.
     full: until when a source's range need not be tried before others, nor by who waits.
-    searched: the source address that was tried last; None once something has ended there.
+    last: the source address that was tried last. searched: the same, but None once something
+    has ended there.
     requests: what to ask for, by source address, for a driver in a hurry; names: what
     callers call the destination, for the same.
     """
@@ -50,6 +51,7 @@ class Destination:
     __slots__ = (
         "full",
         "key",
+        "last",
         "lines",
         "names",
         "open",
@@ -68,6 +70,7 @@ class Destination:
         self.seen: dict[str, int] = {}
         self.seen_until = 0.0
         self.full: dict[tuple[str, PortRange | None], float] = {}
+        self.last = ""
         self.searched: str | None = None
         self.total = 0
         self.lines: dict[str, deque[Turn]] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from itertools import cycle
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ class Sources:
         self._draw = draw
         self._pools = _pools(sources)
         self.any = not self._pools
-        self._turns = {family: cycle(pool.hosts) for family, pool in self._pools.items()}
 
     def serves(self, version: int) -> bool:
         """Whether there is a source of IP version 4 or 6."""
@@ -90,10 +88,11 @@ class Sources:
         pool = self._pools.get(version)
         return self._sticky(pool, key) if pool and self.rotate == STICKY else ""
 
-    def order(self, version: int, load: Callable[[str], int]) -> Iterator[str]:
+    def order(self, version: int, load: Callable[[str], int], last: str = "") -> Iterator[str]:
         """The addresses of a version, in the order in which to try them; "" for routing's.
 
         load: how many connections an address has toward the destination.
+        last: which one was tried last toward the destination; "" if that is not known.
         """
         if self.any:
             yield ""
@@ -105,14 +104,17 @@ class Sources:
             # Their addresses are as good as unused.
             for number in self._draw(_DRAWN):
                 prefix = pool.prefixes[number % len(pool.prefixes)]
-                yield str(prefix[self._number() % prefix.num_addresses])
+                yield pick(prefix, self._number())
         if not pool.hosts:
             return
         if len(pool.hosts) == 1:
             yield pool.hosts[0]
         elif self.rotate == ROUND_ROBIN:
-            first = next(self._turns[version])
-            place = pool.hosts.index(first)
+            if last in pool.hosts:
+                place = pool.hosts.index(last) + 1
+            else:
+                # Not always the first one, for those who open one connection at a time.
+                place = self._draw(1)[0] % len(pool.hosts)
             yield from pool.hosts[place:] + pool.hosts[:place]
         else:
             first = min(pool.hosts, key=load)
@@ -126,7 +128,7 @@ class Sources:
         if "/" not in best:
             return best
         prefix = ipaddress.ip_network(best)
-        return str(prefix[_digest(f"within {best} {key}") % prefix.num_addresses])
+        return pick(prefix, _digest(f"within {best} {key}"))
 
     def _number(self) -> int:
         """128 random bits."""
@@ -134,6 +136,19 @@ class Sources:
         for part in self._draw(4):
             number = number << 32 | part
         return number
+
+
+def usable(prefix: Network) -> int:
+    """How many addresses of a prefix are a host's, as hosts() has it: a large one is a subnet.
+
+    The first one is not, which is the subnet's own or its routers', nor the last one of IPv4.
+    """
+    return prefix.num_addresses - (2 if prefix.version == 4 else 1)
+
+
+def pick(prefix: Network, number: int) -> str:
+    """One of these addresses, for any number."""
+    return str(prefix[1 + number % usable(prefix)])
 
 
 def _digest(text: str) -> int:
