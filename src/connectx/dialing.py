@@ -22,7 +22,7 @@ from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
 from connectx.capacity import Capacity, SourceCapacity, count
 from connectx.core import strategies
 from connectx.core.budget import Budget, Dial, Lease, LimitReached
-from connectx.core.sources import MOST_FREE, Sources
+from connectx.core.sources import MOST_FREE, Sources, usable
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import get_so_bindtoifindex
 from connectx.linux.uapi import AF_INET, AF_INET6, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
@@ -360,18 +360,25 @@ class Dialing:
 
         Raises OSError (EXDEV) in a thread that is in another one.
         """
-        to = self.served(self.request(address, "", kind, proto))
+        # A list is taken, and a scope by name, where create_connection() takes them.
+        address = scoped(tuple(address) if isinstance(address, list) else address)
+        to = self.served(parse(0, kind, proto, self.strategy, None, address))
         version = version_of(to)
         within = self._within(to, network)
         hosts = ("",) if self.sources.any else self.sources.hosts(version)
         counted = [
-            count(network, self.request(address, host, kind, proto), within) for host in hosts
+            count(network, self.request(to.address, host, kind, proto), within) for host in hosts
         ]
         open_now = self.budget.open_to(key_of(to))
         for prefix in self.sources.prefixes(version):
             # Its addresses are too many to ask for each: of them our own are counted.
-            ours = sum(number for host, number in open_now.items() if ip_address(host) in prefix)
-            total = prefix.num_addresses * len(within)
+            ours = sum(
+                number
+                for host, number in open_now.items()
+                if host not in hosts and ip_address(host) in prefix
+            )
+            listed = sum(ip_address(host) in prefix for host in hosts)
+            total = (usable(prefix) - listed) * len(within)
             counted.append(SourceCapacity(str(prefix), total, {"ESTAB": ours} if ours else {}))
         self.budget.saw(key_of(to), {each.source: sum(each.in_use.values()) for each in counted})
         total = sum(each.total for each in counted)

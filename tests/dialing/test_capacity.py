@@ -2,12 +2,14 @@
 
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 
 import connectx
 from connectx import RangeNotHonoured
 from connectx.linux import uapi
+from connectx.linux.sockopts import set_ip_freebind
 from connectx.network import NETWORKS
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
@@ -158,6 +160,48 @@ def test_states_are_named_as_ss_names_them(
             assert (capacity.in_use, capacity.free) == (2, SIZE - 2)
 
     driver.run(scenario)
+
+
+def test_takes_what_a_call_takes(driver: Driver, network: Network, servers: Servers) -> None:
+    network.port_range(LOW, HIGH)
+    servers.listen("127.0.0.1", FIRST)
+
+    async def scenario() -> None:
+        dialer = driver.dialer(["127.0.0.1", "::1"])
+        for address in (
+            ["127.0.0.1", FIRST],
+            ("::FFFF:127.0.0.1", FIRST),
+            ("0:0::ffff:127.0.0.1", FIRST),
+            ("::1%lo", FIRST),
+            ("0::1", FIRST),
+        ):
+            given: Any = address
+            assert (await dialer.capacity(given)).total == SIZE
+
+    driver.run(scenario)
+
+
+def test_an_address_within_a_prefix_counts_once(
+    listening: Network, closing: contextlib.ExitStack
+) -> None:
+    del listening
+    prefix = "2001:db8:1::/64"
+    dialer = connectx.Dialer(["2001:db8:1::5", prefix], freebind=True)
+    address = ("::1", FIRST)
+    udp = socket.SOCK_DGRAM
+    for _ in range(SIZE):
+        closing.enter_context(dialer.create_connection(address, type=udp))
+    sock = closing.enter_context(socket.socket(socket.AF_INET6, udp))
+    set_ip_freebind(sock, on=True)
+    sock.setsockopt(socket.IPPROTO_IP, uapi.IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind(("2001:db8:1::5", 0))
+    dialer.connectx(sock, address)
+    capacity = dialer.capacity(address, type=udp)
+    assert (capacity.in_use, capacity.total) == (SIZE + 1, SIZE * (2**64 - 1))
+    assert {each.source: sum(each.in_use.values()) for each in capacity.sources} == {
+        "2001:db8:1::5": 1,
+        prefix: SIZE,
+    }
 
 
 def test_takes_an_address_and_no_name(driver: Driver, listening: Network) -> None:
