@@ -177,16 +177,18 @@ class Dialer(AnyDialer):
         if place is None:
             return None
         request, lease = place
+        begun = time.monotonic()
         try:
             sock = open_connection(request, timeout, dialing.first_options)
         except PortsExhausted as error:
             lease.release()
-            budget.failed_at_once(error.errno or 0)
+            budget.failed_at_once(error)
+            budget.searched(time.monotonic() - begun)
+            budget.retried(error.attempts)
             return None
         except BaseException as error:
             lease.release()
-            number = error.errno if isinstance(error, OSError) else 0
-            budget.failed_at_once(number or 0)
+            budget.failed_at_once(error)
             raise
         if type(sock) is TrackedSocket:
             sock.lease = lease
@@ -234,7 +236,7 @@ class Dialer(AnyDialer):
                     step = steps.send(error)
                     continue
                 except OSError as error:
-                    dialing.budget.failed(error.errno or 0)
+                    dialing.budget.failed(error)
                     raise
                 dialing.lease(dial, sock, to)
                 return sock

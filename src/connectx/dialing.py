@@ -58,8 +58,9 @@ class Stats(NamedTuple):
     attempts: tries to connect; one for each source and range of ports.
     opened: how many of them got a connection. retries: ports refused within tries.
     waits: calls that had to wait for a port. waiting: calls that wait now.
-    failures: tries that found no port, by the name of the errno.
-    search_seconds: time spent in those.
+    failures: tries that got none, by the name of the errno.
+    search_seconds: time spent in those that found no port.
+    unserved: calls that ended at the limit, or before their turn came.
     """
 
     attempts: int
@@ -69,6 +70,7 @@ class Stats(NamedTuple):
     waiting: int
     failures: dict[str, int]
     search_seconds: float
+    unserved: int
 
 
 class _Open(NamedTuple):
@@ -284,7 +286,8 @@ class Dialing:
             self.capacity(to.address, to.type, to.proto, NETWORKS.here())
 
     def failure(self, error: Exception, to: Request) -> PortsExhausted:
-        """The error of a call that has not come to a try."""
+        """The error of a call that has not come to a try, which is counted."""
+        self.budget.unserved()
         open_now = sum(self.budget.open_to(key_of(to)).values())
         reason = (
             f"the dialer's limit of {self._limit} connections to {to.destination} is reached"
@@ -413,6 +416,7 @@ class Dialing:
                 for number, count in counters.failures.copy().items()
             },
             counters.search_seconds,
+            counters.unserved,
         )
 
 

@@ -335,6 +335,22 @@ class TestTurns:
         assert first.wait.first
         assert world.budget.counters.waits == 2
 
+    def test_who_has_to_wait_again_counts_once(self) -> None:
+        """It left the line for a port, which was another's in the end."""
+        told: list[Any] = []
+        world = World(limit=1, wait=10, on_wait=told.append)
+        held = world.call().connect()
+        call = world.call()
+        held.release()
+        call.again()
+        call.dial.leave()
+        call.refuse()
+        assert call.waits
+        assert world.budget.counters.waits == len(told) == 1
+        assert world.budget.counters.waiting == 1
+        call.cancel()
+        world.nothing_is_kept()
+
     def test_on_wait_is_told_once_for_each_call(self) -> None:
         told: list[Any] = []
         world = World(wait=10, on_wait=told.append)

@@ -600,7 +600,7 @@ class TestStats:
         async def scenario() -> None:
             waits = Waits()
             to = driver.dialer(["127.0.0.2", "127.0.0.3"], wait=0.01, on_wait=waits)
-            assert to.stats() == (0, 0, 0, 0, 0, {}, 0.0)
+            assert to.stats() == (0, 0, 0, 0, 0, {}, 0.0, 0)
             for _ in range(2 * SIZE):
                 closing.enter_context(await to.create_connection(HERE))
             stats = to.stats()
@@ -618,6 +618,51 @@ class TestStats:
             assert stats.search_seconds > 0
 
         driver.run(scenario)
+
+    def test_count_what_was_not_done(
+        self, driver: Driver, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        """Refused, timed out, over the limit, and never served."""
+        del listening
+        host = silent(closing)
+
+        async def scenario() -> None:
+            to = driver.dialer(limit=1, wait=0.01)
+            with pytest.raises(ConnectionRefusedError):
+                await to.create_connection(("127.0.0.1", 9999))
+            with pytest.raises(TimeoutError):
+                await to.create_connection((host, 9998), 0.01)
+            assert to.stats().failures == {"ECONNREFUSED": 1, "ETIMEDOUT": 1}
+            assert to.stats().unserved == 0
+            closing.enter_context(await to.create_connection(HERE))
+            for number in (1, 2):
+                with pytest.raises(PortsExhausted):
+                    await to.create_connection(HERE)
+                assert to.stats().unserved == number
+            stats = to.stats()
+            assert stats.attempts == stats.opened + sum(stats.failures.values())
+
+        driver.run(scenario)
+
+    def test_count_the_searches_of_every_try(
+        self, listening: Network, closing: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also of the quick first one of a call to a known destination."""
+        del listening
+        to = connectx.Dialer()
+        held = closing.enter_context(to.create_connection(HERE))
+        for _ in PORTS[1:]:
+            closing.enter_context(socket.create_connection(HERE))
+        budget = to._dialing.budget
+        searches: list[float] = []
+        monkeypatch.setattr(budget, "searched", searches.append)
+        with pytest.raises(PortsExhausted):
+            to.create_connection(HERE)
+        stats = to.stats()
+        assert len(searches) == stats.failures["EADDRNOTAVAIL"] == 2
+        assert min(searches) > 0
+        assert stats.retries >= 2
+        close(held)
 
     def test_retries_are_ports_that_others_had(
         self, driver: Driver, listening: Network, closing: contextlib.ExitStack

@@ -239,7 +239,7 @@ class Dialer(AnyDialer):
                     step = steps.send(error)
                     continue
                 except OSError as error:
-                    dialing.budget.failed(error.errno or 0)
+                    dialing.budget.failed(error)
                     raise
                 dialing.lease(dial, sock, to)
                 return sock

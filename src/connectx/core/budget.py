@@ -19,6 +19,7 @@ blocking or awaiting, and know nothing of turns, limits and deadlines. In words:
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -95,9 +96,19 @@ class Counters:
     waits: calls that waited. waiting: calls that wait now.
     failures: by errno, what tries ended with.
     search_seconds: time spent in attempts that were refused.
+    unserved: calls that ended at the limit, or before their turn came.
     """
 
-    __slots__ = ("attempts", "failures", "opened", "retries", "search_seconds", "waiting", "waits")
+    __slots__ = (
+        "attempts",
+        "failures",
+        "opened",
+        "retries",
+        "search_seconds",
+        "unserved",
+        "waiting",
+        "waits",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.attempts = 0
@@ -107,6 +118,7 @@ class Counters:
         self.waiting = 0
         self.failures: dict[int, int] = {}
         self.search_seconds = 0.0
+        self.unserved = 0
 
 
 class Lease:
@@ -254,18 +266,27 @@ class Budget:
         full = {host for host, _ in destination.full}
         return {host: each for host, each in destination.requests.items() if host not in full}
 
-    def failed_at_once(self, number: int) -> None:
+    def failed_at_once(self, error: BaseException) -> None:
         """A place that was reserved at once has not been opened; its lease gives it back."""
         with self._lock:
             self.counters.opened -= 1
-        self.failed(number)
+        self.failed(error)
 
-    def failed(self, number: int) -> None:
-        """Count a try that met with an error; 0 for one without an errno."""
+    def failed(self, error: BaseException) -> None:
+        """Count a try that met with an error; not if it was called off."""
+        number = error.errno if isinstance(error, OSError) else 0
+        if not number and isinstance(error, TimeoutError):
+            # Those that Python raises itself have none.
+            number = errno.ETIMEDOUT
         if number:
             with self._lock:
                 failures = self.counters.failures
                 failures[number] = failures.get(number, 0) + 1
+
+    def unserved(self) -> None:
+        """Count a call that has not come to a try."""
+        with self._lock:
+            self.counters.unserved += 1
 
     def open_to(self, key: Hashable) -> dict[str, int]:
         """How many connections are open to a destination now, by source address."""
