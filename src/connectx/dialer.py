@@ -42,7 +42,8 @@ class Dialer(AnyDialer):
         by default net.ipv4.ip_local_port_range. They must lie within that.
     strategy: how source ports are chosen, by name; see `connectx.core.strategies`.
     rotate: "most-free" takes the source with the fewest connections to the destination,
-        "round-robin" one after the other, "sticky" always the same for a key.
+        "round-robin" one after the other, for each destination by itself, "sticky" always
+        the same for a key.
     limit: connections of this dialer to one destination at most.
     wait: seconds to wait for a port, or for a place under the limit, instead of failing:
         first come, first served.
@@ -119,10 +120,12 @@ class Dialer(AnyDialer):
     ) -> int:
         """Connect a socket made elsewhere, from one of the sources: `connectx.connectx` by policy.
 
-        Its end is found out by looking, since nobody tells it: within a second or so, while
-        somebody waits for a place. With `freebind`, IP_FREEBIND is set on it.
+        Its end is found out from the kernel, since the socket does not tell: at once while
+        somebody waits for a place, and before a call is refused for the limit's sake. With
+        `freebind`, IP_FREEBIND is set on it. One that is bound to an address keeps it.
 
-        Returns and raises as `connectx.connectx` does.
+        Returns and raises as `connectx.connectx` does; ValueError for a socket that is bound
+        to an address that is not the dialer's, or not its key's.
         """
         dialing = self._dialing
         to = dialing.served(Borrowed(sock).request(None, destination, dialing.strategy))

@@ -130,7 +130,8 @@ def require_local(prepared: Prepared, error: OSError) -> None:
         raise prepared.request.error(
             SourceNotLocal,
             f"the source address {prepared.host} is not local in this network namespace: "
-            "add it to an interface, or set IP_FREEBIND on the socket if it is routed here",
+            "add it to an interface, or if it is routed here set IP_FREEBIND on the socket "
+            "(a Dialer: freebind=True)",
         ) from error
 
 
