@@ -335,10 +335,11 @@ class Dialing:
             try:
                 ended = detached.ended(network)
             except BaseException:
-                self.detached[key] = detached
+                self.detached.setdefault(key, detached)
                 raise
             if not ended:
-                self.detached[key] = detached
+                # Unless it has been connected anew meanwhile.
+                self.detached.setdefault(key, detached)
 
     def _look(self) -> None:
         """Look for all of them, before a call is refused; if many, a tenth of the time at most."""

@@ -411,7 +411,7 @@ class Budget:
         ended = self.ended
         while ended:
             destination, host, freed = ended[0]
-            if freed and (destination.full or destination.searched == host):
+            if freed and (destination.full or destination.searching):
                 destination.clear(host)
             count = destination.open[host] - 1
             destination.total -= 1
@@ -617,14 +617,19 @@ class Dial:
                 if not budget.reserve(self._key, lease):
                     return LimitReached()
             destination = lease.destination
-            destination.searched = destination.last = host
+            destination.last = host
+            destination.searching.add(host)
             begun = budget.now()
-            failure = yield Try(host, ports)
-            number = failure.errno if isinstance(failure, OSError) else 0
-            budget.refused(lease, number or 0, getattr(failure, "attempts", 0))
+            try:
+                failure = yield Try(host, ports)
+                number = failure.errno if isinstance(failure, OSError) else 0
+                budget.refused(lease, number or 0, getattr(failure, "attempts", 0))
+                quiet = host in destination.searching
+            finally:
+                destination.searching.discard(host)
             # Not if something has ended meanwhile, or may have with nobody to hear it: whoever
             # waits would pass over a range that is not full any more.
-            if destination.searched == host and (self._hears or not budget.wait):
+            if not budget.wait or (self._hears and quiet):
                 destination.fill(host, ports, budget.now(), begun)
         return failure
 

@@ -42,8 +42,8 @@ class Destination:
     as the kernel said last. total: all of `open`.
     lines: who waits, the first one first, by the source waited for; "" for any. None is empty.
     full: until when a source's range need not be tried before others, nor by who waits.
-    last: the source address that was tried last. searched: the same, but None once something
-    has ended there.
+    last: the source address that was tried last. searching: those that are tried now, and
+    where nothing has ended meanwhile.
     requests: what to ask for, by source address, for a driver in a hurry; names: what
     callers call the destination, for the same.
     """
@@ -56,7 +56,7 @@ class Destination:
         "names",
         "open",
         "requests",
-        "searched",
+        "searching",
         "seen",
         "seen_until",
         "total",
@@ -71,7 +71,7 @@ class Destination:
         self.seen_until = 0.0
         self.full: dict[tuple[str, PortRange | None], float] = {}
         self.last = ""
-        self.searched: str | None = None
+        self.searching: set[str] = set()
         self.total = 0
         self.lines: dict[str, deque[Turn]] = {}
 
@@ -85,10 +85,12 @@ class Destination:
         """Something has ended there, so that its range may not be full any more; None: anywhere."""
         if host is None:
             self.full = {}
+            self.searching.clear()
         else:
-            self.full = {of: until for of, until in self.full.items() if of[0] and of[0] != host}
-        if host is None or self.searched in ("", host):
-            self.searched = None
+            # Routing may have chosen it.
+            here = ("", host)
+            self.full = {of: until for of, until in self.full.items() if of[0] not in here}
+            self.searching.difference_update(here)
 
     def fill(self, host: str, ports: PortRange | None, now: float, begun: float) -> None:
         """A search that began then has found no port there."""
