@@ -12,7 +12,8 @@ from connectx.addresses import Endpoint, PortRange
 from connectx.core import causes
 from connectx.core.census import Census
 from connectx.core.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair, Translation
-from connectx.core.findings import RULES, Severity, duration, find
+from connectx.core.finding import Severity, duration
+from connectx.core.findings import RULES, find
 from connectx.core.verdict import verdict
 
 PORTS = PortRange(32768, 60999)

@@ -5,7 +5,7 @@ from typing import Any
 
 from connectx.addresses import Endpoint
 from connectx.core import causes
-from connectx.core.findings import Finding
+from connectx.core.finding import Finding
 from connectx.observe import Diagnosis, examine
 
 LOW, HIGH = 20001, 20020

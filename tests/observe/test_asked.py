@@ -14,7 +14,7 @@ import pytest
 import connectx
 from connectx.addresses import Endpoint, PortRange
 from connectx.core import causes
-from connectx.core.findings import Severity
+from connectx.core.finding import Severity
 from connectx.explanation import tells_binds_apart
 from connectx.network import windows_work
 from connectx.observe import diagnose

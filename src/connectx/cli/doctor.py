@@ -16,7 +16,7 @@ from connectx.cli.ports import any_port_range, endpoint
 from connectx.cli.usage_arguments import add_netns
 
 if TYPE_CHECKING:
-    from connectx.core.findings import Finding
+    from connectx.core.finding import Finding
     from connectx.observe.doctor import Diagnosis
 
 NAME: Final = "doctor"

@@ -253,7 +253,7 @@ def _table_of_groups(groups: list[Group], by: str) -> Table:
 
 
 def _share(share: float) -> str:
-    from connectx.core.findings import FILLING, FULL  # noqa: PLC0415 - as above
+    from connectx.core.finding import FILLING, FULL  # noqa: PLC0415 - as above
 
     colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
     text = percent(share)

@@ -6,25 +6,33 @@ on a healthy machine.
 
 from __future__ import annotations
 
-import enum
 import errno
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint, FourTuple, PortRange
-from connectx.core import causes
+from connectx.core import causes, surroundings
 from connectx.core.census import describe, of_exhaustion
+from connectx.core.finding import (
+    FILLING,
+    FULL,
+    SHOWN,
+    Finding,
+    Severity,
+    duration,
+    list_of,
+    numbers,
+    owners,
+    reserve,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from connectx.core.causes import Cause
     from connectx.core.facts import Facts, Holder, Pair
 
-#: Shares of a capacity from which on it is full, and filling.
-FULL: Final = 0.95
-FILLING: Final = 0.7
 #: Seconds to exhaustion from which on a lower share is filling as well, and the least
 #: share for that: a few connections more in a second say nothing about the next hour.
 _SOON: Final = 600.0
@@ -36,8 +44,6 @@ _A_RATE_TAKES: Final = 0.1
 #: A range that leaves the ports of most services out.
 _WIDE: Final = PortRange(10240, 65535)
 
-#: Pairs that are reported one by one.
-_SHOWN: Final = 5
 #: Shares of the range from which on held ports are serious, and more than a note.
 _MANY: Final = 0.3
 _SOME: Final = 0.01
@@ -48,40 +54,6 @@ _LEAKED: Final = 10
 #: As a share of the range. Fewer may be a pool's, whose other side closes what is idle.
 _LEAKED_SHARE: Final = 0.05
 _IDLE: Final = 0.5
-#: What fs.nr_open allows by default.
-_NR_OPEN: Final = 1 << 20
-#: Shares of descriptors, of conntrack's table and of TIME_WAIT buckets.
-_NEARLY: Final = 0.8
-_LAST: Final = 0.95
-
-
-class Severity(enum.Enum):
-    """How bad it is; a note is no reason to do anything now."""
-
-    CRITICAL = "critical"
-    WARNING = "warning"
-    NOTE = "note"
-
-
-class Finding(NamedTuple):
-    """Something that is wrong.
-
-    title: with its numbers, in one line. evidence: what shows it, a line each.
-    values: what the remedies' commands have in braces.
-    """
-
-    severity: Severity
-    cause: Cause
-    title: str
-    evidence: tuple[str, ...] = ()
-    values: Mapping[str, str] = {}
-
-    def command(self, remedy: causes.Remedy) -> str:
-        """The remedy's command, to be pasted; "" where what it needs is not known."""
-        try:
-            return remedy.command.format_map(self.values)
-        except KeyError:
-            return ""
 
 
 def find(facts: Facts) -> list[Finding]:
@@ -140,7 +112,7 @@ def port_taken(facts: Facts) -> Iterator[Finding]:
         f"{asked.protocol} port {port} is in use",
         tuple(
             f"{each.address}:{each.port} {each.state} {each.owner}".rstrip()
-            for each in asked.on_port[: 2 * _SHOWN]
+            for each in asked.on_port[: 2 * SHOWN]
         ),
     )
 
@@ -181,7 +153,7 @@ def full(facts: Facts) -> Iterator[Finding]:
         for pair in facts.pairs
         if _is_filling(pair, facts.seconds) and not (told and _is_asked(facts, pair))
     ]
-    for pair in filling[:_SHOWN]:
+    for pair in filling[:SHOWN]:
         share = pair.taken / max(1, pair.capacity)
         time_wait = pair.states.get("TIME-WAIT", 0) - pair.reusable
         yield Finding(
@@ -192,11 +164,11 @@ def full(facts: Facts) -> Iterator[Finding]:
             _told(facts, pair),
             _values(facts),
         )
-    if len(filling) > _SHOWN:
+    if len(filling) > SHOWN:
         yield Finding(
             Severity.WARNING,
             causes.CONNECTED,
-            f"{len(filling) - _SHOWN} more pairs of a source and a destination are as full",
+            f"{len(filling) - SHOWN} more pairs of a source and a destination are as full",
             ("`connectx usage` lists them all",),
         )
 
@@ -239,8 +211,8 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
         cause,
         f"{len(ports):,} of {facts.ports.size:,} source ports are {what} ({held[0].protocol})",
         (
-            f"{_numbers(states)}; {_owners(Counter(each.owner for each in held))}",
-            f"ports {_list_of(ports)}",
+            f"{numbers(states)}; {owners(Counter(each.owner for each in held))}",
+            f"ports {list_of(ports)}",
         ),
     )
 
@@ -273,9 +245,9 @@ def listeners(facts: Facts) -> Iterator[Finding]:
             causes.LISTENERS,
             f"{len(ports):,} listeners' ports lie in the range {facts.ports}",
             tuple(
-                f"{each.address}:{each.port} {each.owner}".rstrip() for each in found[: 2 * _SHOWN]
+                f"{each.address}:{each.port} {each.owner}".rstrip() for each in found[: 2 * SHOWN]
             ),
-            {"reserve": _reserve(facts, ports)},
+            {"reserve": reserve(facts, ports)},
         )
 
 
@@ -326,7 +298,7 @@ def leaks(facts: Facts) -> Iterator[Finding]:
             causes.CLOSE_WAIT,
             f"{waiting:,} connections are in CLOSE-WAIT",
             (
-                _owners(facts.close_wait),
+                owners(facts.close_wait),
                 f"{facts.close_wait_gain:+} in {facts.seconds:.1f} s",
             ),
         )
@@ -336,7 +308,7 @@ def leaks(facts: Facts) -> Iterator[Finding]:
                 Severity.WARNING,
                 causes.IDLE,
                 f"{pair.idle:,} connections from {pair.source} to {pair.destination} are idle",
-                (_owners(pair.owners), f"of {pair.capacity:,} ports"),
+                (owners(pair.owners), f"of {pair.capacity:,} ports"),
             )
 
 
@@ -349,7 +321,7 @@ def overshadowed(facts: Facts) -> Iterator[Finding]:
             f"{len(facts.overshadowed):,} UDP 4-tuples have more than one socket",
             tuple(
                 f"{each.source} -> {each.destination}: {', '.join(each.owners)}"
-                for each in facts.overshadowed[: 2 * _SHOWN]
+                for each in facts.overshadowed[: 2 * SHOWN]
             ),
         )
 
@@ -370,93 +342,6 @@ def not_honoured(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def timestamps_off(facts: Facts) -> Iterator[Finding]:
-    """No TIME_WAIT can be taken over."""
-    if not facts.tcp_timestamps:
-        yield Finding(
-            Severity.WARNING,
-            causes.TIMESTAMPS_OFF,
-            "TCP timestamps are off",
-            ("net.ipv4.tcp_timestamps is 0",),
-        )
-
-
-def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
-    """No more TIME_WAITs than a sysctl allows."""
-    if facts.time_wait is None:
-        return
-    count, most = facts.time_wait
-    # As many as 0 are no bound, but the kernel's own way to have none at all.
-    near = bool(most) and count >= _NEARLY * most
-    if not (near or facts.time_wait_overflows):
-        return
-    yield Finding(
-        Severity.WARNING if near or facts.overflows_gain else Severity.NOTE,
-        causes.TIME_WAIT_OVERFLOW,
-        f"{count:,} TIME_WAITs of {most:,} that there may be",
-        (
-            f"{facts.time_wait_overflows:,} connections ended without one (TCPTimeWaitOverflow)",
-            f"{facts.overflows_gain:,} of them in the last {facts.seconds:.1f} s",
-        ),
-        {"more": str(max(262144, 4 * most))},
-    )
-
-
-def descriptors(facts: Facts) -> Iterator[Finding]:
-    """Processes that run out of descriptors before they run out of ports."""
-    for each in facts.descriptors:
-        if each.used >= _NEARLY * each.limit:
-            yield Finding(
-                Severity.CRITICAL if each.used >= _LAST * each.limit else Severity.WARNING,
-                causes.DESCRIPTORS,
-                f"{each.owner} has {each.used:,} of {each.limit:,} descriptors open",
-                (f"/proc/{each.pid}/limits: Max open files {each.limit}",),
-                {"pid": str(each.pid), "more": str(min(4 * each.limit, _NR_OPEN))}
-                if each.limit < _NR_OPEN
-                else {},
-            )
-
-
-def conntrack(facts: Facts) -> Iterator[Finding]:
-    """A table of tracked connections that is nearly full."""
-    if facts.conntrack is None:
-        return
-    count, most = facts.conntrack
-    # 0 is no limit.
-    if most and count >= _NEARLY * most:
-        yield Finding(
-            Severity.CRITICAL if count >= _LAST * most else Severity.WARNING,
-            causes.CONNTRACK,
-            f"conntrack has {count:,} entries of {most:,}",
-            ("net.netfilter.nf_conntrack_count and nf_conntrack_max",),
-            {"more": str(2 * most)},
-        )
-
-
-def translated(facts: Facts) -> Iterator[Finding]:
-    """Translation to fewer ports than the host has."""
-    for each in facts.translations:
-        if each.ports.size < facts.ports.size:
-            yield Finding(
-                Severity.NOTE if each.forwarded else Severity.WARNING,
-                causes.TRANSLATED,
-                f"a rule translates to {each.ports.size:,} ports, fewer than the range's "
-                f"{facts.ports.size:,}",
-                (each.text,),
-            )
-
-
-def old_kernel(facts: Facts) -> Iterator[Finding]:
-    """What a newer kernel would bring."""
-    if facts.lacking:
-        yield Finding(
-            Severity.NOTE,
-            causes.OLD_KERNEL,
-            f"Linux {facts.kernel} lacks something that helps",
-            facts.lacking,
-        )
-
-
 RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     not_local,
     ipv6_off,
@@ -470,22 +355,14 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     not_honoured,
     time_wait,
     leaks,
-    descriptors,
-    conntrack,
-    translated,
-    time_wait_overflow,
+    surroundings.descriptors,
+    surroundings.conntrack,
+    surroundings.translated,
+    surroundings.time_wait_overflow,
     listeners,
-    timestamps_off,
-    old_kernel,
+    surroundings.timestamps_off,
+    surroundings.old_kernel,
 )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "40 s", "12 min", "3 h"."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _is_asked(facts: Facts, pair: Pair) -> bool:
@@ -501,7 +378,7 @@ def _is_asked(facts: Facts, pair: Pair) -> bool:
 
 def _told(facts: Facts, pair: Pair) -> tuple[str, ...]:
     """Whose the connections of a pair are, and where they are going."""
-    lines = [f"{_numbers(pair.states)}; {_owners(pair.owners)}"]
+    lines = [f"{numbers(pair.states)}; {owners(pair.owners)}"]
     if facts.seconds >= _A_RATE_TAKES:
         lines.append(f"{pair.rate:+.1f} ports a second over {facts.seconds:.1f} s")
         left = pair.capacity - pair.taken
@@ -520,7 +397,7 @@ def _values(facts: Facts) -> dict[str, str]:
         values["wider"] = f"{wider.low} {wider.high}"
     ports = {each.port for each in facts.holders if each.state == "LISTEN"}
     if ports:
-        values["reserve"] = _reserve(facts, ports)
+        values["reserve"] = reserve(facts, ports)
     return values
 
 
@@ -531,35 +408,3 @@ def _is_filling(pair: Pair, seconds: float) -> bool:
     grows = pair.rate * seconds > 3 * math.sqrt(pair.in_use)
     soon = grows and left < _SOON * pair.rate and share >= _SOON_SHARE
     return share >= FILLING or soon
-
-
-def _numbers(counts: Mapping[str, int]) -> str:
-    largest = sorted(counts.items(), key=lambda each: -each[1])
-    return ", ".join(f"{number:,} {name}" for name, number in largest)
-
-
-def _owners(counts: Mapping[str, int]) -> str:
-    """Who has them, the largest shares."""
-    named = sorted(((n, name) for name, n in counts.items() if name), reverse=True)
-    shown = [f"{name}: {number:,}" for number, name in named[:_SHOWN]]
-    if len(named) > _SHOWN:
-        shown.append(f"{len(named) - _SHOWN} more processes")
-    return "; ".join(shown) or "owned by nobody, or by processes that only root may see"
-
-
-def _list_of(ports: set[int]) -> str:
-    shown = [str(port) for port in sorted(ports)[: 2 * _SHOWN]]
-    return ", ".join(shown) + ", …" * (len(ports) > len(shown))
-
-
-def _reserve(facts: Facts, ports: Iterable[int]) -> str:
-    """The value for ip_local_reserved_ports that has these ports too."""
-    wanted = {port for hole in facts.reserved for port in range(hole.low, hole.high + 1)}
-    wanted.update(ports)
-    ranges: list[PortRange] = []
-    for port in sorted(wanted):
-        if ranges and ranges[-1].high == port - 1:
-            ranges[-1] = PortRange(ranges[-1].low, port)
-        else:
-            ranges.append(PortRange(port, port))
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)

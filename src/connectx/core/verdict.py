@@ -6,14 +6,14 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from connectx.core import causes
-from connectx.core.findings import FULL, Severity
+from connectx.core.finding import FULL, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from connectx.core.census import Census
     from connectx.core.facts import Asked, Facts
-    from connectx.core.findings import Finding
+    from connectx.core.finding import Finding
 
 #: The errnos that exhaustion has.
 OF_EXHAUSTION: Final = (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN)

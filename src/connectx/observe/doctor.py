@@ -8,7 +8,8 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
-from connectx.core.findings import Finding, Severity, find
+from connectx.core.finding import Finding, Severity
+from connectx.core.findings import find
 from connectx.core.verdict import verdict
 from connectx.errors import ConnectxError
 from connectx.observe.look import SOCKETS, Question, look

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.cli.usage_arguments import percent
-from connectx.core.findings import FILLING, FULL
+from connectx.core.finding import FILLING, FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
