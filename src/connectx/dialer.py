@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, milliseconds, open_connection
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.dialing import SWEPT_BY_A_CALL, SWEPT_IN_LINE, AnyDialer, Ear, hear
+from connectx.dialing import SWEPT_BY_A_CALL, SWEPT_IN_LINE, AnyDialer, Ear, hear, pass_on
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.network import NETWORKS
@@ -169,8 +169,8 @@ class Dialer(AnyDialer):
     def _create_at_once(self, name: Hashable, timeout: float | None) -> socket.socket | None:
         """The first try, where it needs no thought; None where it does, or finds no port."""
         dialing = self._dialing
-        budget = dialing.budget
-        if dialing.detached:
+        _, budget, detached = dialing.open
+        if detached:
             dialing.sweep(SWEPT_BY_A_CALL)
         try:
             place = budget.reserve_at_once(name)
@@ -286,6 +286,7 @@ class _Line:
 
     def __init__(self, to: Request, dial: Dial, dialing: Dialing) -> None:
         self._to = to
+        self._dial = dial
         self._ear = Ear(to, dial.heard, dialing.ended)
         self._events: DestroyEvents | None = None
 
@@ -298,7 +299,7 @@ class _Line:
         poll = select.poll()
         poll.register(place.descriptor, select.POLLIN)
         if step.first and self._events is None:
-            self._events = hear(self._to)
+            self._events = self._dial.take_over() or hear(self._to)
         if self._events is not None:
             poll.register(self._events.fileno(), select.POLLIN)
         deadline = time.monotonic() + step.seconds
@@ -315,7 +316,7 @@ class _Line:
 
     def close(self) -> None:
         """Hear no more, but for what has been told already."""
-        events, self._events = self._events, None
-        if events is not None:
-            with events:
-                events.take(self._ear.concerns)
+        for events in (self._events, self._dial.take_over()):
+            if events is not None:
+                pass_on(events, self._ear, self._dial)
+        self._events = None

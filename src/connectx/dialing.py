@@ -154,12 +154,15 @@ class Dialing:
         return begun
 
     @property
-    def budget(self) -> Budget:
+    def open(self) -> _Open:
         """What is open; nothing yet in a process that was forked meanwhile."""
         begun = self._open
-        if begun.pid != os.getpid():
-            begun = self._begin()
-        return begun.budget
+        return begun if begun.pid == os.getpid() else self._begin()
+
+    @property
+    def budget(self) -> Budget:
+        """The same as far as it is counted."""
+        return self.open.budget
 
     @property
     def detached(self) -> OrderedDict[bytes, _Detached]:
@@ -463,6 +466,18 @@ def hear(to: Request) -> DestroyEvents | None:
     except OSError:
         # An old kernel, or no descriptor left: looking now and then has to do.
         return None
+
+
+def pass_on(events: DestroyEvents, ear: Ear, dial: Dial) -> None:
+    """Take what has been told by now, and leave what is still to be told to the next in line."""
+    try:
+        events.take(ear.concerns)
+        if dial.hand_on(events):
+            return
+    except BaseException:
+        events.close()
+        raise
+    events.close()
 
 
 class Ear:

@@ -649,6 +649,25 @@ class TestFull:
         held.release()
         world.nothing_is_kept()
 
+    def test_what_is_heard_by_is_handed_on_to_who_is_in_line(self) -> None:
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        first, second = world.call(), world.call()
+        ear, other = object(), object()
+        first.cancel()
+        assert first.dial.hand_on(ear)
+        assert not first.dial.hand_on(other)
+        assert second.dial.take_over() is ear
+        assert second.dial.take_over() is None
+        second.cancel()
+        assert not second.dial.hand_on(ear)
+        held.release()
+        alone = world.call()
+        assert alone.dial.take_over() is None
+        assert not alone.dial.hand_on(ear)
+        alone.cancel()
+        world.nothing_is_kept()
+
 
 class TestCancelled:
     """The generator is closed, in every state there is."""

@@ -23,7 +23,7 @@ from connectx.aio.connecting import (
 )
 from connectx.borrowed import Borrowed
 from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.dialing import SWEPT_IN_LINE, AnyDialer, Dialing, Ear, hear
+from connectx.dialing import SWEPT_IN_LINE, AnyDialer, Dialing, Ear, hear, pass_on
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.network import NETWORKS
@@ -287,6 +287,7 @@ class _Line:
 
     def __init__(self, to: Request, dial: Dial, dialing: Dialing) -> None:
         self._to = to
+        self._dial = dial
         self._ear = Ear(to, dial.heard, dialing.ended)
         self._hint = 0.0
         self._alarm: asyncio.TimerHandle | None = None
@@ -302,7 +303,7 @@ class _Line:
             return
         place = cast("_Place", step.turn)
         if step.first and self._events is None:
-            self._events = hear(self._to)
+            self._events = self._dial.take_over() or hear(self._to)
             if self._events is not None:
                 self._loop.add_reader(self._events.fileno(), self._heard, self._events, place)
         await place.wait(step.seconds)
@@ -321,5 +322,6 @@ class _Line:
         events, self._events = self._events, None
         if events is not None:
             self._loop.remove_reader(events.fileno())
-            with events:
-                events.take(self._ear.concerns)
+        for each in (events, self._dial.take_over()):
+            if each is not None:
+                pass_on(each, self._ear, self._dial)

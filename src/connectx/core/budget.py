@@ -399,6 +399,20 @@ class Budget:
             self._forget(destination)
         destination.wake(lane)
 
+    def hand_on(self, destination: Destination, ear: object) -> bool:
+        """Keep what ends are heard by for the next in line; False if nobody is, or has another."""
+        with self._lock:
+            if not destination.lines or destination.ear is not None:
+                return False
+            destination.ear = ear
+            return True
+
+    def take_over(self, destination: Destination) -> Any:
+        """What the last in line to hear has handed on; None if that is nothing."""
+        with self._lock:
+            ear, destination.ear = destination.ear, None
+        return ear
+
     def now(self) -> float:
         """The time, in seconds."""
         return self._clock()
@@ -455,6 +469,7 @@ class Dial:
         "_budget",
         "_deadline",
         "_hears",
+        "_joined",
         "_key",
         "_lane",
         "_lease",
@@ -489,6 +504,8 @@ class Dial:
         self.line: Destination | None = None
         self._place: Turn | None = None
         self._deadline = 0.0
+        # The same when it has left.
+        self._joined: Destination | None = None
         # Whether it hears of others' ends, as the first in line.
         self._hears = False
 
@@ -578,7 +595,7 @@ class Dial:
         if place is None:
             self._deadline = now + self._wait
             place = self._place = self._turn()
-        line = self._budget.join(self, self._key, place, self._lane, again=again)
+        line = self._joined = self._budget.join(self, self._key, place, self._lane, again=again)
         if not again:
             self._budget.joined(self._key)
         return line, place
@@ -600,6 +617,14 @@ class Dial:
         known.clear(host)
         if self.line is None:
             known.wake(host)
+
+    def take_over(self) -> Any:
+        """What the last in line to hear has handed on: no end is missed in between."""
+        return None if self._joined is None else self._budget.take_over(self._joined)
+
+    def hand_on(self, ear: object) -> bool:
+        """Hand it on to whoever is in line; False if nobody wants it."""
+        return self._joined is not None and self._budget.hand_on(self._joined, ear)
 
     def _tries(self, failure: Exception) -> Generator[Try, Exception, Exception]:
         """Every source and range once; returns what the last one met with.

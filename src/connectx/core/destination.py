@@ -41,6 +41,7 @@ class Destination:
     open: connections by source address. seen: others' connections by source address,
     as the kernel said last. total: all of `open`.
     lines: who waits, the first one first, by the source waited for; "" for any. None is empty.
+    ear: what ends were heard by, for the next in line, while nobody hears.
     full: until when a source's range need not be tried before others, nor by who waits.
     last: the source address that was tried last. searching: those that are tried now, and
     where nothing has ended meanwhile.
@@ -49,6 +50,7 @@ class Destination:
     """
 
     __slots__ = (
+        "ear",
         "full",
         "key",
         "last",
@@ -72,6 +74,7 @@ class Destination:
         self.full: dict[tuple[str, PortRange | None], float] = {}
         self.last = ""
         self.searching: set[str] = set()
+        self.ear: Any = None
         self.total = 0
         self.lines: dict[str, deque[Turn]] = {}
 
