@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import threading
-import time
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, cast
 
 from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, milliseconds, open_connection
@@ -169,8 +169,9 @@ class Dialer(AnyDialer):
     def _create_at_once(self, name: Hashable, timeout: float | None) -> socket.socket | None:
         """The first try, where it needs no thought; None where it does, or finds no port."""
         dialing = self._dialing
-        _, budget, detached = dialing.open
-        if detached:
+        known = dialing.open
+        budget = known.budget
+        if known.detached:
             dialing.sweep(SWEPT_BY_A_CALL)
         try:
             place = budget.reserve_at_once(name)
@@ -180,13 +181,13 @@ class Dialer(AnyDialer):
         if place is None:
             return None
         request, lease = place
-        begun = time.monotonic()
+        begun = monotonic()
         try:
             sock = open_connection(request, timeout, dialing.first_options)
         except PortsExhausted as error:
             lease.release()
             budget.failed_at_once(error)
-            budget.searched(time.monotonic() - begun)
+            budget.searched(monotonic() - begun)
             budget.retried(error.attempts)
             return None
         except BaseException as error:
@@ -231,11 +232,11 @@ class Dialer(AnyDialer):
                     step = next(steps)
                     continue
                 request = dialing.request(to.address, step.host, to.type, to.proto)
-                begun = time.monotonic()
+                begun = monotonic()
                 try:
                     sock = connect(request, step.ports, dial)
                 except PortsExhausted as error:
-                    dialing.budget.searched(time.monotonic() - begun)
+                    dialing.budget.searched(monotonic() - begun)
                     step = steps.send(error)
                     continue
                 except OSError as error:
@@ -294,7 +295,7 @@ class _Line:
         """Wait until the place is woken, a connection to the destination ends, or time is up."""
         place = cast("_Place", step.turn)
         if step.rest:
-            time.sleep(step.seconds)
+            sleep(step.seconds)
             return
         poll = select.poll()
         poll.register(place.descriptor, select.POLLIN)
@@ -302,9 +303,9 @@ class _Line:
             self._events = self._dial.take_over() or hear(self._to)
         if self._events is not None:
             poll.register(self._events.fileno(), select.POLLIN)
-        deadline = time.monotonic() + step.seconds
+        deadline = monotonic() + step.seconds
         self._ear.hinted = False
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - monotonic()) > 0:
             for descriptor, _ in poll.poll(milliseconds(left)):
                 if descriptor == place.descriptor:
                     os.eventfd_read(descriptor)
@@ -312,7 +313,7 @@ class _Line:
                 if self._events is not None and self._events.take(self._ear.concerns):
                     return
                 if self._ear.hinted:
-                    deadline = min(deadline, time.monotonic() + step.hint)
+                    deadline = min(deadline, monotonic() + step.hint)
 
     def close(self) -> None:
         """Hear no more, but for what has been told already."""

@@ -73,16 +73,20 @@ class Stats(NamedTuple):
     unserved: int
 
 
-class _Open(NamedTuple):
+class _Open:
     """What a process has open.
 
     detached: by SO_COOKIE, which an end that is told has as well; those that were looked
     at come last.
     """
 
-    pid: int
-    budget: Budget
-    detached: OrderedDict[bytes, _Detached]
+    # No named tuple, whose attributes take longer to load.
+    __slots__ = ("budget", "detached", "pid")
+
+    def __init__(self, pid: int, budget: Budget) -> None:
+        self.pid = pid
+        self.budget = budget
+        self.detached: OrderedDict[bytes, _Detached] = OrderedDict()
 
 
 class Dialing:
@@ -147,7 +151,7 @@ class Dialing:
         )
         # Of threads that come here at once the first one's is everybody's. Not by a lock:
         # the parent's thread that holds it might not be in the child.
-        begun = self._open = self._begun.setdefault(pid, _Open(pid, budget, OrderedDict()))
+        begun = self._open = self._begun.setdefault(pid, _Open(pid, budget))
         for other in tuple(self._begun):
             if other != pid:
                 self._begun.pop(other, None)

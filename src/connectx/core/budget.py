@@ -255,8 +255,9 @@ class Budget:
             destination.total = total + 1
             counts[host] += 1
             lease.budget = self
-            self.counters.attempts += 1
-            self.counters.opened += 1
+            counters = self.counters
+            counters.attempts += 1
+            counters.opened += 1
         return requests[host], lease
 
     def _not_full(self, destination: Destination) -> dict[str, Any]:
