@@ -18,6 +18,7 @@ from connectx.testing.namespaces import Network, experiment_network
 from connectx.testing.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
+from tests.observe.names import named
 
 LOW, HIGH = 20000, 20009
 PORT = 9000
@@ -114,6 +115,24 @@ class TestTable:
         assert titles[-1] == "processes"
         assert len(rows) == 3
         assert all(f"({os.getpid()}" in " ".join(row) for row in rows)
+
+    def test_what_looks_like_markup_or_an_emoji(
+        self, network: Network, closing: contextlib.ExitStack
+    ) -> None:
+        closing.enter_context(named("x[/]y"))
+        # As rich has them, ":a:" is an emoji, and "[fd00::1]" a style.
+        hosts = ("fd00::1", "2001:db8:a:b::1")
+        for host in hosts:
+            network.add_address(host)
+            sock = closing.enter_context(socket.create_connection((host, PORT)))
+            reset_on_close(sock)
+        for arguments in ([], ["--by", "destination"], ["--by", "process"], ["--processes"]):
+            done = connectx("usage", *arguments)
+            assert (done.returncode, done.stderr) == (0, "")
+            if arguments != ["--by", "process"]:
+                assert all(f" [{host}]:{PORT} " in done.stdout for host in hosts)
+            if len(arguments) == 1:
+                assert " x[/]y (" in done.stdout
 
     def test_filters(self) -> None:
         assert [row[0] for row in lines("--protocol", "udp")[2:]] == ["udp"]

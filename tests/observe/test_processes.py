@@ -10,6 +10,7 @@ import pytest
 
 from connectx.observe import processes
 from connectx.observe.processes import Owners, Process, owners, unit_in
+from tests.observe.names import named
 
 ID = "0123456789abcdef" * 4
 SHORT = ID[:12]
@@ -75,6 +76,22 @@ def test_the_unit_or_container(name: str) -> None:
 def test_a_process_as_text() -> None:
     assert str(Process(7, "web", "")) == "web (7)"
     assert str(Process(7, "web", SHORT)) == f"web (7, {SHORT})"
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("x[/]y", "x[/]y"),
+        ("\x1b]0;HI\x07", "\\x1b]0;HI\\x07"),
+        ("two\nlines\n", "two\\nlines\\n"),
+        ("\u202etxt", "\\u202etxt"),
+        ("añejo 猫", "añejo 猫"),
+    ],
+)
+def test_a_name_that_is_no_text_for_a_terminal(name: str, shown: str) -> None:
+    with named(name), socket.socket() as sock:
+        (process,) = owners().by_inode[os.fstat(sock.fileno()).st_ino]
+    assert process.command == shown
 
 
 OWNER = """

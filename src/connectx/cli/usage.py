@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import argparse
 
     from rich.table import Table
+    from rich.text import Text
 
     from connectx.observe.groups import Group
     from connectx.observe.usage import Row, Snapshot
@@ -168,14 +169,16 @@ def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
     from connectx.observe.groups import group  # noqa: PLC0415 - as above
 
     # Piped, a row is a line, which grep and awk can take; a terminal has it folded.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    # An address such as 2001:db8:a:b::1 has the name of an emoji in it, and a process may have
+    # markup in its own.
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     if arguments.watch and console.is_terminal:
         console.clear()
     held = ", ".join(f"{number} held ({name})" for name, number in taken.held.items() if number)
     console.print(
         f"{taken.taken_at:%H:%M:%S} UTC, {taken.netns}: source ports {taken.ports}, "
-        f"{taken.reserved} reserved{', ' + held if held else ''}",
-        markup=False,
+        f"{taken.reserved} reserved{', ' + held if held else ''}"
     )
     if arguments.by == "pair":
         number = len(taken.rows)
@@ -252,9 +255,10 @@ def _table_of_groups(groups: list[Group], by: str) -> Table:
     return table
 
 
-def _share(share: float) -> str:
+def _share(share: float) -> Text:
+    from rich.text import Text  # noqa: PLC0415 - as above
+
     from connectx.core.finding import FILLING, FULL  # noqa: PLC0415 - as above
 
     colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
-    text = percent(share)
-    return f"[{colour}]{text}[/]" if colour else text
+    return Text(percent(share), colour)

@@ -17,6 +17,7 @@ class Process(NamedTuple):
 
     pid: its id, in the PID namespace of /proc. command: as in ps(1)'s comm.
     unit: systemd's unit, or a container's id of 12 digits; "" for neither.
+    What a terminal would not print is escaped in both, as in a string of Python's.
     """
 
     pid: int
@@ -79,8 +80,14 @@ def _inodes(directory: str) -> set[int]:
 
 
 def _process(pid: int) -> Process:
-    return Process(
-        pid, _read(f"/proc/{pid}/comm").rstrip("\n"), unit_in(_read(f"/proc/{pid}/cgroup"))
+    command = _read(f"/proc/{pid}/comm").removesuffix("\n")
+    return Process(pid, _printable(command), _printable(unit_in(_read(f"/proc/{pid}/cgroup"))))
+
+
+def _printable(name: str) -> str:
+    # Any process names itself as it likes (prctl(2)), and root reads that on a terminal.
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
     )
 
 
