@@ -19,6 +19,7 @@ from connectx.testing.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 from tests.observe.names import named
+from tests.observe.time_waits import leave_time_wait
 
 LOW, HIGH = 20000, 20009
 PORT = 9000
@@ -61,7 +62,8 @@ def found(*arguments: str) -> dict[str, object]:
 
 class TestTable:
     def test_the_fullest_first(self) -> None:
-        (head, titles, *rows) = lines()
+        (head, unshared, titles, *rows) = lines()
+        assert " ".join(unshared) == ("udp: 8 of 10 ports are free for sockets that do not share")
         assert " ".join(head[1:2] + head[3:]) == f"UTC, source ports {LOW}-{HIGH}, 0 reserved"
         assert " ".join(titles) == "protocol source destination in use of full states"
         assert [" ".join(row) for row in rows] == [
@@ -78,7 +80,7 @@ class TestTable:
         assert " ".join(last) == "No source port of the range is in use."
 
     def test_the_first_only(self) -> None:
-        (_, _, first, last) = lines("--top", "1")
+        (_, _, _, first, last) = lines("--top", "1")
         assert first[:3] == ["tcp", "127.0.0.1", "127.0.0.1:9000"]
         assert last == ["2", "more"]
         assert lines("--top", "3")[-1][0] == "udp"
@@ -99,19 +101,19 @@ class TestTable:
         ],
     )
     def test_by(self, by: str, expected: list[str]) -> None:
-        (_, titles, *rows) = lines("--by", by)
+        (_, _, titles, *rows) = lines("--by", by)
         assert " ".join(titles) == f"protocol {by} in use of pairs fullest pair full"
         for row, start in zip(rows, expected, strict=True):
             assert " ".join(row).startswith(f"{start} ")
         assert " ".join(rows[0]).endswith("127.0.0.1 to 127.0.0.1:9000 100.0 %")
 
     def test_by_process(self) -> None:
-        (_, _, *rows) = lines("--by", "process")
+        (_, _, _, *rows) = lines("--by", "process")
         assert [row[0] for row in rows] == ["tcp", "udp"]
         assert all(f"({os.getpid()}" in " ".join(row) for row in rows)
 
     def test_with_processes(self) -> None:
-        (_, titles, *rows) = lines("--processes")
+        (_, _, titles, *rows) = lines("--processes")
         assert titles[-1] == "processes"
         assert len(rows) == 3
         assert all(f"({os.getpid()}" in " ".join(row) for row in rows)
@@ -135,27 +137,64 @@ class TestTable:
                 assert " x[/]y (" in done.stdout
 
     def test_filters(self) -> None:
-        assert [row[0] for row in lines("--protocol", "udp")[2:]] == ["udp"]
-        assert [row[1] for row in lines("--source", "::1")[2:]] == ["::1"]
-        assert len(lines("--destination", f"127.0.0.1:{PORT}")[2:]) == 2
-        assert len(lines("--destination", f":{PORT}")[2:]) == 3
-        assert len(lines("--destination", "[::1]:1")[2:]) == 1
+        assert [row[0] for row in lines("--protocol", "udp")[3:]] == ["udp"]
+        assert [row[1] for row in lines("--source", "::1")[3:]] == ["::1"]
+        assert len(lines("--destination", f"127.0.0.1:{PORT}")[3:]) == 2
+        assert len(lines("--destination", f":{PORT}")[3:]) == 3
+        assert len(lines("--destination", "[::1]:1")[3:]) == 1
+
+    def test_what_a_connect_may_take_over(self, network: Network, servers: Servers) -> None:
+        network.sysctl("net.ipv4.tcp_tw_reuse", 1)
+        if not Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
+            pytest.skip("kernel: before 6.14 the delay is a second")
+        # A millisecond: the command takes longer to start.
+        network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
+        listener = servers.listen("127.0.0.5", PORT + 1)
+        leave_time_wait(listener, ("127.0.0.5", PORT + 1))
+        (_, titles, row) = lines("--destination", "127.0.0.5", "--protocol", "tcp")
+        assert " ".join(titles) == "protocol source destination in use reusable of full states"
+        assert " ".join(row) == "tcp 127.0.0.1 127.0.0.5:9001 1 1 10 0.0 % TIME-WAIT 1"
+        ((_, taken),) = {
+            (row["destination"], (row["in_use"], row["reusable"], row["utilisation"]))
+            for row in found("--destination", "127.0.0.5")["rows"]  # type: ignore[attr-defined]
+        }
+        assert taken == (1, 1, 0.0)
+
+    def test_link_local_addresses(self, network: Network, closing: contextlib.ExitStack) -> None:
+        for device in ("one", "two"):
+            network.add_device_pair(device, f"{device}-peer")
+            network.add_address("fe80::1", 64, device)
+            sock = closing.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            # The device has another such address, of its own making.
+            sock.bind(("fe80::1", 0, 0, socket.if_nametoindex(device)))
+            sock.connect(("fe80::9", PORT, 0, socket.if_nametoindex(device)))
+        index = socket.if_nametoindex("one")
+        (*_, row) = lines("--destination", f"[fe80::9%one]:{PORT}")
+        assert row[:3] == ["udp", f"fe80::1%{index}", f"[fe80::9%{index}]:{PORT}"]
+        assert len(lines("--destination", "fe80::9")[3:]) == 2
+        assert connectx("usage", "--destination", "fe80::9%three").stderr == (
+            "connectx usage: [Errno 19] there is no such device: three\n"
+        )
 
 
 class TestJson:
     def test_schema(self) -> None:
         result = found()
-        assert list(result) == ["taken_at", "netns", "range", "reserved", "held", "rows"]
+        assert list(result) == [
+            "taken_at", "netns", "range", "reserved", "held", "unshared", "rows"
+        ]  # fmt: skip
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", str(result["taken_at"]))
         assert result["netns"] == str(Path("/proc/thread-self/ns/net").readlink())
         assert result["range"] == [LOW, HIGH]
         assert (result["reserved"], result["held"]) == (0, {"tcp": 0, "udp": 0})
+        assert result["unshared"] == {"udp": 8}
         assert result["rows"] == [
             {
                 "protocol": protocol,
                 "source": host,
                 "destination": destination,
                 "in_use": number,
+                "reusable": 0,
                 "capacity": 10,
                 "utilisation": number / 10,
                 "states": {"ESTAB": number},
@@ -175,7 +214,8 @@ class TestJson:
         assert (process["pid"], process["in_use"]) == (os.getpid(), 10)
         assert process.keys() == {"pid", "command", "unit", "in_use"}
         assert row.keys() == {
-            "protocol", "source", "destination", "in_use", "capacity", "utilisation", "states"
+            "protocol", "source", "destination", "in_use", "reusable", "capacity", "utilisation",
+            "states"
         }  # fmt: skip
 
     def test_groups(self) -> None:
@@ -336,7 +376,7 @@ class TestErrors:
         def refuse(*_: object, **__: object) -> None:
             raise NetlinkError(2, "No such file or directory")
 
-        monkeypatch.setattr("connectx.observe.usage.records", refuse)
+        monkeypatch.setattr("connectx.observe.holders.with_v6only", refuse)
         assert main(["usage"]) == 1
         assert "No such file" in capsys.readouterr().err
 

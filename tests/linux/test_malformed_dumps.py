@@ -13,7 +13,7 @@ from connectx.addresses import PortRange
 from connectx.linux import uapi
 from connectx.linux.netlink import DumpInterrupted, MalformedMessage, NetlinkError, messages, status
 from connectx.linux.sock_diag import SocketRecord, decode_record
-from connectx.linux.socket_dump import Filter, Group, ports_toward, records, tally
+from connectx.linux.socket_dump import Filter, Group, ports_toward, records, source_ports, tally
 from connectx.linux.structs import NLMSGHDR
 from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
 from tests.linux.sockets import IPV6
@@ -62,7 +62,7 @@ def expected_records(replies: Replies) -> list[SocketRecord]:
 
 def expected_tally(replies: Replies) -> dict[Group, int]:
     return Counter(
-        Group(each.family, each.state, each.source, each.destination, each.destination_port)
+        Group(*each[:3], each.destination, each.destination_port, each.interface)
         for each in expected_records(replies)
     )
 
@@ -91,10 +91,20 @@ def found_tally(replies: Replies) -> dict[Group, int]:
         return tally(netlink, None, WANTED)
 
 
+def expected_source_ports(replies: Replies) -> set[int]:
+    return {port for some in expected_ports(replies).values() for port in some}
+
+
+def found_source_ports(replies: Replies) -> set[int]:
+    with replaying(replies) as netlink:
+        return source_ports(netlink, WANTED)
+
+
 DECODERS: dict[str, tuple[Callable[[Replies], Any], Callable[[Replies], Any]]] = {
     "records": (found_records, expected_records),
     "tally": (found_tally, expected_tally),
     "ports_toward": (found_ports, expected_ports),
+    "source_ports": (found_source_ports, expected_source_ports),
 }
 
 
@@ -184,6 +194,8 @@ class TestIncomplete:
         found, _ = DECODERS[name]
         if name == "ports_toward":
             assert found([reply, done()]) == {0: [0]}
+        elif name == "source_ports":
+            assert found([reply, done()]) == {0}
         else:
             with pytest.raises(MalformedMessage):
                 found([reply, done()])

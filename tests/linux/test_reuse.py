@@ -15,17 +15,9 @@ from connectx.linux.socket_dump import Filter, records
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.kernel.raw import FIRST
+from tests.observe.time_waits import leave_time_wait
 
 HERE = ("127.0.0.1", FIRST)
-
-
-def leave_time_wait(listener: socket.socket, destination: tuple[str, int]) -> None:
-    with socket.create_connection(destination) as sock:
-        accepted, _ = listener.accept()
-        sock.shutdown(socket.SHUT_WR)
-        assert accepted.recv(1) == b""
-        accepted.close()
-        assert sock.recv(1) == b""
 
 
 def time_wait() -> SocketRecord:

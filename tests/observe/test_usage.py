@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import netns
 from connectx.observe import snapshot
+from connectx.observe.history import Pair
+from connectx.observe.pair import look
 from connectx.observe.processes import owners
 from connectx.testing.namespaces import Network, experiment_network
 from connectx.testing.servers import Servers
 from tests.api.calls import reset_on_close
+from tests.observe.time_waits import leave_time_wait
 
 LOW, HIGH = 20000, 20099
 PORT = 9000
@@ -81,13 +85,7 @@ def test_pairs_of_source_and_destination(opened: Callable[..., socket.socket]) -
 
 
 def test_states(opened: Callable[..., socket.socket], servers: Servers) -> None:
-    listener = servers.listen("127.0.0.5", PORT + 1)
-    with socket.create_connection(("127.0.0.5", PORT + 1)) as client:
-        server, _ = listener.accept()
-        client.shutdown(socket.SHUT_WR)
-        server.recv(1)
-        server.close()
-        client.recv(1)
+    leave_time_wait(servers.listen("127.0.0.5", PORT + 1), ("127.0.0.5", PORT + 1))
     opened("127.0.0.5")
     taken = {row.destination.port: row.states for row in snapshot().rows}
     assert taken == {PORT: {"ESTAB": 1}, PORT + 1: {"TIME-WAIT": 1}}
@@ -150,6 +148,216 @@ def test_a_full_destination_is_full(network: Network, opened: Callable[..., sock
     (first, second) = snapshot().rows
     assert (first.utilisation, first.free) == (1.0, 0)
     assert second.in_use == 1
+
+
+@pytest.mark.parametrize("destinations", [1, 7])
+@pytest.mark.parametrize("processes", [False, True])
+def test_what_a_connect_may_take_over_is_free(
+    network: Network, servers: Servers, destinations: int, *, processes: bool
+) -> None:
+    if not Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
+        pytest.skip("kernel: before 6.14 the delay is a second")
+    # An even number: of an odd one connect() may pass over the last port.
+    network.port_range(LOW, LOW + 3)
+    network.sysctl("net.ipv4.tcp_tw_reuse_delay", 59_000)
+    network.add_address("192.0.2.7")
+    listener = servers.listen("::", PORT)
+    hosts = ["192.0.2.7", *(f"127.0.0.{number}" for number in range(1, destinations + 1))]
+
+    def leave_time_waits(number: int) -> None:
+        for host in hosts:
+            for _ in range(number):
+                leave_time_wait(listener, (host, PORT))
+
+    leave_time_waits(4)
+    before = snapshot(processes=processes)
+    assert [(row.in_use, row.reusable, row.free, row.utilisation) for row in before.rows] == [
+        (4, 0, 0, 1.0)
+    ] * len(hosts)
+    network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
+    rows = snapshot(processes=processes).rows
+    # Until the last one is a millisecond old.
+    deadline = time.monotonic() + 10
+    while any(row.reusable != 4 for row in rows[1:]) and time.monotonic() < deadline:
+        rows = snapshot(processes=processes).rows
+    # By default only between loopback addresses.
+    assert (rows[0].destination.host, rows[0].reusable, rows[0].free) == ("192.0.2.7", 0, 0)
+    assert all((row.in_use, row.taken, row.free) == (4, 0, 4) for row in rows[1:])
+    assert {row.utilisation for row in rows[1:]} == {0.0}
+    hosts.pop(0)
+    # And so it is.
+    leave_time_waits(1)
+    network.sysctl("net.ipv4.tcp_timestamps", 0)
+    assert {row.reusable for row in snapshot(processes=processes).rows} == {0}
+
+
+class TestUnshared:
+    def test_what_a_plain_connect_can_have(
+        self, network: Network, closing: contextlib.ExitStack
+    ) -> None:
+        network.port_range(LOW, LOW + 19)
+        network.reserved_ports(f"{LOW},{LOW + 1}")
+
+        def plain(host: str) -> socket.socket:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            sock = closing.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sock.connect((host, PORT))
+            return sock
+
+        assert snapshot().unshared == {"udp": 18}
+        for number in range(10):
+            plain(f"127.0.1.{number}")
+        plain("::1")
+        servers = [closing.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2)]
+        # One more, and one that is reserved anyway.
+        servers[0].bind(("127.0.0.9", LOW + 1))
+        used = {port for port in range(LOW + 2, LOW + 20) if not is_free(port)}
+        servers[1].bind(("127.0.0.9", min(set(range(LOW + 2, LOW + 20)) - used)))
+        taken = snapshot(protocols=["tcp", "udp"], destination=Endpoint("127.0.1.1", 0))
+        assert taken.unshared == {"udp": 18 - len(used) - 1} == {"udp": 6}
+        assert taken.rows[0].utilisation < 0.1
+        for number in range(6):
+            plain(f"127.0.2.{number}")
+        with pytest.raises(BlockingIOError):
+            plain("127.0.3.1")
+        assert snapshot().unshared == {"udp": 0}
+
+    def test_tcp_has_none(self, network: Network) -> None:
+        del network
+        assert snapshot(protocols=["tcp"]).unshared == {}
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+class TestWildcards:
+    """UDP receivers on all addresses hold the ports of the families that they are for."""
+
+    @pytest.fixture
+    def received(self, network: Network, closing: contextlib.ExitStack) -> Callable[..., None]:
+        network.port_range(LOW, HIGH)
+
+        def receive(host: str, *ports: int, v6only: bool = False) -> None:
+            for port in ports:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                sock = closing.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                if v6only:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((host, port))
+
+        return receive
+
+    @pytest.fixture
+    def capacities(
+        self, closing: contextlib.ExitStack
+    ) -> Callable[..., dict[str, tuple[int, int]]]:
+        def capacities(port: int, *families: str) -> dict[str, tuple[int, int]]:
+            """Of IPv4, IPv6 and IPv4-mapped sockets on a port: how many are counted, of how many.
+
+            families: those where the port is free.
+            """
+            for host in families or ("127.0.0.1", "::1"):
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                sock = closing.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                sock.bind((host, port))
+                sock.connect((host, PORT))
+            return {row.source: (row.in_use, row.capacity) for row in snapshot().rows}
+
+        return capacities
+
+    def test_of_ipv6_only(
+        self,
+        received: Callable[..., None],
+        capacities: Callable[..., dict[str, tuple[int, int]]],
+    ) -> None:
+        received("::", LOW, LOW + 1, v6only=True)
+        assert capacities(LOW, "127.0.0.1") == {"127.0.0.1": (1, 100)}
+        assert capacities(LOW + 1, "::ffff:127.0.0.1") == {"127.0.0.1": (2, 100)}
+        assert capacities(LOW + 2) == {"127.0.0.1": (3, 100), "::1": (1, 98)}
+        assert snapshot().held["udp"] == 2
+
+    def test_of_ipv4_only(
+        self,
+        received: Callable[..., None],
+        capacities: Callable[..., dict[str, tuple[int, int]]],
+    ) -> None:
+        received("0.0.0.0", LOW, LOW + 1)
+        assert capacities(LOW, "::1") == {"::1": (1, 100)}
+        assert capacities(LOW + 2) == {"127.0.0.1": (1, 98), "::1": (2, 100)}
+        assert snapshot().held["udp"] == 2
+
+    def test_of_both(
+        self,
+        received: Callable[..., None],
+        capacities: Callable[..., dict[str, tuple[int, int]]],
+    ) -> None:
+        received("::", LOW, LOW + 1)
+        received("::1", LOW + 5)
+        assert capacities(LOW + 2) == {"127.0.0.1": (1, 98), "::1": (1, 97)}
+        assert snapshot().held["udp"] == 2
+
+    def test_of_tcp_any_of_them_is_held_for_all(
+        self, network: Network, opened: Callable[..., socket.socket], servers: Servers
+    ) -> None:
+        servers.listen("::1", LOW)
+        network.port_range(LOW, HIGH)
+        for host in ("127.0.0.1", "::1"):
+            opened(host)
+        assert {row.capacity for row in snapshot().rows} == {99}
+
+
+class TestLinkLocal:
+    """An address and a port on two devices are two destinations."""
+
+    @pytest.fixture
+    def devices(self, network: Network, closing: contextlib.ExitStack) -> dict[str, int]:
+        network.port_range(LOW, LOW + 19)
+        indexes = {}
+        for device, number in (("one", 12), ("two", 9)):
+            network.add_device_pair(device, f"{device}-peer")
+            network.add_address("fe80::1", 64, device)
+            indexes[device] = socket.if_nametoindex(device)
+            for _ in range(number):
+                sock = closing.enter_context(socket.socket(socket.AF_INET6))
+                sock.setblocking(False)  # noqa: FBT003 - named so by socket
+                sock.bind(("fe80::1", 0, 0, indexes[device]))
+                sock.connect_ex(("fe80::9", PORT, 0, indexes[device]))
+        return indexes
+
+    def test_each_is_counted_by_itself(self, devices: dict[str, int]) -> None:
+        found = [(row.source, row.destination, row.in_use) for row in snapshot().rows]
+        assert found == [
+            (f"fe80::1%{devices[name]}", Endpoint("fe80::9", PORT, 0, devices[name]), number)
+            for name, number in (("one", 12), ("two", 9))
+        ]
+        assert str(found[0][1]) == f"[fe80::9%{devices['one']}]:{PORT}"
+
+    def test_filters(self, devices: dict[str, int]) -> None:
+        one = devices["one"]
+        for arguments in (
+            {"destination": Endpoint("fe80::9%one", PORT)},
+            {"destination": Endpoint(f"fe80::9%{one}", 0)},
+            {"destination": Endpoint("fe80::9", PORT, 0, one)},
+            {"source": "fe80::1%one"},
+            {"source": "fe80::1%one", "destination": Endpoint(f"fe80::9%{one}", 0)},
+        ):
+            assert [row.in_use for row in snapshot(**arguments).rows] == [12]
+        assert len(snapshot(destination=Endpoint("fe80::9", PORT)).rows) == 2
+        with pytest.raises(ValueError, match="not on one device"):
+            snapshot(source="fe80::1%two", destination=Endpoint("fe80::9%one", PORT))
+        with pytest.raises(OSError, match="no such device: three"):
+            snapshot(source="fe80::1%three")
+
+    def test_a_closer_look(self, devices: dict[str, int]) -> None:
+        del devices
+        for row in snapshot().rows:
+            assert sum(look(Pair.of(row)).states.values()) == row.in_use
 
 
 def test_filters(opened: Callable[..., socket.socket]) -> None:

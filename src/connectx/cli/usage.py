@@ -31,12 +31,18 @@ NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
 EXAMPLE: Final = "connectx usage --top 10 --watch 2"
 
+_UNSEEN: Final = """\
+It cannot see which ports are locked by sockets that were bound before they connected:
+`connectx doctor` tries that out. Connections that were accepted count as ones that were
+made from here, once nobody listens on their port any more."""
+
 #: Columns of what is piped.
 _PIPED_WIDTH: Final = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    parser.epilog = f"{parser.epilog}\n\n{_UNSEEN}"
     parser.add_argument(
         "--by",
         choices=["pair", "source", "destination", "process", "state"],
@@ -123,6 +129,7 @@ def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
         "range": list(taken.ports),
         "reserved": taken.reserved,
         "held": taken.held,
+        "unshared": dict(taken.unshared),
         "rows": rows,
     }
 
@@ -133,6 +140,7 @@ def _row_as_json(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
         "source": row.source,
         "destination": str(row.destination),
         "in_use": row.in_use,
+        "reusable": row.reusable,
         "capacity": row.capacity,
         "utilisation": round(row.utilisation, 3),
         "states": dict(row.states),
@@ -180,6 +188,12 @@ def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
         f"{taken.taken_at:%H:%M:%S} UTC, {taken.netns}: source ports {taken.ports}, "
         f"{taken.reserved} reserved{', ' + held if held else ''}"
     )
+    for name, free in taken.unshared.items():
+        if free < taken.ports.size - taken.reserved:
+            console.print(
+                f"{name}: {free:,} of {taken.ports.size - taken.reserved:,} ports are free for "
+                "sockets that do not share"
+            )
     if arguments.by == "pair":
         number = len(taken.rows)
         table = _table_of_rows(taken.rows[: arguments.top], arguments)
@@ -207,16 +221,18 @@ def _table(*columns: tuple[str, bool]) -> Table:
 
 
 def _table_of_rows(rows: tuple[Row, ...], arguments: argparse.Namespace) -> Table:
-    columns = [
+    some_reusable = any(row.reusable for row in rows)
+    table = _table(
         ("protocol", False),
         ("source", False),
         ("destination", False),
         ("in use", True),
+        *[("reusable", True)] * some_reusable,
         ("of", True),
         ("full", True),
         ("states", False),
-    ]
-    table = _table(*columns, *[("processes", False)] * arguments.processes)
+        *[("processes", False)] * arguments.processes,
+    )
     for row in rows:
         owners = [f"{process or '?'} {number}" for process, number in row.processes.items()]
         table.add_row(
@@ -224,6 +240,7 @@ def _table_of_rows(rows: tuple[Row, ...], arguments: argparse.Namespace) -> Tabl
             row.source,
             str(row.destination),
             f"{row.in_use:,}",
+            *[f"{row.reusable:,}"] * some_reusable,
             f"{row.capacity:,}",
             _share(row.utilisation),
             ", ".join(f"{state} {number:,}" for state, number in row.states.items()),

@@ -24,6 +24,7 @@ from connectx.linux.sock_diag import (
     LITTLE_ENDIAN,
     SocketRecord,
     address_size,
+    decode_record,
     diag_protocol,
     record_layout,
     record_of,
@@ -51,6 +52,7 @@ from connectx.linux.uapi import (
     INET_DIAG_BC_S_LE,
     INET_DIAG_INFO,
     INET_DIAG_REQ_BYTECODE,
+    INET_DIAG_SKV6ONLY,
     IPPROTO_TCP,
     SOCK_DIAG_BY_FAMILY,
     TCP_BOUND_INACTIVE,
@@ -60,7 +62,7 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from connectx.addresses import PortRange
     from connectx.linux.netlink import NetlinkSocket, Run
@@ -143,6 +145,7 @@ class Group(NamedTuple):
 
     table: AF_INET or AF_INET6, the sockets' own; an IPv4-mapped tuple has AF_INET6.
     source, destination: packed addresses, 4 or 16 octets by table.
+    interface: the device they are bound to; 0 for none.
     """
 
     table: int
@@ -150,6 +153,7 @@ class Group(NamedTuple):
     source: bytes
     destination: bytes
     destination_port: int
+    interface: int = 0
 
 
 def tally(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> dict[Group, int]:
@@ -162,14 +166,32 @@ def tally(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> dict[Gr
     """
     counted: dict[Group, int] = {}
     for found in _dump(netlink, family, wanted, _groups):
-        for (table, state, port, source, destination), number in found.items():
+        for (table, state, port, source, destination, interface), number in found.items():
             if table not in {AF_INET, AF_INET6}:
                 raise MalformedMessage(f"idiag_family {table}")
             size = address_size(table)
-            group = Group(table, state, source[:size], destination[:size], ntohs(port))
+            ends = source[:size], destination[:size], ntohs(port), interface
+            group = Group(table, state, *ends)
             # Not "=": what an IPv4 address leaves of its 16 octets says nothing.
             counted[group] = counted.get(group, 0) + number
     return counted
+
+
+def source_ports(netlink: NetlinkSocket, wanted: Filter) -> set[int]:
+    """The source ports of all sockets of a filter without addresses; raises as `dump` does.
+
+    Cheaper still than `tally`: one field is decoded, by column.
+    """
+    return {ntohs(port) for found in _dump(netlink, None, wanted, _ports) for port in found}
+
+
+def with_v6only(netlink: NetlinkSocket, wanted: Filter) -> list[tuple[SocketRecord, bool]]:
+    """The sockets of a filter without addresses, and whether IPV6_V6ONLY is on.
+
+    The kernel tells it of AF_INET6 sockets that listen or are not connected (state
+    TCP_CLOSE), and of none that is bound and no more (TCP_BOUND_INACTIVE). Raises as `dump`.
+    """
+    return list(chain.from_iterable(_dump(netlink, None, wanted, _records_with_v6only)))
 
 
 def idle(netlink: NetlinkSocket, family: int | None, wanted: Filter, milliseconds: int) -> int:
@@ -346,8 +368,8 @@ def _records(runs: Iterable[Run]) -> list[SocketRecord]:
     return records
 
 
-def _groups(runs: Iterable[Run]) -> Counter[tuple[int, int, int, bytes, bytes]]:
-    """As inet_diag_msg has it: idiag_family, idiag_state, idiag_dport, idiag_src, idiag_dst."""
+def _groups(runs: Iterable[Run]) -> Counter[tuple[int, int, int, bytes, bytes, int]]:
+    """As inet_diag_msg has it: idiag_family, _state, _dport, _src, _dst and _if."""
     counted: Counter[Any] = Counter()
     for run in runs:
         # Unpacked and counted in C, a socket at a time.
@@ -355,15 +377,36 @@ def _groups(runs: Iterable[Run]) -> Counter[tuple[int, int, int, bytes, bytes]]:
     return counted
 
 
+def _payloads(runs: Iterable[Run]) -> Iterator[memoryview]:
+    for run in runs:
+        for start in range(0, len(_checked(run).messages), run.stride):
+            yield run.messages[start + NLMSGHDR.size : start + run.stride]
+
+
 def _tcp_informations(runs: Iterable[Run]) -> list[bytes]:
     """The struct tcp_info of each socket that has one: a TIME_WAIT has none."""
     found = []
+    for payload in _payloads(runs):
+        for kind, value in attributes_in(payload[INET_DIAG_MSG.size :]):
+            if kind == INET_DIAG_INFO and len(value) >= TCP_INFO_IDLE.size:
+                found.append(value)
+    return found
+
+
+def _records_with_v6only(runs: Iterable[Run]) -> list[tuple[SocketRecord, bool]]:
+    found = []
+    for payload in _payloads(runs):
+        attributes = attributes_in(payload[INET_DIAG_MSG.size :])
+        v6only = any(kind == INET_DIAG_SKV6ONLY and any(value) for kind, value in attributes)
+        found.append((decode_record(payload), v6only))
+    return found
+
+
+def _ports(runs: Iterable[Run]) -> set[int]:
+    """Source ports in network byte order."""
+    found: set[int] = set()
     for run in runs:
-        for start in range(0, len(_checked(run).messages), run.stride):
-            message = run.messages[start : start + run.stride]
-            for kind, value in attributes_in(message[NLMSGHDR.size + INET_DIAG_MSG.size :]):
-                if kind == INET_DIAG_INFO and len(value) >= TCP_INFO_IDLE.size:
-                    found.append(value)
+        found.update(_column_of_ports(_checked(run)))
     return found
 
 
@@ -371,7 +414,7 @@ def _tcp_informations(runs: Iterable[Run]) -> list[bytes]:
 def _group_layout(stride: int) -> Struct:
     """A message with its header, as far as it tells the groups apart."""
     before = NLMSGHDR.size
-    return Struct(f"={before}xBBxx2xH16s16s{stride - before - 40}x")
+    return Struct(f"={before}xBBxx2xH16s16sI{stride - before - 44}x")
 
 
 def _ports_by_state(runs: Iterable[Run]) -> list[tuple[int, array[int]]]:
@@ -379,10 +422,14 @@ def _ports_by_state(runs: Iterable[Run]) -> list[tuple[int, array[int]]]:
     return [each for run in runs for each in _ports_of(run).items()]
 
 
+def _column_of_ports(run: Run) -> list[int]:
+    return run.messages.cast("H")[(NLMSGHDR.size + 4) // 2 :: run.stride // 2].tolist()
+
+
 def _ports_of(run: Run) -> dict[int, array[int]]:
     octets, stride = _checked(run).messages, run.stride
     states = octets[NLMSGHDR.size + 1 :: stride].tolist()
-    ports = octets.cast("H")[(NLMSGHDR.size + 4) // 2 :: stride // 2].tolist()
+    ports = _column_of_ports(run)
     if states.count(states[0]) == len(states):
         return {states[0]: array("H", ports)}
     found: dict[int, array[int]] = {}

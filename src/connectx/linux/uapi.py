@@ -85,6 +85,7 @@ SOCK_DESTROY: Final = 21  # linux/sock_diag.h, 4.5
 INET_DIAG_NOCOOKIE: Final = 0xFFFFFFFF  # linux/inet_diag.h, always
 INET_DIAG_REQ_BYTECODE: Final = 1  # linux/inet_diag.h, always
 INET_DIAG_INFO: Final = 2  # linux/inet_diag.h, always
+INET_DIAG_SKV6ONLY: Final = 11  # linux/inet_diag.h, 4.3
 INET_DIAG_BC_NOP: Final = 0  # linux/inet_diag.h, always
 INET_DIAG_BC_JMP: Final = 1  # linux/inet_diag.h, always
 INET_DIAG_BC_S_GE: Final = 2  # linux/inet_diag.h, always

@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 
 class History:
-    """Ports in use over time.
+    """Ports taken over time: those in use, but for TIME_WAITs that a connect() may take over.
 
     pairs: how many pairs are followed, the fullest. samples: how many each keeps, the latest.
     So what it needs is bounded, by about 40 bytes times both, however many pairs there are.
@@ -64,7 +64,7 @@ class History:
                 counts = self._counts.get(pair)
                 if counts is None:
                     counts = deque(maxlen=self._times.maxlen)
-                counts.append(row.in_use)
+                counts.append(row.taken)
                 followed[pair] = counts
         self._counts = followed
 
@@ -74,7 +74,7 @@ class History:
         self._counts.clear()
 
     def samples(self, pair: Pair) -> list[tuple[float, int]]:
-        """(seconds, ports in use), the oldest first; none for a pair that is not followed."""
+        """(seconds, ports taken), the oldest first; none for a pair that is not followed."""
         counts = self._counts.get(pair, ())
         return list(zip(islice(self._times, len(self._times) - len(counts), None), counts,
                         strict=True))  # fmt: skip

@@ -28,6 +28,11 @@ def unmapped(address: bytes) -> bytes:
     return address[12:] if address.startswith(_V4_MAPPED) else address
 
 
+def family_of(address: bytes) -> int:
+    """AF_INET or AF_INET6, by the number of octets."""
+    return AF_INET if len(address) == 4 else AF_INET6
+
+
 def text_of(address: bytes) -> str:
     """An address as the kernel prints it."""
-    return socket.inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+    return socket.inet_ntop(family_of(address), address)

@@ -14,6 +14,7 @@ from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import AF_INET, AF_INET6, NETLINK_SOCK_DIAG
 from connectx.observe.namespace import visiting
 from connectx.observe.processes import owners
+from connectx.observe.scopes import index_of
 from connectx.observe.usage import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def look(pair: Pair, *, netns: str | None = None, port_range: PortRange | None =
         0,
         ip_address(pair.destination.host).packed,
         pair.destination.port,
+        pair.destination.scope_id or index_of(pair.source),
     )
     family = AF_INET if len(source) == 4 else AF_INET6
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:

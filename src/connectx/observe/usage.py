@@ -3,50 +3,59 @@
 What counts is a 4-tuple: a port that is in use toward one destination is free toward
 every other. Of the range in force, reserved ports and ports that refuse to be shared
 (listeners, and sockets that are bound and not connected) are no part of the capacity.
+
+UDP sockets share a port only with SO_REUSEADDR, as connectx makes them. What a plain
+connect() or sendto() needs is a port that no socket has at all: `Snapshot.unshared`.
+
+Two things do not show in a snapshot. Sockets that were bound before they connected lock
+their port to connect() toward every destination, which nothing tells of them
+(connectx.observe.locked finds it out by trying). And connections that were accepted look
+like ones that were made, once nobody listens on their port any more.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import os
-from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.reuse import read_reuse
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import UNCONNECTED, Filter, records, tally
-from connectx.linux.tcp_states import STATE_NAMES
-from connectx.linux.uapi import (
-    IPPROTO_TCP,
-    IPPROTO_UDP,
-    IPPROTO_UDPLITE,
-    NETLINK_SOCK_DIAG,
-)
+from connectx.linux.socket_dump import UNCONNECTED, Filter, source_ports
+from connectx.linux.uapi import IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, NETLINK_SOCK_DIAG
+from connectx.observe.counting import count, count_reusable, dumps
+from connectx.observe.holders import read_holders
 from connectx.observe.namespace import visiting
-from connectx.observe.octets import packed, text_of, unmapped
+from connectx.observe.octets import family_of, packed, text_of
 from connectx.observe.processes import owners
+from connectx.observe.scopes import index_of, needs_scope, scoped
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from connectx.observe.counting import Count, Ends
+    from connectx.observe.holders import Holders
     from connectx.observe.processes import Process
 
 #: By name, as in FourTuple. MPTCP's subflows are TCP's sockets.
 PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "udplite": IPPROTO_UDPLITE}
 
-#: Ranges of ports in one dump: the kernel tries them one after the other for each socket.
-_RANGES: Final = 1000
-
 
 class Row(NamedTuple):
     """The ports of one source address in use toward one destination.
 
-    protocol: "tcp", "udp" or "udplite". source: an IP address.
-    capacity: ports that there are for it; one that is in use against all rules may exceed it.
+    protocol: "tcp", "udp" or "udplite".
+    source: an IP address, link-local ones with their scope: "fe80::7%2".
+    in_use: its sockets. capacity: ports that there are for it; it may be exceeded where
+    sockets are bound to several devices, or share a 4-tuple against all rules.
     states: connections by state, as ss(8) names it. processes: by owner, if they were
     asked for; None is nobody's, as in TIME_WAIT, or somebody's whom we may not see.
+    reusable: TIME_WAITs among those in use that a connect() may take over now, if the port
+    was chosen by a connect() and the peer has timestamps, too.
     """
 
     protocol: str
@@ -56,16 +65,22 @@ class Row(NamedTuple):
     capacity: int
     states: Mapping[str, int]
     processes: Mapping[Process | None, int]
+    reusable: int = 0
+
+    @property
+    def taken(self) -> int:
+        """Ports in use that cannot be had now."""
+        return self.in_use - self.reusable
 
     @property
     def utilisation(self) -> float:
-        """The share of the ports that are in use, 0 to 1."""
-        return self.in_use / self.capacity if self.capacity else 1.0
+        """The share of the ports that cannot be had now, 0 to 1."""
+        return self.taken / self.capacity if self.capacity else 1.0
 
     @property
     def free(self) -> int:
-        """How many more connections there can be."""
-        return max(0, self.capacity - self.in_use)
+        """How many more connections there can be now."""
+        return max(0, self.capacity - self.taken)
 
 
 class Snapshot(NamedTuple):
@@ -74,8 +89,12 @@ class Snapshot(NamedTuple):
     netns: what readlink(2) gives for the namespace's file, such as "net:[4026531833]".
     ports: the range they are counted in. reserved: how many of them
     net.ipv4.ip_local_reserved_ports keeps out. held: by protocol, how many listeners and
-    sockets that are bound only have for themselves, on every address.
+    sockets that are bound only have for themselves, on every address of an IP version.
     rows: the fullest first.
+    unshared: for UDP and UDP-Lite, how many ports no socket has at all. A socket without
+    SO_REUSEADDR needs one of these whatever its destination is, since connect() binds it to
+    every address first (inet_autobind); of IPv4, it may also have one that is bound to an
+    IPv6 address alone.
     """
 
     taken_at: dt.datetime
@@ -84,6 +103,7 @@ class Snapshot(NamedTuple):
     reserved: int
     held: Mapping[str, int]
     rows: tuple[Row, ...]
+    unshared: Mapping[str, int] = MappingProxyType({})
 
 
 def snapshot(
@@ -100,7 +120,8 @@ def snapshot(
     protocols: of "tcp", "udp", "udplite".
     netns: another network namespace, by name, path or pid; CAP_SYS_ADMIN in it.
     port_range: ports to count; net.ipv4.ip_local_port_range by default.
-    source, destination: count only these; of the destination, "" and 0 mean any.
+    source, destination: count only these; of the destination, "" and 0 mean any. An
+    address may name a device, as in "fe80::9%eth0".
     processes: find out whose the sockets are too, which costs a look at every process.
 
     Of something that changes: what opens or closes meanwhile may be missing, or there
@@ -108,106 +129,76 @@ def snapshot(
     Connections that came in at a listener do not count.
 
     Raises ValueError for unknown protocols and for what is no address; OSError as
-    `connectx.observe.namespace.visiting` does, and NetlinkError where this kernel cannot
-    list a protocol's sockets (ENOENT).
+    `connectx.observe.namespace.visiting` does, for a device that there is not (ENODEV), and
+    NetlinkError where this kernel cannot list a protocol's sockets (ENOENT).
     """
     wanted = {name: _number_of(name) for name in protocols}
     toward = destination or Endpoint("", 0)
     family, octets = packed(source, toward.host)
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         taken_at = dt.datetime.now(dt.UTC)
+        scope = _scope(source, toward)
         ports = port_range or sysctl.read_port_range()
         reserved = _set_of(sysctl.read_reserved_ports(), ports)
         known = owners().by_inode if processes else None
         rows: list[Row] = []
-        held = {}
+        held, unshared = {}, {}
         for name, protocol in wanted.items():
-            holders = _holders(netlink, protocol, ports)
-            everywhere = _everywhere(holders, stream=protocol == IPPROTO_TCP) - reserved
-            held[name] = len(everywhere)
-            left = without(ports, reserved | everywhere)
             states = ALL_STATES & ~UNCONNECTED
-            counting = Filter(protocol, states, octets[0], 0, octets[1], toward.port)
-            counted: defaultdict[_Pair, _Count] = defaultdict(_Count)
-            for start in range(0, len(left), _RANGES):
-                some = counting._replace(ports=tuple(left[start : start + _RANGES]))
-                _count(counted, netlink, family, some, known)
-            total = sum(each.size for each in left)
-            for (source_octets, destination_octets, port), count in counted.items():
-                # Of UDP, what is bound on this address alone.
-                own = holders.get(source_octets, set()) - reserved - everywhere
-                rows.append(
-                    Row(
-                        name,
-                        text_of(source_octets),
-                        Endpoint(text_of(destination_octets), port),
-                        sum(count.states.values()),
-                        total - len(own),
-                        dict(count.states),
-                        dict(count.processes),
-                    )
-                )
+            asked = Filter(protocol, states, octets[0], 0, octets[1], toward.port, scope)
+            holders = read_holders(netlink, protocol, ports, reserved)
+            held[name] = len(set().union(*holders.everywhere.values()))
+            rows += _rows(netlink, name, asked, family, holders, ports, reserved, known)
+            if protocol != IPPROTO_TCP:
+                used = source_ports(netlink, Filter(protocol, ports=(ports,)))
+                unshared[name] = ports.size - len(used | reserved)
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
     rows.sort(key=lambda row: (-row.utilisation, -row.in_use, row[:3]))
-    return Snapshot(taken_at, where, ports, len(reserved), held, tuple(rows))
+    return Snapshot(taken_at, where, ports, len(reserved), held, tuple(rows), unshared)
 
 
-def _holders(netlink: NetlinkSocket, protocol: int, ports: PortRange) -> dict[bytes, set[int]]:
-    """The ports in a range that unconnected sockets hold, by the address they are bound to."""
-    by_source: dict[bytes, set[int]] = {}
-    for record in records(netlink, None, Filter(protocol, UNCONNECTED, ports=(ports,))):
-        by_source.setdefault(unmapped(record.source), set()).add(record.source_port)
-    return by_source
-
-
-def _everywhere(holders: Mapping[bytes, set[int]], *, stream: bool) -> set[int]:
-    """The ports that no source address can use.
-
-    connect() passes over a TCP port that is bound on any address (__inet_hash_connect),
-    and over a UDP port that is bound on its own address or on all.
-    """
-    return {
-        port for source, ports in holders.items() if stream or not any(source) for port in ports
-    }
-
-
-class _Count:
-    """Connections from a source to a destination."""
-
-    __slots__ = ("processes", "states")
-
-    def __init__(self) -> None:
-        self.states: Counter[str] = Counter()
-        self.processes: Counter[Process | None] = Counter()
-
-
-_Pair: TypeAlias = tuple[bytes, bytes, int]
-
-
-def _count(
-    found: defaultdict[_Pair, _Count],
+def _rows(
     netlink: NetlinkSocket,
+    name: str,
+    asked: Filter,
     family: int | None,
-    counting: Filter,
+    holders: Holders,
+    ports: PortRange,
+    reserved: set[int],
     known: Mapping[int, tuple[Process, ...]] | None,
-) -> None:
-    """Add the connections of a filter; known: owners by inode, if they are to be told."""
-    if known is None:
-        for group, number in tally(netlink, family, counting).items():
-            pair = unmapped(group.source), unmapped(group.destination), group.destination_port
-            found[pair].states[_state(group.state)] += number
-        return
-    for record in records(netlink, family, counting):
-        pair = unmapped(record.source), unmapped(record.destination), record.destination_port
-        count = found[pair]
-        count.states[_state(record.state)] += 1
-        # Of several processes that share it, after a fork, the one that had it first.
-        of = min(known.get(record.inode, ()), default=None) if record.inode else None
-        count.processes[of] += 1
+) -> Iterator[Row]:
+    """The connections of a protocol, on ports that are neither held nor reserved."""
+    left = {each: without(ports, reserved | shut) for each, shut in holders.everywhere.items()}
+    total = {each: sum(some.size for some in ranges) for each, ranges in left.items()}
+    wanted = dumps(asked, family, left)
+    found = count(netlink, wanted, known)
+    if asked.protocol == IPPROTO_TCP:
+        count_reusable(netlink, wanted, found, read_reuse())
+    for ends, each in found.items():
+        own = holders.own_of(ends.source, ends.scope)
+        yield _row(name, ends, each, total[family_of(ends.source)] - len(own))
 
 
-def _state(number: int) -> str:
-    return STATE_NAMES.get(number, str(number))
+def _row(name: str, ends: Ends, counted: Count, capacity: int) -> Row:
+    source, destination, port, scope = ends
+    return Row(
+        name,
+        scoped(text_of(source), source, scope),
+        Endpoint(text_of(destination), port, 0, scope if needs_scope(destination) else 0),
+        sum(counted.states.values()),
+        capacity,
+        dict(counted.states),
+        dict(counted.processes),
+        counted.reusable,
+    )
+
+
+def _scope(source: str, destination: Endpoint) -> int:
+    """The device that connections are asked for of; 0 for any."""
+    scopes = {index_of(source), index_of(destination.host, destination.scope_id)} - {0}
+    if len(scopes) > 1:
+        raise ValueError(f"not on one device: {source} and {destination.host}")
+    return scopes.pop() if scopes else 0
 
 
 def _number_of(name: str) -> int:

@@ -64,6 +64,7 @@ def _filling(line: Line, samples: Sequence[tuple[float, int]], width: int) -> Li
             Piece(f" of {row.capacity:,} ports in use, "),
             Piece(f"{row.free:,}", "bold"),
             Piece(" free"),
+            *([Piece(f", {row.reusable:,} of them in TIME-WAIT")] if row.reusable else []),
         ],
     ]
     if not row.free:

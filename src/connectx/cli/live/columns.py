@@ -94,7 +94,7 @@ def titles(widths: Columns, sort: Sort) -> list[Piece]:
 
 
 def cells(line: Line, samples: Sequence[int], widths: Columns) -> list[Piece]:
-    """A line of the table; samples: ports in use, the newest last."""
+    """A line of the table; samples: ports taken, the newest last."""
     row, trend = line.row, line.trend
     left = time_left(row.free, trend.seconds_left if trend else None)
     style = colour(row.utilisation)

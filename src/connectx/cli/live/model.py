@@ -118,7 +118,7 @@ class Model:
         return next((line for line in self._every if line.pair == pair), None)
 
     def samples(self, pair: Pair) -> list[int]:
-        """Ports that a pair had in use, the newest last."""
+        """Ports of a pair that were taken, the newest last."""
         return [used for _, used in self.history.samples(pair)]
 
     def detail(self, pair: Pair) -> Detail | None:
@@ -185,8 +185,9 @@ class Model:
 def _by_name(line: Line) -> tuple[object, ...]:
     row = line.row
     source, host = _octets(row.source), _octets(row.destination.host)
-    return len(source), source, host, row.destination.port, row.protocol
+    return len(source), source, host, row.source, row.destination, row.protocol
 
 
 def _octets(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    host, _, _ = address.partition("%")
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
