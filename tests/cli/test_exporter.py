@@ -92,6 +92,14 @@ def get(url: str) -> bytes:
         return body
 
 
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other end has, within the socket's time-out."""
+    try:
+        return sock.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
 @pytest.fixture
 def net(network: Network, servers: Servers) -> Network:
     """Fifty ports, and a listener on every address."""
@@ -195,6 +203,25 @@ class TestServing:
                 assert sock.recv(1) == b""
             assert exporter.scrape()["connectx_up"] == 1
             assert exporter.end(signal.SIGTERM) == (0, "")
+
+    def test_a_client_that_dribbles(self, net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each octet in time, and all of them too late."""
+        del net
+        monkeypatch.setattr(serving, "_PATIENCE", 0.5)
+        with (
+            application(connectx.Dialer()),
+            socket.create_connection(("127.0.0.1", 9765)) as sock,
+        ):
+            sock.sendall(b"GET /metrics HTTP/1.0\r\n")
+            sock.settimeout(0.05)
+            begun = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                # Until it has hung up, not waiting for the end of the header.
+                while not hung_up(sock):
+                    assert time.monotonic() - begun < 10
+                    sock.sendall(b"A: b\r\n")
+            assert time.monotonic() - begun > 0.4
+            assert b"connectx_dialer" in get("http://127.0.0.1:9765/metrics")
 
     def test_looks_at_another_namespace_and_listens_in_its_own(
         self, connect: Callable[[int], None]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib.resources import as_file
 from pathlib import Path
@@ -19,6 +20,7 @@ from prometheus_client.registry import Collector
 
 import connectx
 from connectx.addresses import Endpoint, PortRange
+from connectx.explanation import tells_binds_apart
 from connectx.linux import tables
 from connectx.observe import Row, Snapshot, prometheus
 from connectx.observe.prometheus import (
@@ -33,6 +35,7 @@ from connectx.testing.namespaces import Network, experiment_network
 from connectx.testing.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.observe.metrics import DASHBOARD, FILES, RULES, Values, promtool, values
+from tests.observe.time_waits import leave_time_wait
 
 LOW, HIGH = 20000, 20099
 PORT = 9000
@@ -107,7 +110,7 @@ class TestSockets:
         assert found["connectx_source_connections{protocol=udp,source=127.0.0.1}"] == 1
         assert found["connectx_connections{protocol=tcp,state=ESTAB}"] == 120
         # Of the fullest only, and only where it is asked for of others.
-        assert sum("destination=127.0.0" in name for name in found) == 6
+        assert sum("destination=127.0.0" in name for name in found) == 8
         assert not any(name.startswith("connectx_top") for name in found)
 
     def test_the_fullest_pairs_if_asked_for(self, connect: Connect) -> None:
@@ -123,6 +126,35 @@ class TestSockets:
             "connectx_top_ports_in_use" + pair("127.0.0.2"): 4,
             "connectx_top_utilisation_ratio" + pair("127.0.0.2"): 0.04,
         }
+
+    def test_time_waits_that_a_connect_may_take_over(
+        self, network: Network, servers: Servers
+    ) -> None:
+        if not Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
+            pytest.skip("kernel: before 6.14 the delay is a second")
+        network.port_range(LOW, LOW + 9)
+        network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
+        listener = servers.listen("127.0.0.1", PORT)
+        for _ in range(5):
+            leave_time_wait(listener, ("127.0.0.1", PORT))
+        fullest = "{destination=127.0.0.1:9000,protocol=tcp,source=127.0.0.1}"
+        found = scrape(SocketCollector(top=1))
+        deadline = time.monotonic() + 10
+        while found["connectx_fullest_reusable_ports" + fullest] < 5:
+            # Until the last one is a millisecond old.
+            assert time.monotonic() < deadline
+            found = scrape(SocketCollector(top=1))
+        assert found["connectx_fullest_ports_in_use" + fullest] == 5
+        assert found["connectx_fullest_utilisation_ratio" + fullest] == 0
+        assert found["connectx_top_utilisation_ratio" + fullest] == 0
+        assert found["connectx_source_utilisation_ratio{protocol=tcp,source=127.0.0.1}"] == 0
+
+    def test_ports_for_sockets_that_do_not_share(self, connect: Connect) -> None:
+        for number in range(1, 31):
+            connect(f"127.0.1.{number}", kind=socket.SOCK_DGRAM)
+        found = scrape(SocketCollector())
+        assert found["connectx_range_unshared_free_ports{protocol=udp}"] == 70
+        assert found["connectx_source_utilisation_ratio{protocol=udp,source=127.0.0.1}"] == 0.01
 
     def test_one_protocol(self, connect: Connect) -> None:
         connect("127.0.0.1")
@@ -172,6 +204,63 @@ class TestSockets:
             SocketCollector(**wrong)
 
 
+class TestLocked:
+    """Ports that sockets lock which were bound before they connected."""
+
+    LOCKED = "connectx_range_locked_ports{protocol=tcp}"
+
+    def test_are_told_from_others(self, network: Network, connect: Connect) -> None:
+        network.reserved_ports(f"{LOW + 50}-{HIGH}")
+        if not tells_binds_apart():
+            pytest.skip("kernel: has no way to tell")
+        for _ in range(3):
+            connect("127.0.0.1")
+        for number in range(2, 8):
+            # By an explicit bind, whose port is nobody else's any more.
+            connect("127.0.0.1", f"127.0.0.{number}")
+        found = scrape(SocketCollector())
+        assert found[self.LOCKED] == 6
+
+    def test_are_tried_once_a_minute(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect("127.0.0.1")
+        counts = iter([4, 5])
+        monkeypatch.setattr(prometheus, "count_locked", lambda: next(counts))
+        collector = SocketCollector()
+        assert [scrape(collector)[self.LOCKED] for _ in range(3)] == [4, 4, 4]
+        monkeypatch.setattr(prometheus, "_TRY_EVERY", 0.0)
+        monkeypatch.setattr(collector, "_try_again", 0.0)
+        assert scrape(collector)[self.LOCKED] == 5
+
+    def test_that_cannot_be_tried_leave_the_rest(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect("127.0.0.1")
+        said: list[str] = []
+
+        def fail() -> int:
+            raise OSError(101, "Network is unreachable")
+
+        monkeypatch.setattr(prometheus, "count_locked", fail)
+        monkeypatch.setattr(prometheus, "_TRY_EVERY", 0.0)
+        collector = SocketCollector(report=said.append)
+        for _ in range(2):
+            found = scrape(collector)
+            assert found["connectx_up"] == 1
+            assert self.LOCKED not in found
+        assert said == ["cannot try which ports are locked: [Errno 101] Network is unreachable"]
+        monkeypatch.setattr(prometheus, "count_locked", lambda: None)
+        assert self.LOCKED not in scrape(collector)
+
+    def test_of_udp_alone_none_is_tried(
+        self, network: Network, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        del network
+        monkeypatch.setattr(prometheus, "count_locked", lambda: pytest.fail("it tries"))
+        assert scrape(SocketCollector(protocols=["udp"]))["connectx_up"] == 1
+
+
 def snapshot_of(rows: Iterator[Row]) -> Snapshot:
     return Snapshot(
         dt.datetime.now(dt.UTC), "net:[1]", PortRange(LOW, HIGH), 0, {"tcp": 0}, tuple(rows)
@@ -217,7 +306,7 @@ class TestCardinality:
         # The fullest is among them, though it has the fewest connections and comes last.
         ratio = "connectx_source_utilisation_ratio{protocol=tcp,source=2001:db8::270f}"
         assert found[ratio] == 0.1
-        assert 7 * MOST_SOURCES < len(found) <= 7 * MOST_SOURCES + 25
+        assert 8 * MOST_SOURCES < len(found) <= 8 * MOST_SOURCES + 25
 
     def test_no_label_is_a_process_or_a_local_port(self) -> None:
         metrics = SOCKET_METRICS | DIALER_METRICS
@@ -424,7 +513,7 @@ class TestConventions:
 class TestRules:
     def test_are_valid(self) -> None:
         with as_file(FILES.joinpath("rules.yml")) as path:
-            assert "6 rules found" in promtool("check", "rules", path).stdout
+            assert "8 rules found" in promtool("check", "rules", path).stdout
 
     def test_fire_when_they_should(self, tmp_path: Path) -> None:
         for name, text in (

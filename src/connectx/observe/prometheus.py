@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from connectx.linux import tables
 from connectx.observe.groups import group
+from connectx.observe.locked import count_locked
 from connectx.observe.namespace import visiting
 from connectx.observe.usage import PROTOCOLS, snapshot
 
@@ -46,6 +47,9 @@ MOST_PAIRS: Final = 1000
 #: How many sources get series of their own, the fullest first: a dialer that takes its
 #: sources from an IPv6 prefix has as many as it has connections.
 MOST_SOURCES: Final = 1000
+
+#: Seconds between two tries of all ports in use: it takes some 10 microseconds for each.
+_TRY_EVERY: Final = 60.0
 
 _SOURCE: Final = ("protocol", "source")
 _PAIR: Final = ("protocol", "source", "destination")
@@ -69,6 +73,14 @@ SOCKET_METRICS: Final[_Definitions] = {
         "How many of the range listeners and merely bound sockets have for themselves.",
         ("protocol",),
     ),
+    "connectx_range_locked_ports": (
+        "How many of the range are locked by sockets that were bound before they connected.",
+        ("protocol",),
+    ),
+    "connectx_range_unshared_free_ports": (
+        "How many of the range no socket has at all, as one without SO_REUSEADDR needs it.",
+        ("protocol",),
+    ),
     "connectx_connections": (
         "Connections from source ports of the range, by state.",
         ("protocol", "state"),
@@ -87,11 +99,15 @@ SOCKET_METRICS: Final[_Definitions] = {
     ),
     "connectx_source_destinations": ("Destinations that a source is connected to.", _SOURCE),
     "connectx_source_utilisation_ratio": (
-        "The share of a source's ports in use toward its fullest destination.",
+        "The share of a source's ports that cannot be had toward its fullest destination.",
         _SOURCE,
     ),
     "connectx_fullest_ports_in_use": (
         "Ports in use from a source toward its fullest destination.",
+        _PAIR,
+    ),
+    "connectx_fullest_reusable_ports": (
+        "How many of these are TIME_WAITs that a connect() may take over now.",
         _PAIR,
     ),
     "connectx_fullest_capacity_ports": (
@@ -99,7 +115,7 @@ SOCKET_METRICS: Final[_Definitions] = {
         _PAIR,
     ),
     "connectx_fullest_utilisation_ratio": (
-        "The share of the ports in use from a source toward its fullest destination.",
+        "The share of the ports that cannot be had from a source toward its fullest destination.",
         _PAIR,
     ),
     "connectx_top_ports_in_use": (
@@ -107,7 +123,7 @@ SOCKET_METRICS: Final[_Definitions] = {
         _PAIR,
     ),
     "connectx_top_utilisation_ratio": (
-        "The share of the ports in use of the fullest pairs of a source and a destination.",
+        "The share of the ports that cannot be had of the fullest pairs.",
         _PAIR,
     ),
     "connectx_conntrack_entries": ("Connections in conntrack's table.", ()),
@@ -165,7 +181,8 @@ class SocketCollector(Collector):
         default the log is.
 
     Each scrape counts anew; one that comes while another one counts waits for that and
-    gives the same.
+    gives the same. Which TCP ports are locked is tried out once a minute at most: a socket of
+    ours is bound to each port in use for some microseconds, and sends nothing.
 
     Raises ValueError for an unknown protocol and for a number out of range.
     """
@@ -189,6 +206,9 @@ class SocketCollector(Collector):
         self._lock = threading.Lock()
         self._counted = 0
         self._last = _Outcome(None, "", 0)
+        self._locked: int | None = None
+        self._untried = ""
+        self._try_again = 0.0
 
     def describe(self) -> Iterator[Metric]:
         """What `collect` gives, without values and without a look at anything."""
@@ -212,7 +232,25 @@ class SocketCollector(Collector):
         with visiting(self._netns):
             begun = time.perf_counter()
             taken = snapshot(protocols=self._protocols)
-            return Look(taken, time.perf_counter() - begun, tables.time_wait(), tables.conntrack())
+            seconds = time.perf_counter() - begun
+            if "tcp" in self._protocols:
+                self._try_locked()
+            return Look(taken, seconds, tables.time_wait(), tables.conntrack(), self._locked)
+
+    def _try_locked(self) -> None:
+        """Find out how many ports are locked, unless that was done not long ago."""
+        now = time.monotonic()
+        if now < self._try_again:
+            return
+        self._try_again = now + _TRY_EVERY
+        former, self._locked, self._untried = self._untried, None, ""
+        try:
+            self._locked = count_locked()
+        except OSError as error:
+            # The loopback is down, say. All the rest is known none the less.
+            self._untried = str(error)
+            if self._untried != former:
+                self._report(f"cannot try which ports are locked: {error}")
 
     def _count_or_share(self) -> _Outcome:
         before = self._counted
@@ -244,6 +282,10 @@ class SocketCollector(Collector):
         _add(families, "connectx_range_reserved_ports", taken.reserved)
         for protocol, held in taken.held.items():
             _add(families, "connectx_range_held_ports", held, protocol)
+        if look.locked is not None:
+            _add(families, "connectx_range_locked_ports", look.locked, "tcp")
+        for protocol, free in taken.unshared.items():
+            _add(families, "connectx_range_unshared_free_ports", free, protocol)
         for each in group(taken.rows, "state"):
             _add(families, "connectx_connections", each.in_use, each.protocol, each.name)
         self._fill_in_sources(families, taken)
@@ -272,6 +314,7 @@ class SocketCollector(Collector):
             _add(families, "connectx_source_utilisation_ratio", row.utilisation, *source)
             pair = *source, str(row.destination)
             _add(families, "connectx_fullest_ports_in_use", row.in_use, *pair)
+            _add(families, "connectx_fullest_reusable_ports", row.reusable, *pair)
             _add(families, "connectx_fullest_capacity_ports", row.capacity, *pair)
             _add(families, "connectx_fullest_utilisation_ratio", row.utilisation, *pair)
 
@@ -312,12 +355,15 @@ class Look(NamedTuple):
     """What was found in a network namespace.
 
     seconds: how long counting the sockets took. conntrack: None where it is not loaded.
+    locked: TCP ports that are locked, as of a minute before at most; None where nobody can
+    tell.
     """
 
     taken: Snapshot
     seconds: float
     time_wait: Table
     conntrack: Table | None
+    locked: int | None
 
 
 class _Outcome(NamedTuple):

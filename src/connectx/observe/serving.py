@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import select
 import socket
 import sys
 import threading
+import time
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -13,17 +15,52 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
+    from _typeshed import WriteableBuffer
+
     from connectx.addresses import Endpoint
 
-#: Seconds that a client may be silent within a request.
+#: Seconds that a client may take for its request, and to take the answer.
 _PATIENCE: Final = 10.0
 
 #: Clients that are served at a time; what comes beyond that is closed at once.
 _AT_ONCE: Final = 64
 
 
+class _InTime(io.RawIOBase):
+    """What a client sends within some seconds from now; TimeoutError after them.
+
+    A time-out of the socket's own begins anew with each octet.
+    """
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
+        self._sock = sock
+        self._until = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        """Yes, for io.BufferedReader."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read what there is, and wait for it."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        former = self._sock.gettimeout()
+        self._sock.settimeout(left)
+        try:
+            return self._sock.recv_into(buffer)
+        finally:
+            self._sock.settimeout(former)
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE
+
+    def setup(self) -> None:
+        """Prepare to read and write, for socketserver."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_InTime(self.connection, _PATIENCE))
 
     def log_message(self, *_: object) -> None:
         """Say nothing of each request."""
