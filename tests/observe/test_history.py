@@ -55,6 +55,14 @@ def test_a_pair_that_was_gone_begins_anew() -> None:
     assert history.samples(Pair.of(row(1))) == [(2, 10)]
 
 
+def test_what_can_be_taken_over_counts_as_free() -> None:
+    history = History()
+    for second in range(3):
+        history.record(second, [row(1, in_use=50 + 10 * second)._replace(reusable=10 * second)])
+    assert history.samples(Pair.of(row(1))) == [(0, 50), (1, 50), (2, 50)]
+    assert history.trend(row(1)) == Trend(0.0, None)
+
+
 def test_clear() -> None:
     history = History()
     history.record(1.0, [row(1)])

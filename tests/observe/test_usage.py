@@ -280,6 +280,7 @@ class TestWildcards:
         assert capacities(LOW, "127.0.0.1") == {"127.0.0.1": (1, 100)}
         assert capacities(LOW + 1, "::ffff:127.0.0.1") == {"127.0.0.1": (2, 100)}
         assert capacities(LOW + 2) == {"127.0.0.1": (3, 100), "::1": (1, 98)}
+        assert capacities(LOW + 3, "::ffff:127.0.0.1")["127.0.0.1"] == (4, 100)
         assert snapshot().held["udp"] == 2
 
     def test_of_ipv4_only(
@@ -353,6 +354,31 @@ class TestLinkLocal:
             snapshot(source="fe80::1%two", destination=Endpoint("fe80::9%one", PORT))
         with pytest.raises(OSError, match="no such device: three"):
             snapshot(source="fe80::1%three")
+
+    def test_a_receiver_holds_its_port_on_its_device(
+        self, devices: dict[str, int], closing: contextlib.ExitStack
+    ) -> None:
+        for index in devices.values():
+            for port in (LOW, LOW + 1):
+                sock = closing.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+                sock.bind(("fe80::1", port, 0, index))
+                if port == LOW or index == devices["two"]:
+                    sock.connect(("fe80::9", PORT, 0, index))
+        capacities = {
+            row.destination.scope_id: row.capacity for row in snapshot(protocols=["udp"]).rows
+        }
+        assert capacities == {devices["one"]: 19, devices["two"]: 20}
+
+    def test_of_other_addresses_they_are_together(
+        self, devices: dict[str, int], closing: contextlib.ExitStack
+    ) -> None:
+        del devices
+        for device in ("", "lo"):
+            sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            sock.connect(("127.0.0.1", PORT))
+        (row,) = snapshot(protocols=["udp"]).rows
+        assert (row.source, row.destination.scope_id, row.in_use) == ("127.0.0.1", 0, 2)
 
     def test_a_closer_look(self, devices: dict[str, int]) -> None:
         del devices

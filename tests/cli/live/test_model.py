@@ -91,6 +91,19 @@ class TestLines:
         assert sources.index("10.0.1.2") < sources.index("10.0.1.10")
         assert sources[-1] == "2001:db8::1:2"
 
+    def test_sorted_by_name_scopes_come_last(self, model: Model) -> None:
+        rows = [
+            row("tcp", f"fe80::1%{scope}", Endpoint("fe80::9", port, 0, scope), 1)
+            for scope, port in ((3, 80), (2, 443), (2, 80))
+        ]
+        model.take(Counted(1000, 2.0, snapshot(rows)))
+        model.sort = Sort.NAME
+        assert [line.destination for line in model.lines()] == [
+            "[fe80::9%2]:80",
+            "[fe80::9%2]:443",
+            "[fe80::9%3]:80",
+        ]
+
     def test_every_order_comes_in_turn(self) -> None:
         sort, seen = Sort.UTILISATION, []
         for _ in Sort:
@@ -126,6 +139,12 @@ class TestVerdict:
     def test_before_anything_is_full(self, in_use: int, expected: str) -> None:
         model = model_of(pair_with(in_use), pair_with(in_use))
         assert verdict(model) == [expected, "none will be full within the hour, as it goes"]
+
+    def test_time_waits_that_can_be_taken_over_leave_room(self) -> None:
+        free = pair_with(1000)._replace(reusable=900)
+        assert verdict(model_of(free, free))[0] == (
+            f"OK  the fullest is at 10.0 %: tcp 10.0.0.1 to {FULL}:443"
+        )
 
 
 class TestProblems:
