@@ -9,10 +9,9 @@ from connectx.explanation import shared, tells_binds_apart
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import Filter, source_ports
+from connectx.linux.socket_dump import UNCONNECTED, Filter, source_ports
 from connectx.linux.uapi import IPPROTO_TCP, NETLINK_SOCK_DIAG
 from connectx.network import NETWORKS, NEW_SOCKET
-from connectx.observe.holders import UNCONNECTED
 from connectx.requests import parse
 
 if TYPE_CHECKING:

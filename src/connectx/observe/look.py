@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from connectx.addresses import Endpoint
 from connectx.core.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
 from connectx.errors import RangeNotHonoured
-from connectx.explanation import shared, source_of, take_census, tells_binds_apart
+from connectx.explanation import source_of, take_census, tells_binds_apart
 from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
 from connectx.linux.netlink import NetlinkSocket
@@ -35,6 +35,7 @@ from connectx.linux.uapi import (
     TCP_LISTEN,
 )
 from connectx.network import NETWORKS, NEW_SOCKET, Options
+from connectx.observe.locked import locked
 from connectx.observe.octets import packed, text_of, unmapped
 from connectx.observe.processes import owners
 from connectx.observe.translation import read_translations
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
     from connectx.linux.sock_diag import SocketRecord
     from connectx.observe.processes import Process
     from connectx.observe.usage import Row
-
-#: Nobody's destination: toward it every port is free that is not shut.
-_DISCARD: Final = ("127.0.0.1", 9)
 
 #: Processes whose descriptors are counted: those with the most connections.
 _COUNTED: Final = 20
@@ -193,6 +191,7 @@ def _pair(
         {_name(process): number for process, number in row.processes.items()},
         gained / passed,
         still,
+        row.reusable,
     )
 
 
@@ -232,27 +231,17 @@ def _holders(
     untold = on_port.keys() - {each.port for each in shut}
     untold -= {port for hole in reserved for port in range(hole.low, hole.high + 1)}
     try:
-        locked = _locked(untold)
+        refused = locked(untold) or []
     except OSError as error:
         # The loopback is down, say.
         unseen.append(f"ports locked by bind(): {error}")
         return tuple(shut)
-    for port in locked:
+    for port in refused:
         some = on_port[port]
         alive = [record for record in some if record.inode]
         state = "TIME-WAIT" if not alive else "accepted" if len(some) >= _SERVED else "connected"
         shut.append(_holder((alive or some)[0], state, known))
     return tuple(shut)
-
-
-def _locked(ports: Iterable[int]) -> list[int]:
-    """Those of the ports in use that connect() would not give out; none where nobody can tell."""
-    if not tells_binds_apart():
-        return []
-    prepared = NETWORKS.here().prepare(
-        parse(socket.AF_INET, socket.SOCK_STREAM, 0, "auto", None, _DISCARD), NEW_SOCKET
-    )
-    return [port for port in sorted(ports) if not shared(prepared, port)]
 
 
 def _holder(record: SocketRecord, state: str, known: Mapping[int, tuple[Process, ...]]) -> Holder:
