@@ -63,6 +63,7 @@ def take_census(prepared: Prepared) -> Census:
         source=_wire_source(prepared),
         destination=request.wire_destination,
         destination_port=request.destination.port,
+        interface=request.scope,
     )
     reuse = read_reuse()
     reusable = within.intersection(r.source_port for r in toward if reuse.takes(r))

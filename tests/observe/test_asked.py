@@ -176,6 +176,28 @@ def test_an_address_that_is_checked_for_duplicates(network: Network) -> None:
     assert found(diagnosis, causes.NOT_YET_LOCAL).severity is Severity.CRITICAL
 
 
+def test_a_link_local_destination(network: Network, closing: contextlib.ExitStack) -> None:
+    """On each device it is another one."""
+    network.port_range(LOW, HIGH)
+    for pair in (("va", "vb"), ("vc", "vd")):
+        network.add_device_pair(*pair)
+        for device, host in zip(pair, ("fe80::1", "fe80::9"), strict=True):
+            network.add_address(host, 64, device)
+    for device, number in (("va", SIZE), ("vc", 3)):
+        for _ in range(number):
+            sock = closing.enter_context(socket.socket(socket.AF_INET6))
+            sock.settimeout(0)
+            # Nobody answers: it stays in SYN-SENT.
+            to = ("fe80::7", PORT, 0, socket.if_nametoindex(device))
+            assert sock.connect_ex(to) == errno.EINPROGRESS
+    diagnosis = look(number=NOT_AVAILABLE, destination=Endpoint("fe80::7%va", PORT))
+    assert "means here: exhaustion" in diagnosis.verdict
+    diagnosis = look(number=NOT_AVAILABLE, destination=Endpoint("fe80::7%vc", PORT))
+    assert "17 of 20 source ports are free" in diagnosis.verdict
+    with pytest.raises(OSError, match="no such device"):
+        look(destination=Endpoint("fe80::7%nothing", PORT))
+
+
 def test_close_wait_is_its_owners(
     connect: Callable[..., socket.socket], listener: socket.socket
 ) -> None:

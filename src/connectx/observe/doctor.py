@@ -14,6 +14,7 @@ from connectx.core.verdict import verdict
 from connectx.errors import ConnectxError
 from connectx.observe.look import SOCKETS, Question, look
 from connectx.observe.namespace import visiting
+from connectx.observe.scopes import index_of
 
 #: Seconds between the two counts that rates come from.
 SECONDS: Final = 1.0
@@ -80,11 +81,22 @@ def examine(
     asked = bool(number or source.host or source.port or destination or ports)
     question = Question(protocol, number, source, destination, ports) if asked else None
     with visiting(netns):
+        if question is not None:
+            question = question._replace(
+                source=_with_scope(source),
+                destination=destination and _with_scope(destination),
+            )
         taken_at = dt.datetime.now(dt.UTC)
         facts = look(question, seconds=seconds, idle_after=idle_after)
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
     findings = find(facts)
     return Diagnosis(taken_at, where, verdict(facts, findings), tuple(findings), facts.unseen)
+
+
+def _with_scope(endpoint: Endpoint) -> Endpoint:
+    """With the scope as a number, which a host such as "fe80::9%eth0" has by name."""
+    host, _, _ = endpoint.host.partition("%")
+    return endpoint._replace(host=host, scope_id=index_of(endpoint.host, endpoint.scope_id))
 
 
 def diagnose(

@@ -25,6 +25,8 @@ from connectx.linux.socket_dump import UNCONNECTED, Filter, idle, records
 from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
+    AF_INET,
+    AF_INET6,
     IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPPROTO_UDP,
@@ -40,7 +42,7 @@ from connectx.observe.octets import packed, text_of, unmapped
 from connectx.observe.processes import owners
 from connectx.observe.translation import read_translations
 from connectx.observe.usage import snapshot
-from connectx.requests import DIAG_PROTOCOLS, parse
+from connectx.requests import DIAG_PROTOCOLS, parse, sockaddr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -395,7 +397,8 @@ def _with_census(asked: Asked, destination: Endpoint) -> Asked:
     """
     kind, proto = SOCKETS[asked.protocol]
     source = (asked.source.host, 0) if asked.source.host else None
-    request = parse(0, kind, proto, "auto", source, (destination.host, destination.port))
+    family = AF_INET6 if ":" in destination.host else AF_INET
+    request = parse(0, kind, proto, "auto", source, sockaddr(family, destination))
     options = Options(ports=asked.ports, replaceable=True) if asked.ports else NEW_SOCKET
     prepared = NETWORKS.here().prepare(request, options)
     return asked._replace(census=take_census(prepared), census_source=source_of(prepared))
