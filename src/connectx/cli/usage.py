@@ -116,11 +116,11 @@ def _take(arguments: argparse.Namespace) -> Snapshot:
 
 
 def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
-    from connectx.observe.groups import group  # noqa: PLC0415 - as above
-
     if arguments.by == "pair":
         rows = [_row_as_json(row, arguments) for row in taken.rows[: arguments.top]]
     else:
+        from connectx.observe.groups import group  # noqa: PLC0415 - as above
+
         groups = group(taken.rows, arguments.by)[: arguments.top]
         rows = [_group_as_json(each, arguments) for each in groups]
     return {

@@ -179,7 +179,12 @@ def _pair(
     if row.protocol == "tcp" and row.utilisation >= _WORTH_ASKING:
         family, octets = packed(row.source, row.destination.host)
         wanted = Filter(
-            IPPROTO_TCP, 1 << TCP_ESTABLISHED, octets[0], 0, octets[1], row.destination.port
+            IPPROTO_TCP,
+            1 << TCP_ESTABLISHED,
+            source=octets[0],
+            destination=octets[1],
+            destination_port=row.destination.port,
+            interface=row.destination.scope_id,
         )
         still = idle(netlink, family, wanted, math.ceil(idle_after * 1000))
     gained = row.in_use - (before.in_use if before is not None else 0)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: Where ip-netns(8) keeps its names.
-_NAMES: Final = Path("/run/netns")
+_NAMES: Final = "/run/netns"
 
 
-def path_of(namespace: str) -> Path:
+def path_of(namespace: str) -> str:
     """The file that stands for a namespace.
 
     namespace: a process id; a path, which has a slash; or a name of ip-netns(8).
     """
     if "/" in namespace:
-        return Path(namespace)
+        return namespace
     if namespace.isascii() and namespace.isdecimal():
-        return Path("/proc", namespace, "ns", "net")
-    return _NAMES / namespace
+        return f"/proc/{namespace}/ns/net"
+    # Text, since pathlib would take as long to import as all the rest of this.
+    return f"{_NAMES}/{namespace}"
 
 
 @contextlib.contextmanager

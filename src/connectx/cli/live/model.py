@@ -169,7 +169,7 @@ class Model:
             self._netns is not None
             and self.counted is not None
             and isinstance(error, FileNotFoundError)
-            and str(error.filename) == str(path_of(self._netns))
+            and error.filename == path_of(self._netns)
         ):
             text = f"the network namespace {self._netns} has gone"
         head = [Piece(" NOT COUNTED ", "bold red reverse"), Piece(f" {text}", "bold")]
