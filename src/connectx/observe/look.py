@@ -61,6 +61,9 @@ _SERVED: Final = 3
 #: Flags of an IPv6 address that cannot be used: IFA_F_TENTATIVE, IFA_F_DADFAILED (if_addr.h).
 _UNUSABLE: Final = 0x40 | 0x08
 
+#: Pairs whose connections are asked how idle they are, if they are full enough.
+_ASKED: Final = 20
+
 #: Share of a capacity from which on it is worth asking each connection how idle it is.
 _WORTH_ASKING: Final = 0.3
 
@@ -118,7 +121,14 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         if known.hidden and any(_has_hidden_owner(row) for row in taken.rows):
             unseen.append("the owners of some sockets, which only root may see")
         pairs = tuple(
-            _pair(netlink, row, before.get(row[:3]), passed, idle_after) for row in taken.rows
+            _pair(
+                row,
+                before.get(row[:3]),
+                passed,
+                # The fullest come first. Each costs a walk through all of TCP's sockets.
+                _idle(netlink, row, idle_after) if number < _ASKED else 0,
+            )
+            for number, row in enumerate(taken.rows)
         )
         streams = records(netlink, None, Filter(IPPROTO_TCP, ALL_STATES, ports=(taken.ports,)))
         holders = _holders(streams, reserved, known.by_inode, unseen)
@@ -172,21 +182,23 @@ def _wait(seconds: float) -> None:
     select.select((), (), (), seconds)
 
 
-def _pair(
-    netlink: NetlinkSocket, row: Row, before: Row | None, passed: float, idle_after: float
-) -> Pair:
-    still = 0
-    if row.protocol == "tcp" and row.utilisation >= _WORTH_ASKING:
-        family, octets = packed(row.source, row.destination.host)
-        wanted = Filter(
-            IPPROTO_TCP,
-            1 << TCP_ESTABLISHED,
-            source=octets[0],
-            destination=octets[1],
-            destination_port=row.destination.port,
-            interface=row.destination.scope_id,
-        )
-        still = idle(netlink, family, wanted, math.ceil(idle_after * 1000))
+def _idle(netlink: NetlinkSocket, row: Row, seconds: float) -> int:
+    """How many connections of a pair are idle; 0 of one that is far from full."""
+    if row.protocol != "tcp" or row.utilisation < _WORTH_ASKING:
+        return 0
+    family, octets = packed(row.source, row.destination.host)
+    wanted = Filter(
+        IPPROTO_TCP,
+        1 << TCP_ESTABLISHED,
+        source=octets[0],
+        destination=octets[1],
+        destination_port=row.destination.port,
+        interface=row.destination.scope_id,
+    )
+    return idle(netlink, family, wanted, math.ceil(seconds * 1000))
+
+
+def _pair(row: Row, before: Row | None, passed: float, still: int) -> Pair:
     gained = row.in_use - (before.in_use if before is not None else 0)
     return Pair(
         row.protocol,
