@@ -135,7 +135,10 @@ def test_a_listener_survives_its_connections(
     client.close()
     lookup = TupleLookup(uapi.IPPROTO_TCP, uapi.AF_INET, IPV4, IPV4, 20000)
     while (found := lookup.find_record(netlink, 8000)) and found.state != uapi.TCP_LISTEN:
-        destroy(netlink, uapi.IPPROTO_TCP, found)
+        if found.in_time_wait and refused(netlink, uapi.IPPROTO_TCP, found) == errno.EOPNOTSUPP:
+            pytest.skip("kernel: it closes no sockets in TIME-WAIT")
+        if not found.in_time_wait:
+            destroy(netlink, uapi.IPPROTO_TCP, found)
     assert found
     assert refused(netlink, uapi.IPPROTO_TCP, record) == errno.ENOENT
     open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20001), ("127.0.0.1", 8000))

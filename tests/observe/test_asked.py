@@ -44,6 +44,7 @@ def test_other_sources_are_no_exhaustion(connect: Callable[..., socket.socket]) 
         assert found(look(), causes.BOUND_FIRST)
 
 
+@pytest.mark.usefixtures("binds_are_seen")
 def test_other_sources_that_share(listener: socket.socket, closing: contextlib.ExitStack) -> None:
     del listener
     for number in range(SIZE):
@@ -176,6 +177,7 @@ def test_an_address_that_is_checked_for_duplicates(network: Network) -> None:
     assert found(diagnosis, causes.NOT_YET_LOCAL).severity is Severity.CRITICAL
 
 
+@pytest.mark.usefixtures("binds_are_seen")
 def test_a_link_local_destination(network: Network, closing: contextlib.ExitStack) -> None:
     """On each device it is another one."""
     network.port_range(LOW, HIGH)
@@ -199,7 +201,9 @@ def test_a_link_local_destination(network: Network, closing: contextlib.ExitStac
 
 
 def test_close_wait_is_its_owners(
-    connect: Callable[..., socket.socket], listener: socket.socket
+    connect: Callable[..., socket.socket],
+    listener: socket.socket,
+    closing: contextlib.ExitStack,
 ) -> None:
     """Another process has more connections there, and leaks none."""
     child = os.fork()
@@ -211,9 +215,10 @@ def test_close_wait_is_its_owners(
     try:
         for _ in range(12):
             sock = connect()
-            # Ours comes after the child's two, or before.
+            # Ours comes after the child's two, which stay open, or before.
             accepted, peer = listener.accept()
             while peer[1] != sock.getsockname()[1]:
+                closing.enter_context(accepted)
                 accepted, peer = listener.accept()
             accepted.close()
             assert sock.recv(1) == b""

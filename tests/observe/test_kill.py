@@ -5,6 +5,7 @@ import errno
 import socket
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from connectx.addresses import Endpoint, PortRange
 from connectx.linux import uapi
 from connectx.linux.sock_diag import SocketRecord
 from connectx.observe import kill as module
-from connectx.observe.kill import Outcome, Wanted, kill, require, select
+from connectx.observe.kill import Outcome, Wanted, require, select
 from connectx.testing.namespaces import Network, experiment_network
 from connectx.testing.servers import Servers
 from tests.api.calls import CAP_NET_ADMIN, close_first, reset_on_close, without_capability
@@ -20,6 +21,14 @@ from tests.api.calls import CAP_NET_ADMIN, close_first, reset_on_close, without_
 PORT = 9000
 
 Connect = Callable[..., tuple[socket.socket, socket.socket]]
+
+
+def kill(*arguments: Any, **keywords: Any) -> Outcome:
+    """module.kill(); skips the test where this kernel closes no TIME_WAIT (5.10)."""
+    outcome = module.kill(*arguments, **keywords)
+    if outcome.refused.keys() == {errno.EOPNOTSUPP}:
+        pytest.skip("kernel: it closes no sockets in TIME-WAIT")
+    return outcome
 
 
 @pytest.fixture(autouse=True)

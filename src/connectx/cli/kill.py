@@ -194,6 +194,9 @@ def _show(
     for number, times in sorted(outcome.refused.items()):
         if number == errno.ENOENT:
             print(f"{times:,} not closed: the kernel finds another socket in their place.")
+        elif number == errno.EOPNOTSUPP:
+            # Linux 5.10 says so of a TIME_WAIT, 6.1 closes it (tcp_abort).
+            print(f"{times:,} not closed: this kernel closes no sockets in such a state.")
         else:
             print(f"{times:,} not closed: {os.strerror(number)}.")
 
