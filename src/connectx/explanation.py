@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint, FourTuple
 from connectx.core import causes
@@ -22,11 +22,18 @@ from connectx.linux.uapi import (
     TCP_FASTOPEN_CONNECT,
     TCP_FASTOPEN_NO_COOKIE,
 )
-from connectx.network import windows_work
+from connectx.network import NETWORKS, NEW_SOCKET, windows_work
+from connectx.requests import AF_INET, SOCK_STREAM, parse
 from connectx.techniques import offer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from connectx.network import Prepared
+
+#: Destinations that hardly anybody is connected to, and both of them nobody: toward one that
+#: is a port's, the port would be taken whether it is locked or not.
+_NOBODYS: Final = (("127.255.255.254", 9), ("127.255.255.253", 9))
 
 
 def explain(verdict: Verdict, prepared: Prepared) -> str:
@@ -65,8 +72,6 @@ def take_census(prepared: Prepared) -> Census:
         destination_port=request.destination.port,
         interface=request.scope,
     )
-    reuse = read_reuse()
-    reusable = within.intersection(r.source_port for r in toward if reuse.takes(r))
     time_wait = within.intersection(r.source_port for r in toward if r.in_time_wait)
     connected = within.intersection(r.source_port for r in toward) - time_wait
     # On any address, of either family: a port that is bound is closed to every connect()
@@ -76,11 +81,16 @@ def take_census(prepared: Prepared) -> Census:
     reserved = {
         port for hole in network.reserved for port in range(hole.low, hole.high + 1)
     } & within
+    bound = {r.source_port for r in everybody if 1 << r.state & UNCONNECTED}
+    reuse = read_reuse()
+    reusable = within.intersection(r.source_port for r in toward if reuse.takes(r)) - bound
+    if reusable and not request.source.port:
+        # Nobody takes over what was left by a socket that was bound.
+        reusable -= set(locked(reusable) or ())
     others = within - time_wait - connected
     doubtful = (others - reserved) & anywhere
     untold: set[int] = set()
     if request.stream and not tells_binds_apart():
-        bound = {r.source_port for r in everybody if 1 << r.state & UNCONNECTED}
         held = doubtful & bound
         untold = doubtful - bound
     else:
@@ -135,6 +145,24 @@ def shared(prepared: Prepared, port: int) -> bool:
                 raise
             return False
     return True
+
+
+def locked(ports: Iterable[int]) -> list[int] | None:
+    """Those of some TCP ports in use that connect() would not give out; None if nobody can tell.
+
+    In the calling thread's network namespace. Each is tried with a socket that is bound for
+    some microseconds and sends nothing.
+
+    Raises OSError where that cannot be, as without a route to the loopback.
+    """
+    if not tells_binds_apart():
+        return None
+    network = NETWORKS.here()
+    toward = [
+        network.prepare(parse(AF_INET, SOCK_STREAM, 0, "auto", None, destination), NEW_SOCKET)
+        for destination in _NOBODYS
+    ]
+    return [port for port in sorted(ports) if not any(shared(each, port) for each in toward)]
 
 
 def tells_binds_apart() -> bool:

@@ -23,6 +23,7 @@ HEALTHY = Facts(
     ports=PORTS,
     reserved=(),
     ipv6=True,
+    unprivileged_port_start=1024,
     udp_unused=28_000,
     pairs=(),
     holders=(),
@@ -133,6 +134,10 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"asked": ASKED._replace(destination=None), "ipv6": False}, (causes.IPV6_OFF, W)),
     ({"asked": ASKED._replace(on_port=ON_PORT)}, (causes.PORT_HELD, C)),
     ({"asked": ASKED._replace(on_port=ON_PORT, on_tuple=True)}, (causes.TUPLE_IN_USE, C)),
+    (
+        {"asked": ASKED._replace(on_port=(ON_PORT[0]._replace(state="TIME-WAIT"),))},
+        (causes.PORT_LEFT, C),
+    ),
     ({"asked": ASKED._replace(on_port=ON_PORT, number=0)}, (causes.PORT_HELD, N)),
     ({"asked": ASKED._replace(ports=PORTS)}, None),
     ({"asked": ASKED._replace(ports=PortRange(1024, 40000))}, (causes.NOT_HONOURED, C)),
@@ -365,7 +370,15 @@ def test_no_command_that_does_harm() -> None:
     (finding,) = find(replace(HEALTHY, asked=asked))
     assert not any(finding.command(each) for each in finding.cause.remedies)
     asked = ASKED._replace(census=Census(PORTS, 28_232, 0, 0, 0))
-    for ports, wider in ((PORTS, "10240 65535"), (PortRange(1024, 65535), "")):
-        (finding,) = find(replace(HEALTHY, asked=asked, ports=ports, translations=()))
+    for ports, start, wider in (
+        (PORTS, 1024, "10240 65535"),
+        (PORTS, 20_000, "20000 65535"),
+        (PortRange(1024, 65535), 1024, ""),
+    ):
+        (finding,) = find(
+            replace(
+                HEALTHY, asked=asked, ports=ports, unprivileged_port_start=start, translations=()
+            )
+        )
         command = finding.command(finding.cause.remedies[-1])
         assert command == (f"sysctl -w net.ipv4.ip_local_port_range='{wider}'" if wider else "")

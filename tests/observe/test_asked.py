@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,41 @@ def test_time_waits_that_a_connect_takes_over(listener: socket.socket, network: 
     for _ in range(SIZE):
         with socket.create_connection(HERE):
             pass
+
+
+@pytest.mark.usefixtures("binds_are_seen")
+def test_time_waits_that_nobody_takes_over(listener: socket.socket, network: Network) -> None:
+    """They were left by sockets that were bound, and lock their ports."""
+    network.port_range(LOW, LOW + 1)
+    network.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    if Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
+        network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
+    for port in (LOW, LOW + 1):
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            sock.connect(HERE)
+            accepted, _ = listener.accept()
+            sock.shutdown(socket.SHUT_WR)
+            assert accepted.recv(1) == b""
+            accepted.close()
+            assert sock.recv(1) == b""
+    with pytest.raises(OSError, match="Cannot assign") as caught:
+        socket.create_connection(HERE)
+    diagnosis = diagnose(caught.value, destination=TOWARD)
+    assert "means here: exhaustion" in diagnosis.verdict
+    assert "2 TIME_WAITs" in diagnosis.verdict
+
+
+@pytest.mark.usefixtures("binds_are_seen")
+def test_clients_of_the_discard_service_lock_nothing(
+    network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    network.port_range(LOW, HIGH)
+    for host in ("127.0.0.1", "127.255.255.254"):
+        servers.listen(host, 9)
+        for _ in range(SIZE // 3):
+            closing.enter_context(socket.create_connection((host, 9)))
+    assert look().healthy
 
 
 def test_a_window(listener: socket.socket, closing: contextlib.ExitStack) -> None:
@@ -153,8 +189,64 @@ class TestWhoHasThePort:
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
         assert "on exactly this 4-tuple" in diagnosis.verdict
         elsewhere = Endpoint("127.0.0.9", PORT)
+        # Toward another destination the port is shared.
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=elsewhere)
-        assert "has a socket of" in diagnosis.verdict
+        assert "is not exhaustion here and now" in diagnosis.verdict
+        mapped = Endpoint("::ffff:127.0.0.1", PORT)
+        assert "4-tuple" in look(number=NOT_AVAILABLE, source=source, destination=mapped).verdict
+        anywhere = Endpoint("", source.port)
+        diagnosis = look(number=NOT_AVAILABLE, source=anywhere, destination=TOWARD)
+        assert "on exactly this 4-tuple" in diagnosis.verdict
+
+    @pytest.mark.usefixtures("binds_are_seen")
+    def test_one_that_locks_it_on_another_address(
+        self, connect: Callable[..., socket.socket]
+    ) -> None:
+        connect(("127.0.0.2", LOW))
+        source = Endpoint("127.0.0.1", LOW)
+        diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
+        assert f"tcp port {LOW} has a socket of" in diagnosis.verdict
+
+    @pytest.mark.parametrize(
+        "host, of, taken",
+        [
+            ("0.0.0.0", "127.0.0.7", True),
+            ("::", "127.0.0.7", True),
+            ("127.0.0.7", "0.0.0.0", True),
+            ("127.0.0.7", "127.0.0.8", False),
+            ("::1", "127.0.0.7", False),
+        ],
+    )
+    def test_by_addresses_in_common(
+        self, network: Network, servers: Servers, host: str, of: str, *, taken: bool
+    ) -> None:
+        del network
+        servers.listen(of, 8080)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            if taken:
+                with pytest.raises(OSError, match="Address already in use"):
+                    sock.bind((host, 8080))
+            else:
+                sock.bind((host, 8080))
+        diagnosis = look(number=errno.EADDRINUSE, source=Endpoint(host, 8080))
+        assert ("has a socket of" in diagnosis.verdict) == taken
+
+    def test_only_time_waits(self, network: Network, servers: Servers) -> None:
+        """Of a server that has gone, and closed first."""
+        del network
+        listener = servers.listen("127.0.0.1", 8080)
+        with socket.create_connection(("127.0.0.1", 8080)) as client:
+            server, _ = listener.accept()
+            server.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+            client.close()
+            assert server.recv(1) == b""
+            server.close()
+        listener.close()
+        with socket.socket() as sock, pytest.raises(OSError, match="Address already in use"):
+            sock.bind(("127.0.0.1", 8080))
+        diagnosis = look(number=errno.EADDRINUSE, source=Endpoint("127.0.0.1", 8080))
+        assert found(diagnosis, causes.PORT_LEFT).evidence[0].startswith("127.0.0.1:8080 TIME-WAIT")
 
     def test_by_an_error(self, network: Network, servers: Servers) -> None:
         network.port_range(LOW, HIGH)
@@ -230,6 +322,39 @@ def test_close_wait_is_its_owners(
     assert f"({child}" not in finding.evidence[0]
 
 
+def test_several_destinations(connect: Callable[..., socket.socket]) -> None:
+    """As a name has them: one look, and an answer for each that the source can go to."""
+    for _ in range(SIZE):
+        connect()
+    both = [Endpoint("::1", PORT), TOWARD]
+    diagnosis = look(number=NOT_AVAILABLE, destination=both)
+    first, second = diagnosis.verdict.splitlines()
+    assert first.startswith("[::1]:9000: 99 (EADDRNOTAVAIL) is not exhaustion here and now")
+    assert second.startswith("127.0.0.1:9000: 99 (EADDRNOTAVAIL) means here: exhaustion")
+    severities = [list(Severity).index(each.severity) for each in diagnosis.findings]
+    assert severities == sorted(severities)
+    diagnosis = look(number=NOT_AVAILABLE, source="127.0.0.1", destination=both)
+    assert "\n" not in diagnosis.verdict
+    assert "means here: exhaustion" in diagnosis.verdict
+
+
+def test_a_name_with_an_address_of_ipv6_that_is_off(network: Network) -> None:
+    network.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+    diagnosis = look(number=NOT_AVAILABLE, destination=[Endpoint("::1", PORT), TOWARD])
+    assert "127.0.0.1:9000" in diagnosis.verdict
+    assert diagnosis.healthy
+
+
+def test_udp_of_ipv6_is_no_lack_of_ipv4(network: Network, closing: contextlib.ExitStack) -> None:
+    network.port_range(LOW, HIGH)
+    for port in range(LOW, HIGH + 1):
+        sock = closing.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+        sock.bind(("::1", port))
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.connect(("127.0.0.1", 53))
+    assert look().healthy
+
+
 def test_names_are_looked_up(connect: Callable[..., socket.socket]) -> None:
     for _ in range(SIZE):
         connect()
@@ -244,7 +369,9 @@ def test_names_are_looked_up(connect: Callable[..., socket.socket]) -> None:
     assert "means here: exhaustion" in done.stdout
 
 
-@pytest.mark.parametrize("destination", ["no such name:443", "127.0.0.1:http", "[::1", "x"])
+@pytest.mark.parametrize(
+    "destination", ["no such name:443", "127.0.0.1:http", "[::1", "x", "localhost:99999"]
+)
 def test_destinations_that_are_none(network: Network, destination: str) -> None:
     del network
     done = subprocess.run(

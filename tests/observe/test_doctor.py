@@ -322,7 +322,7 @@ def test_ports_that_cannot_be_tried(
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     connect(("127.0.0.1", 0))
-    monkeypatch.setattr("connectx.observe.locked.shared", fail)
+    monkeypatch.setattr("connectx.explanation.shared", fail)
     diagnosis = look()
     assert diagnosis.healthy
     if tells_binds_apart():

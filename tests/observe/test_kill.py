@@ -247,3 +247,26 @@ def test_a_queue_of_connections_that_wait(connect: Connect) -> None:
         reset_on_close(client)
     wanted = Wanted(states=("ESTAB",), destination=Endpoint("127.0.0.1", PORT))
     assert kill(wanted, select(wanted)) == Outcome(300, 0, {})
+
+
+def test_of_two_devices_with_the_same_addresses(
+    network: Network, closing: contextlib.ExitStack
+) -> None:
+    for pair in (("va", "vb"), ("vc", "vd")):
+        network.add_device_pair(*pair)
+    sockets = {}
+    for device in ("va", "vc"):
+        sock = closing.enter_context(socket.socket(socket.AF_INET6))
+        sock.setblocking(False)  # noqa: FBT003 -- the standard library's way
+        # Nobody answers: it stays in SYN-SENT.
+        sock.connect_ex(("fe80::9", PORT, 0, socket.if_nametoindex(device)))
+        sockets[device] = sock
+    wanted = Wanted(states=("SYN-SENT",), destination=Endpoint("fe80::9%va", PORT))
+    assert kill(wanted, select(wanted)) == Outcome(1, 0, {})
+    ends = {
+        device: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        for device, sock in sockets.items()
+    }
+    assert ends == {"va": errno.ECONNABORTED, "vc": 0}
+    with pytest.raises(OSError, match="no such device"):
+        select(wanted._replace(destination=Endpoint("fe80::9%nothing", PORT)))

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx.addresses import Endpoint
+from connectx.addresses import HIGHEST_PORT, Endpoint
 from connectx.cli.output import give_up_output
 from connectx.cli.ports import any_port_range, endpoint
 from connectx.cli.usage_arguments import add_netns
@@ -88,7 +88,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look, and say what was found."""
     try:
-        diagnosis = _examine(arguments)
+        from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
+
+        diagnosis = examine(
+            protocol=arguments.protocol,
+            number=arguments.errno,
+            source=arguments.source,
+            destination=_destinations(arguments.destination),
+            ports=arguments.port_range,
+            netns=arguments.netns,
+            seconds=arguments.seconds,
+            idle_after=arguments.idle,
+        )
         if arguments.json:
             print(json.dumps(_as_json(diagnosis), indent=2))
         else:
@@ -101,50 +112,18 @@ def run(arguments: argparse.Namespace) -> int:
     return NOTHING_FOUND if diagnosis.healthy else FOUND
 
 
-def _examine(arguments: argparse.Namespace) -> Diagnosis:
-    """Of a name each address, in one diagnosis."""
-    from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
-
-    found: list[Diagnosis] = []
-    for destination in _destinations(arguments.destination):
-        diagnosis = examine(
-            protocol=arguments.protocol,
-            number=arguments.errno,
-            source=arguments.source,
-            destination=destination,
-            ports=arguments.port_range,
-            netns=arguments.netns,
-            # Once is enough.
-            seconds=0.0 if found else arguments.seconds,
-            idle_after=arguments.idle,
-        )
-        of = f"{destination}: " if destination is not None and found else ""
-        found.append(diagnosis._replace(verdict=f"{of}{diagnosis.verdict}"))
-    first, *others = found
-    return first._replace(
-        verdict="\n".join(each.verdict for each in found),
-        findings=tuple(
-            {
-                (finding.cause.name, finding.title): finding
-                for diagnosis in (first, *others)
-                for finding in diagnosis.findings
-            }.values()
-        ),
-        unseen=tuple(dict.fromkeys(line for each in found for line in each.unseen)),
-    )
-
-
-def _destinations(text: str | None) -> list[Endpoint | None]:
-    """What HOST:PORT stands for; [None] for nothing. Raises ValueError, or OSError for a name."""
+def _destinations(text: str | None) -> list[Endpoint]:
+    """What HOST:PORT stands for. Raises ValueError, or OSError for a name that there is not."""
     if text is None:
-        return [None]
+        return []
     try:
         return [endpoint(text)]
     except argparse.ArgumentTypeError as error:
         host, colon, port = text.rpartition(":")
-        if not (host and colon and port.isascii() and port.isdecimal()) or ":" in host:
+        number = int(port) if port.isascii() and port.isdecimal() else -1
+        if not (host and colon and 0 < number <= HIGHEST_PORT) or ":" in host:
             raise ValueError(str(error)) from None
-    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
     return [Endpoint(*address) for *_, address in found]
 
 

@@ -221,11 +221,18 @@ def _state(record: SocketRecord) -> str:
 
 
 def _source(record: SocketRecord) -> Endpoint:
-    return Endpoint(inet_ntop(record.family, record.source), record.source_port)
+    return _end(record, record.source, record.source_port)
 
 
 def _destination(record: SocketRecord) -> Endpoint:
-    return Endpoint(inet_ntop(record.family, record.destination), record.destination_port)
+    return _end(record, record.destination, record.destination_port)
+
+
+def _end(record: SocketRecord, address: bytes, port: int) -> Endpoint:
+    from connectx.observe.scopes import needs_scope  # noqa: PLC0415 - as above
+
+    scope = record.interface if needs_scope(address) else 0
+    return Endpoint(inet_ntop(record.family, address), port, 0, scope)
 
 
 def _sockets(number: int) -> str:

@@ -138,6 +138,16 @@ PORT_HELD: Final = Cause(
 )
 
 
+PORT_LEFT: Final = Cause(
+    "port left in TIME_WAIT",
+    "Connections of a program that has gone are in TIME_WAIT on the port, for 60 seconds at most: "
+    "bind() refuses it meanwhile.",
+    (
+        Remedy("in the program that binds it, set SO_REUSEADDR before bind(), as servers do"),
+        Remedy("wait a minute, or ask for another port"),
+    ),
+)
+
 # What only a look at the whole machine finds; connectx.core.findings says when.
 
 BOUND_FIRST: Final = Cause(

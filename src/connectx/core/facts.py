@@ -115,7 +115,7 @@ class Facts:
     """A network namespace and its sockets.
 
     ports, reserved: ip_local_port_range and ip_local_reserved_ports.
-    ipv6: whether there is IPv6 at all. udp_unused: ports that no UDP socket has.
+    ipv6: whether there is IPv6 at all. udp_unused: ports that no UDP socket of IPv4 has.
     pairs: the fullest first. holders: ports in the range that refuse to be shared;
     tells_binds_apart: whether that has those which were bound before they connected.
     close_wait: by owner, CLOSE-WAIT now; close_wait_gain: how many more than a moment ago.
@@ -129,6 +129,7 @@ class Facts:
     ports: PortRange
     reserved: tuple[PortRange, ...]
     ipv6: bool
+    unprivileged_port_start: int
     udp_unused: int
     pairs: tuple[Pair, ...]
     holders: tuple[Holder, ...]

@@ -58,8 +58,12 @@ _IDLE: Final = 0.5
 
 def find(facts: Facts) -> list[Finding]:
     """All findings, worst first."""
-    found = [finding for rule in RULES for finding in rule(facts)]
-    return sorted(found, key=lambda finding: list(Severity).index(finding.severity))
+    return worst_first(finding for rule in RULES for finding in rule(facts))
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """In the order of their severity, and else as they are."""
+    return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
 
 
 def not_local(facts: Facts) -> Iterator[Finding]:
@@ -106,9 +110,11 @@ def port_taken(facts: Facts) -> Iterator[Finding]:
     if asked is None or not asked.on_port:
         return
     port = asked.source.port
+    left = all(each.state == "TIME-WAIT" for each in asked.on_port)
+    cause = causes.PORT_LEFT if left else causes.PORT_HELD
     yield Finding(
         Severity.CRITICAL if asked.number else Severity.NOTE,
-        causes.TUPLE_IN_USE if asked.on_tuple else causes.PORT_HELD,
+        causes.TUPLE_IN_USE if asked.on_tuple else cause,
         f"{asked.protocol} port {port} is in use",
         tuple(
             f"{each.address}:{each.port} {each.state} {each.owner}".rstrip()
@@ -219,7 +225,8 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
 
 def unshared(facts: Facts) -> Iterator[Finding]:
     """Hardly a port for UDP sockets that do not share theirs."""
-    share = facts.udp_unused / facts.ports.size
+    holes = sum(hole.contains(port) for hole in facts.reserved for port in _all(facts.ports))
+    share = facts.udp_unused / max(1, facts.ports.size - holes)
     if share < 1 - FULL:
         yield Finding(
             Severity.WARNING if facts.udp_unused else Severity.CRITICAL,
@@ -333,12 +340,13 @@ def not_honoured(facts: Facts) -> Iterator[Finding]:
     ports = asked.ports if asked is not None and asked.number != errno.EADDRINUSE else None
     if ports and not facts.ports.low <= ports.low <= ports.high <= facts.ports.high:
         wider = PortRange(min(ports.low, facts.ports.low), max(ports.high, facts.ports.high))
+        possible = wider.low >= facts.unprivileged_port_start
         yield Finding(
             Severity.CRITICAL,
             causes.NOT_HONOURED,
             f"the ports {ports} are not all within the range in force, {facts.ports}",
             (f"net.ipv4.ip_local_port_range is {facts.ports}",),
-            {"wider": f"{wider.low} {wider.high}"},
+            {"wider": f"{wider.low} {wider.high}"} if possible else {},
         )
 
 
@@ -363,6 +371,10 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     surroundings.timestamps_off,
     surroundings.old_kernel,
 )
+
+
+def _all(ports: PortRange) -> range:
+    return range(ports.low, ports.high + 1)
 
 
 def _is_asked(facts: Facts, pair: Pair) -> bool:
@@ -392,7 +404,9 @@ def _values(facts: Facts) -> dict[str, str]:
     values = {}
     if facts.tcp_timestamps and facts.tcp_tw_reuse != 1:
         values["reuse"] = "1"
-    wider = PortRange(min(_WIDE.low, facts.ports.low), _WIDE.high)
+    # The kernel lets the range not reach into the privileged ports.
+    low = max(_WIDE.low, facts.unprivileged_port_start)
+    wider = PortRange(min(low, facts.ports.low), _WIDE.high)
     if wider.size > facts.ports.size:
         values["wider"] = f"{wider.low} {wider.high}"
     ports = {each.port for each in facts.holders if each.state == "LISTEN"}

@@ -57,10 +57,13 @@ def _of_number(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
     for cause in (causes.NOT_LOCAL, causes.NOT_YET_LOCAL, causes.IPV6_OFF):
         if cause in found and not (cause is causes.IPV6_OFF and not asked.needs_ipv6):
             return f"means here: {_begun(cause.summary)}"
+    stream = asked.protocol in ("tcp", "mptcp")
+    if asked.on_port and (
+        asked.number == errno.EADDRINUSE or (asked.number == errno.EADDRNOTAVAIL and stream)
+    ):
+        return f"means here: {_of_port(asked)}"
     if asked.unreachable:
         return f"is not exhaustion, as far as one can see: {asked.unreachable}."
-    if asked.on_port:
-        return f"means here: {_of_port(asked)}"
     of_this = {
         errno.EADDRNOTAVAIL: _not_available,
         errno.EADDRINUSE: _in_use,
@@ -165,7 +168,8 @@ def _in_use(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
     else:
         text = (
             "comes from bind(): another socket has the port and does not share it (name it with "
-            "--source ADDRESS:PORT)."
+            "--source ADDRESS:PORT), or, with bind((address, 0)), every port has one on that "
+            f"address. {facts.udp_unused:,} ports have no UDP socket at all."
         )
     if causes.BOUND_FIRST in found or causes.POLLUTED in found:
         return (

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
 from connectx.core.finding import Finding, Severity
-from connectx.core.findings import find
+from connectx.core.findings import find, worst_first
 from connectx.core.verdict import verdict
 from connectx.errors import ConnectxError
 from connectx.observe.look import SOCKETS, Question, look
 from connectx.observe.namespace import visiting
+from connectx.observe.octets import packed, text_of
 from connectx.observe.scopes import index_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Seconds between the two counts that rates come from.
 SECONDS: Final = 1.0
@@ -47,7 +52,7 @@ def examine(
     protocol: str = "tcp",
     number: int = 0,
     source: Endpoint | str = "",
-    destination: Endpoint | None = None,
+    destination: Endpoint | Sequence[Endpoint] | None = None,
     ports: PortRange | None = None,
     netns: str | None = None,
     seconds: float = SECONDS,
@@ -56,7 +61,8 @@ def examine(
     """Look for everything that is wrong, and at a call that failed, if one is described.
 
     protocol: "tcp", "mptcp", "udp" or "udplite". number: the call's errno, 0 for none.
-    source: the address that it asked for, or address and port. destination: where it was to go.
+    source: the address that it asked for, or address and port. destination: where it was to go;
+    several, where that was a name, of which those count that the source can go to.
     ports: a window that it was to keep to.
     netns: another network namespace, by name, path or pid; CAP_SYS_ADMIN in it.
     seconds: how long to watch, for rates. idle_after: seconds without data that make a
@@ -74,29 +80,47 @@ def examine(
     source = Endpoint(source, 0) if isinstance(source, str) else source
     if source.host:
         ip_address(source.host)
-    if destination is not None:
-        ip_address(destination.host)
-        if not destination.port:
-            raise ValueError(f"a destination has a port, too: {destination.host}:443, say")
-    asked = bool(number or source.host or source.port or destination or ports)
-    question = Question(protocol, number, source, destination, ports) if asked else None
+    several = [destination] if isinstance(destination, Endpoint) else list(destination or ())
+    for each in several:
+        ip_address(each.host)
+        if not each.port:
+            raise ValueError(f"a destination has a port, too: {each.host}:443, say")
+    asked = bool(number or source.host or source.port or several or ports)
     with visiting(netns):
-        if question is not None:
-            question = question._replace(
-                source=_with_scope(source),
-                destination=destination and _with_scope(destination),
-            )
+        source = _plain(source)
+        towards = [_plain(each) for each in several]
+        # A name has addresses of both families, a source is of one.
+        towards = [each for each in towards if _fit(source, each)] or towards
+        about: list[Endpoint | None] = [*towards] or [None] * asked
+        questions = [Question(protocol, number, source, each, ports) for each in about]
         taken_at = dt.datetime.now(dt.UTC)
-        facts = look(question, seconds=seconds, idle_after=idle_after)
+        facts, answers = look(questions, seconds=seconds, idle_after=idle_after)
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
-    findings = find(facts)
-    return Diagnosis(taken_at, where, verdict(facts, findings), tuple(findings), facts.unseen)
+    findings: dict[tuple[str, str], Finding] = {}
+    verdicts = []
+    for view in [replace(facts, asked=answer) for answer in answers] or [facts]:
+        found = find(view)
+        findings.update({(each.cause.name, each.title): each for each in found})
+        said = verdict(view, found)
+        named = view.asked is not None and len(answers) > 1
+        verdicts.append(f"{view.asked.destination}: {said}" if named and view.asked else said)
+    return Diagnosis(
+        taken_at, where, "\n".join(verdicts), tuple(worst_first(findings.values())), facts.unseen
+    )
 
 
-def _with_scope(endpoint: Endpoint) -> Endpoint:
-    """With the scope as a number, which a host such as "fe80::9%eth0" has by name."""
+def _plain(endpoint: Endpoint) -> Endpoint:
+    """An address as the kernel has it: with a scope by number, and not IPv4-mapped."""
     host, _, _ = endpoint.host.partition("%")
-    return endpoint._replace(host=host, scope_id=index_of(endpoint.host, endpoint.scope_id))
+    _, (address,) = packed(host)
+    return endpoint._replace(
+        host=host if address is None else text_of(address),
+        scope_id=index_of(endpoint.host, endpoint.scope_id),
+    )
+
+
+def _fit(source: Endpoint, destination: Endpoint) -> bool:
+    return not source.host or (":" in source.host) == (":" in destination.host)
 
 
 def diagnose(

@@ -19,6 +19,7 @@ from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import IPPROTO_TCP, IPPROTO_UDP, NETLINK_SOCK_DIAG
 from connectx.observe.namespace import visiting
 from connectx.observe.octets import packed
+from connectx.observe.scopes import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,6 +173,7 @@ def _list(netlink: NetlinkSocket, wanted: Wanted) -> list[SocketRecord]:
             0,
             destination,
             wanted.destination.port,
+            device_of(wanted.source, wanted.destination),
             ports=ports,
         ),
     )

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-from typing import TYPE_CHECKING, Final
-
-from connectx.explanation import shared, tells_binds_apart
+from connectx.explanation import locked
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import UNCONNECTED, Filter, source_ports
 from connectx.linux.uapi import IPPROTO_TCP, NETLINK_SOCK_DIAG
-from connectx.network import NETWORKS, NEW_SOCKET
-from connectx.requests import parse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-#: Nobody's destination: toward it every port is free that is not shut.
-_DISCARD: Final = ("127.0.0.1", 9)
-
-
-def locked(ports: Iterable[int]) -> list[int] | None:
-    """Those of some ports in use that connect() would not give out; None where nobody can tell.
-
-    Each is tried with a socket that is bound for some microseconds and sends nothing.
-
-    Raises OSError where that cannot be, as without a route to the loopback.
-    """
-    if not tells_binds_apart():
-        return None
-    prepared = NETWORKS.here().prepare(
-        parse(socket.AF_INET, socket.SOCK_STREAM, 0, "auto", None, _DISCARD), NEW_SOCKET
-    )
-    return [port for port in sorted(ports) if not shared(prepared, port)]
 
 
 def count_locked() -> int | None:

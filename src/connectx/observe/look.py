@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from connectx.addresses import Endpoint
 from connectx.core.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
 from connectx.errors import RangeNotHonoured
-from connectx.explanation import source_of, take_census, tells_binds_apart
+from connectx.explanation import locked, source_of, take_census, tells_binds_apart
 from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import UNCONNECTED, Filter, idle, records
+from connectx.linux.socket_dump import UNCONNECTED, Filter, idle, records, with_v6only
 from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
@@ -37,7 +37,6 @@ from connectx.linux.uapi import (
     TCP_LISTEN,
 )
 from connectx.network import NETWORKS, NEW_SOCKET, Options
-from connectx.observe.locked import locked
 from connectx.observe.octets import packed, text_of, unmapped
 from connectx.observe.processes import owners
 from connectx.observe.translation import read_translations
@@ -45,7 +44,7 @@ from connectx.observe.usage import snapshot
 from connectx.requests import DIAG_PROTOCOLS, parse, sockaddr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from connectx.addresses import PortRange
     from connectx.linux.sock_diag import SocketRecord
@@ -87,9 +86,12 @@ class Question(NamedTuple):
     ports: PortRange | None = None
 
 
-def look(question: Question | None, *, seconds: float, idle_after: float) -> Facts:
-    """Look at the calling thread's network namespace.
+def look(
+    questions: Sequence[Question], *, seconds: float, idle_after: float
+) -> tuple[Facts, tuple[Asked, ...]]:
+    """Look at the calling thread's network namespace, and answer questions about it.
 
+    Of several questions those are left out that are about IPv6, where there is none.
     seconds: between two counts, which give rates. idle_after: seconds without data that
     make a connection idle.
 
@@ -133,7 +135,10 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         streams = records(netlink, None, Filter(IPPROTO_TCP, ALL_STATES, ports=(taken.ports,)))
         holders = _holders(streams, reserved, known.by_inode, unseen)
         datagrams = records(netlink, None, Filter(IPPROTO_UDP))
-        asked = None if question is None else _answer(question, netlink, known.by_inode)
+        answers = tuple(_answer(each, netlink, known.by_inode) for each in questions)
+    ipv6 = bool(_ipv6_addresses())
+    if not ipv6:
+        answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
     translations, not_listed = read_translations()
     unseen += not_listed
     buckets = tracked = None
@@ -142,10 +147,13 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         tracked = tables.conntrack()
     except (OSError, ValueError) as error:
         unseen.append(f"tables of connections: {error}")
-    return Facts(
+    facts = Facts(
         ports=taken.ports,
         reserved=reserved,
-        ipv6=bool(_ipv6_addresses()),
+        ipv6=ipv6,
+        unprivileged_port_start=seen(
+            "ip_unprivileged_port_start", sysctl.read_unprivileged_port_start, 1024
+        ),
         udp_unused=_unused(datagrams, taken.ports, reserved),
         pairs=pairs,
         holders=holders,
@@ -173,8 +181,9 @@ def look(question: Question | None, *, seconds: float, idle_after: float) -> Fac
         ),
         seconds=passed,
         unseen=tuple(dict.fromkeys(unseen)),
-        asked=asked,
+        asked=None,
     )
+    return facts, answers
 
 
 def _wait(seconds: float) -> None:
@@ -271,8 +280,16 @@ def _holder(record: SocketRecord, state: str, known: Mapping[int, tuple[Process,
 def _unused(
     datagrams: Iterable[SocketRecord], ports: PortRange, reserved: tuple[PortRange, ...]
 ) -> int:
-    """How many ports of the range no socket has at all."""
-    unused = set(range(ports.low, ports.high + 1)) - {each.source_port for each in datagrams}
+    """How many ports of the range no socket has that IPv4 would share them with.
+
+    A socket on an IPv6 address alone is none of these; one on "::" is, unless it is for
+    IPv6 only, which is not told here.
+    """
+    unused = set(range(ports.low, ports.high + 1)) - {
+        each.source_port
+        for each in datagrams
+        if len(unmapped(each.source)) == 4 or not any(each.source)
+    }
     for hole in reserved:
         unused.difference_update(range(hole.low, hole.high + 1))
     return len(unused)
@@ -338,47 +355,67 @@ def _answer(
     addresses = _ipv6_addresses()
     if asked.needs_ipv6 and not addresses:
         return asked
-    if source.port:
-        asked = _with_port(asked, netlink, known)
     if source.host:
         flags = addresses.get(packed(source.host)[1][0] or b"", 0)
         asked = asked._replace(
-            source_is_local=_is_local(source.host), is_tentative=bool(flags & _UNUSABLE)
+            source_is_local=_is_local(source), is_tentative=bool(flags & _UNUSABLE)
         )
-    if destination is None or asked.source_is_local is False:
+    if asked.source_is_local is False:
         return asked
-    try:
-        return _with_census(asked, destination)
-    except RangeNotHonoured:
-        # There is nothing to count, and a finding of its own.
-        return asked
-    except OSError as error:
-        return asked._replace(unreachable=f"connect() would meet with {error}")
+    if destination is not None:
+        try:
+            asked = _with_census(asked, destination)
+        except RangeNotHonoured:
+            # There is nothing to count, and a finding of its own.
+            return asked
+        except OSError as error:
+            asked = asked._replace(unreachable=f"connect() would meet with {error}")
+    return _with_port(asked, netlink, known) if source.port else asked
 
 
 def _with_port(
     asked: Asked, netlink: NetlinkSocket, known: Mapping[int, tuple[Process, ...]]
 ) -> Asked:
-    """The same, with who is on the source port."""
-    _, (source,) = packed(asked.source.host)
-    protocol = DIAG_PROTOCOLS[asked.protocol]
-    found = [
-        record
-        for record in records(netlink, None, Filter(protocol, source_port=asked.source.port))
-        # What is bound to every address has the port of each.
-        if source is None or unmapped(record.source) == source or not any(record.source)
-    ]
+    """The same, with who is on the source port, if that keeps the call from it."""
+    port, stream = asked.source.port, asked.protocol in ("tcp", "mptcp")
+    chosen = asked.source.host or asked.census_source
+    everybody = with_v6only(netlink, Filter(DIAG_PROTOCOLS[asked.protocol], source_port=port))
     on_tuple = False
-    if asked.destination is not None:
-        to, port = packed(asked.destination.host)[1][0], asked.destination.port
+    if asked.destination is not None and chosen:
+        ends = [packed(host)[1][0] for host in (chosen, asked.destination.host)]
         on_tuple = any(
-            unmapped(record.destination) == to and record.destination_port == port
-            for record in found
+            [unmapped(each.source), unmapped(each.destination)] == ends
+            and each.destination_port == asked.destination.port
+            for each, _ in everybody
         )
+    if asked.number == errno.EADDRNOTAVAIL and stream:
+        # connect() looks at no address, but may share what is not locked.
+        if not on_tuple and not locked([port]):
+            return asked
+        found = [record for record, _ in everybody]
+    else:
+        found = [
+            record
+            for record, v6only in everybody
+            if _share_an_address(record, asked.source, v6only=v6only)
+        ]
+    found.sort(key=lambda record: (record.state != TCP_LISTEN, not record.inode))
     holders = [
         _holder(record, STATE_NAMES.get(record.state, str(record.state)), known) for record in found
     ]
     return asked._replace(on_port=tuple(holders), on_tuple=on_tuple)
+
+
+def _share_an_address(record: SocketRecord, source: Endpoint, *, v6only: bool) -> bool:
+    """Whether a socket has an address in common with one that is bound to the source."""
+    _, (wanted,) = packed(source.host)
+    own = unmapped(record.source)
+    if wanted is not None and any(wanted):
+        if source.scope_id and record.interface not in (0, source.scope_id):
+            return False
+        return own == wanted or (not any(own) and not (v6only and len(wanted) == 4))
+    # A wildcard: IPv4's, or everybody's.
+    return wanted is None or len(wanted) == 16 or len(own) == 4 or not (any(own) or v6only)
 
 
 def _ipv6_addresses() -> dict[bytes, int]:
@@ -394,14 +431,14 @@ def _ipv6_addresses() -> dict[bytes, int]:
     return {bytes.fromhex(each[0]): int(each[4], 16) for each in fields}
 
 
-def _is_local(source: str) -> bool | None:
+def _is_local(source: Endpoint) -> bool | None:
     """Whether bind() takes an address; None where it fails for another reason."""
-    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    family = socket.AF_INET6 if ":" in source.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as scratch:
         # Without a port, which might be held, and which nobody needs.
         set_ip_bind_address_no_port(scratch, on=True)
         try:
-            scratch.bind((source, 0))
+            scratch.bind(sockaddr(family, source._replace(port=0)))
         except OSError as error:
             return False if error.errno == errno.EADDRNOTAVAIL else None
     return True

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from connectx.addresses import Endpoint
 
 
 def needs_scope(address: bytes) -> bool:
@@ -47,3 +51,14 @@ def index_of(host: str, scope_id: int = 0) -> int:
         return socket.if_nametoindex(name)
     except OSError as error:
         raise OSError(errno.ENODEV, f"there is no such device: {name}") from error
+
+
+def device_of(source: str, destination: Endpoint) -> int:
+    """The device that connections are asked for of, by their addresses' scopes; 0 for any.
+
+    Raises ValueError for two, and OSError as `index_of`.
+    """
+    scopes = {index_of(source), index_of(destination.host, destination.scope_id)} - {0}
+    if len(scopes) > 1:
+        raise ValueError(f"not on one device: {source} and {destination.host}")
+    return scopes.pop() if scopes else 0

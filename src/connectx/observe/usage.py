@@ -32,7 +32,7 @@ from connectx.observe.holders import read_holders
 from connectx.observe.namespace import visiting
 from connectx.observe.octets import family_of, packed, text_of
 from connectx.observe.processes import owners
-from connectx.observe.scopes import index_of, needs_scope, scoped
+from connectx.observe.scopes import device_of, needs_scope, scoped
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -137,7 +137,7 @@ def snapshot(
     family, octets = packed(source, toward.host)
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         taken_at = dt.datetime.now(dt.UTC)
-        scope = _scope(source, toward)
+        scope = device_of(source, toward)
         ports = port_range or sysctl.read_port_range()
         reserved = _set_of(sysctl.read_reserved_ports(), ports)
         known = owners().by_inode if processes else None
@@ -191,14 +191,6 @@ def _row(name: str, ends: Ends, counted: Count, capacity: int) -> Row:
         dict(counted.processes),
         counted.reusable,
     )
-
-
-def _scope(source: str, destination: Endpoint) -> int:
-    """The device that connections are asked for of; 0 for any."""
-    scopes = {index_of(source), index_of(destination.host, destination.scope_id)} - {0}
-    if len(scopes) > 1:
-        raise ValueError(f"not on one device: {source} and {destination.host}")
-    return scopes.pop() if scopes else 0
 
 
 def _number_of(name: str) -> int:
