@@ -1,15 +1,14 @@
 import asyncio
-import gc
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import pytest
-import uvloop
 
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.aio.here import FACTORIES, HIGH, LOW
 from tests.kernel.raw import FIRST
+from tests.plugins.collections_and_loops import quick_collections, uvloop_has_its_pipe  # noqa: F401 -- fixtures
 
 T = TypeVar("T")
 
@@ -18,19 +17,6 @@ class Run(Protocol):
     """Runs a scenario to its end on one of the loops."""
 
     def __call__(self, scenario: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> None:
-    """As in tests/api/conftest.py."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _uvloop_has_its_pipe() -> None:
-    """libuv makes one for the process with its first loop, and keeps it."""
-    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(params=list(FACTORIES))

@@ -1,5 +1,4 @@
 import contextlib
-import gc
 import socket
 
 import pytest
@@ -9,16 +8,7 @@ from connectx.testing.servers import Servers
 from tests.api.calls import CALLS, Call, Client, is_stream
 from tests.api.owner import HIGH, LOW, Owner
 from tests.kernel.raw import FIRST, SECOND, THIRD, Transport
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> None:
-    """Leave what pytest keeps out of garbage collections, of which each test makes one.
-
-    With thousands of tests and reports alive, that one would cost more than the test itself.
-    """
-    gc.collect()
-    gc.freeze()
+from tests.plugins.collections_and_loops import quick_collections  # noqa: F401 -- fixtures
 
 
 @pytest.fixture(params=list(CALLS))

@@ -1,26 +1,11 @@
-import gc
-
 import pytest
-import uvloop
 
 from connectx.testing.namespaces import Network
 from connectx.testing.servers import Servers
 from tests.api.calls import is_stream
 from tests.dialing.drivers import DRIVERS, HIGH, LOOPS, LOW, Driver
 from tests.kernel.raw import FIRST, SECOND, Transport
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> None:
-    """As in tests/api/conftest.py."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _uvloop_has_its_pipe() -> None:
-    """libuv makes one for the process with its first loop, and keeps it."""
-    uvloop.new_event_loop().close()
+from tests.plugins.collections_and_loops import quick_collections, uvloop_has_its_pipe  # noqa: F401 -- fixtures
 
 
 @pytest.fixture(params=list(DRIVERS))

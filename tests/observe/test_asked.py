@@ -322,6 +322,7 @@ def test_close_wait_is_its_owners(
     assert f"({child}" not in finding.evidence[0]
 
 
+@pytest.mark.usefixtures("binds_are_seen")
 def test_several_destinations(connect: Callable[..., socket.socket]) -> None:
     """As a name has them: one look, and an answer for each that the source can go to."""
     for _ in range(SIZE):

@@ -23,21 +23,6 @@ NAME: Final = "kill"
 HELP: Final = "Close sockets in TIME-WAIT, or others by their addresses; without --yes, list them."
 EXAMPLE: Final = "connectx kill --destination 198.51.100.9:443 --yes"
 
-#: As ss(8) prints them; which of them a protocol has, connectx.observe.kill says.
-_STATES: Final = (
-    "TIME-WAIT",
-    "ESTAB",
-    "SYN-SENT",
-    "SYN-RECV",
-    "FIN-WAIT-1",
-    "FIN-WAIT-2",
-    "CLOSE-WAIT",
-    "LAST-ACK",
-    "CLOSING",
-    "LISTEN",
-    "UNCONN",
-)
-
 _OF_TIME_WAIT: Final = """\
 TIME-WAIT keeps late segments of an old connection out of a new one on the same addresses and
 ports, and answers a peer that has not heard the end (RFC 9293, RFC 1337). Without it, such a
@@ -62,14 +47,17 @@ _SHOWN: Final = 20
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    from connectx.observe.kill import STATES  # noqa: PLC0415 - of it, this alone
+
+    states = tuple(dict.fromkeys(state for some in STATES.values() for state in some))
     parser.add_argument("--yes", action="store_true", help="close them; otherwise only list them")
     parser.add_argument(
         "--state",
         action="append",
-        choices=_STATES,
+        choices=states,
         metavar="STATE",
         help=f"close what is in this state; may be given several times (TIME-WAIT). "
-        f"One of {', '.join(_STATES)}; all but TIME-WAIT need --source or --destination",
+        f"One of {', '.join(states)}; all but TIME-WAIT need --source or --destination",
     )
     parser.add_argument("--protocol", choices=["tcp", "udp"], default="tcp", help="(tcp)")
     parser.add_argument(
