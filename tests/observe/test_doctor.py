@@ -444,6 +444,21 @@ class TestRules:
         assert "2,001 ports" in finding.title
         assert finding.evidence == ("nft: ip protocol tcp masquerade to :10000-12000",)
 
+    def test_no_table_comes_of_looking(self, network: Network) -> None:
+        """To list one that is not there would make it, and have connections tracked."""
+        del network
+
+        def tables() -> list[str]:
+            names = [Path(f"/proc/thread-self/net/{name}_tables_names") for name in ("ip", "ip6")]
+            listing = subprocess.run(["nft", "list", "tables"], capture_output=True, check=True)
+            return [*(name.read_text() for name in names if name.exists()), str(listing.stdout)]
+
+        if shutil.which("nft") is None:
+            pytest.skip("needs nft, of nftables")
+        before = tables()
+        look()
+        assert tables() == before
+
     @pytest.mark.parametrize("variant", ["iptables-nft", "iptables-legacy"])
     def test_a_translation_by_iptables(self, network: Network, variant: str) -> None:
         del network

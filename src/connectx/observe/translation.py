@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Final
 
 from connectx.addresses import PortRange
@@ -13,12 +14,17 @@ from connectx.core.facts import Translation
 #: Seconds that a listing of rules may take.
 _PATIENCE: Final = 10.0
 
-#: Rules are of nftables, also those that iptables(8) makes by it, or of the older tables.
-#: Of each line the first command that is installed lists them all.
-_COMMANDS: Final = (
-    (("nft", "list", "ruleset"), ("iptables-nft-save", "-t", "nat")),
-    (("iptables-legacy-save", "-t", "nat"), ("iptables-save", "-t", "nat")),
-    (("ip6tables-legacy-save", "-t", "nat"), ("ip6tables-save", "-t", "nat")),
+#: Rules are of nftables, also those that iptables(8) makes by it, or of the older tables. To
+#: list one of those that is not there would make it, with its hooks and with connection
+#: tracking, so the kernel's own list is asked first. Of the commands the first one that is
+#: installed lists all rules of its kind.
+_LISTINGS: Final = (
+    ("", (("nft", "list", "ruleset"), ("iptables-nft-save", "-t", "nat"))),
+    ("ip_tables_names", (("iptables-legacy-save", "-t", "nat"), ("iptables-save", "-t", "nat"))),
+    (
+        "ip6_tables_names",
+        (("ip6tables-legacy-save", "-t", "nat"), ("ip6tables-save", "-t", "nat")),
+    ),
 )
 
 _RULES: Final = {
@@ -43,11 +49,13 @@ def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
     """
     found: list[Translation] = []
     unseen = []
-    for alternatives in _COMMANDS:
+    for tables, alternatives in _LISTINGS:
         command = next((each for each in alternatives if shutil.which(each[0])), None)
         if command is None:
             continue
         try:
+            if tables and not _has_nat(tables):
+                continue
             listing = subprocess.run(  # noqa: S603 - a fixed command, without a shell
                 command, capture_output=True, text=True, timeout=_PATIENCE, check=True
             ).stdout
@@ -59,6 +67,14 @@ def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
         else:
             found += parse(listing, "nft" if command[0] == "nft" else "iptables")
     return tuple(dict.fromkeys(found)), tuple(unseen)
+
+
+def _has_nat(tables: str) -> bool:
+    """Whether there is a table for translation; tables: the name of the kernel's list."""
+    try:
+        return "nat" in Path("/proc/thread-self/net", tables).read_text("ascii").split()
+    except FileNotFoundError:
+        return False
 
 
 def parse(listing: str, language: str) -> list[Translation]:
