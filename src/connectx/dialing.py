@@ -24,6 +24,7 @@ from connectx.core import strategies
 from connectx.core.budget import Budget, Dial, Lease, LimitReached
 from connectx.core.sources import MOST_FREE, Sources, usable
 from connectx.errors import PortsExhausted
+from connectx.linux.mapped import unmapped
 from connectx.linux.sockopts import get_so_bindtoifindex
 from connectx.linux.uapi import AF_INET, AF_INET6, IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
 from connectx.network import NETWORKS, Options, draw, identity_of
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from connectx.linux.sock_diag import SocketRecord
     from connectx.network import Network
     from connectx.requests import Request
-
-#: How an IPv4 address looks in a record of an AF_INET6 socket.
-_V4_MAPPED_OCTETS: Final = bytes(10) + b"\xff\xff"
 
 #: How many of the sockets whose end nobody tells us a call looks at, and one that waits.
 SWEPT_BY_A_CALL: Final = 8
@@ -511,12 +509,12 @@ class Ear:
             self._heard(None)
             return True
         self._ended(record.cookie)
-        if record.destination.removeprefix(_V4_MAPPED_OCTETS) != self._host:
+        if unmapped(record.destination) != self._host:
             return False
         self.hinted |= not record.destination_port
         if record.destination_port not in (0, self._port):
             return False
-        source = record.source.removeprefix(_V4_MAPPED_OCTETS)
+        source = unmapped(record.source)
         self._heard(socket.inet_ntop(AF_INET if len(source) == 4 else AF_INET6, source))
         return bool(record.destination_port)
 

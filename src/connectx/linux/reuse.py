@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.linux import sysctl
+from connectx.linux.mapped import unmapped
 from connectx.linux.uapi import TCP_TIME_WAIT
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ _WHOLE: Final = 60_000
 _DELAY: Final = 1000
 
 _LOOPBACK: Final = bytes(15) + b"\x01"
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Reuse(NamedTuple):
@@ -60,6 +60,5 @@ def read_reuse() -> Reuse:
 
 
 def _is_loopback(address: bytes) -> bool:
-    if len(address) == 4 or address.startswith(_V4_MAPPED):
-        return address[-4] == 127
-    return address == _LOOPBACK
+    address = unmapped(address)
+    return address[0] == 127 if len(address) == 4 else address == _LOOPBACK

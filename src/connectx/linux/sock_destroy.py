@@ -15,11 +15,11 @@ from socket import IPPROTO_TCP as LEVEL_TCP
 from socket import SOCK_STREAM, socket
 from typing import TYPE_CHECKING, Final
 
+from connectx.linux.mapped import V4_MAPPED
 from connectx.linux.netlink import NetlinkError
 from connectx.linux.sock_diag import (
     ALL_STATES,
     LITTLE_ENDIAN,
-    V4_MAPPED,
     SocketRecord,
     diag_protocol,
 )

@@ -16,6 +16,7 @@ from socket import ntohs
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx.linux.mapped import V4_MAPPED
 from connectx.linux.netlink import MalformedMessage, NetlinkError
 from connectx.linux.structs import (
     INET_DIAG_MSG,
@@ -40,12 +41,11 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.netlink import NetlinkSocket
 
 #: The states filter that lets every socket pass.
 ALL_STATES: Final = 0xFFFFFFFF
 
-V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 ANY_COOKIE: Final = INET_DIAG_NOCOOKIE.to_bytes(4, "big") * 2
 LITTLE_ENDIAN: Final = sys.byteorder == "little"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx.linux.mapped import unmapped
 from connectx.linux.socket_dump import records, tally
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import AF_INET, AF_INET6, TCP_TIME_WAIT
-from connectx.observe.octets import family_of, unmapped
+from connectx.observe.octets import family_of
 from connectx.observe.scopes import scope_of
 
 if TYPE_CHECKING:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx.linux.mapped import unmapped
 from connectx.linux.socket_dump import UNCONNECTED, Filter, with_v6only
 from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,
     IPPROTO_TCP,
 )
-from connectx.observe.octets import family_of, unmapped
+from connectx.observe.octets import family_of
 from connectx.observe.scopes import scope_of
 
 if TYPE_CHECKING:

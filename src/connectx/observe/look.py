@@ -19,6 +19,7 @@ from connectx.errors import RangeNotHonoured
 from connectx.explanation import locked, source_of, take_census, tells_binds_apart
 from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
+from connectx.linux.mapped import unmapped
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import UNCONNECTED, Filter, idle, records, with_v6only
@@ -37,7 +38,7 @@ from connectx.linux.uapi import (
     TCP_LISTEN,
 )
 from connectx.network import NETWORKS, NEW_SOCKET, Options
-from connectx.observe.octets import packed, text_of, unmapped
+from connectx.observe.octets import packed, text_of
 from connectx.observe.processes import owners
 from connectx.observe.translation import read_translations
 from connectx.observe.usage import snapshot

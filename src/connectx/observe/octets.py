@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import socket
 from ipaddress import ip_address
-from typing import Final
 
+from connectx.linux.mapped import unmapped
 from connectx.linux.uapi import AF_INET, AF_INET6
-
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 def packed(*hosts: str) -> tuple[int | None, list[bytes | None]]:
@@ -21,11 +19,6 @@ def packed(*hosts: str) -> tuple[int | None, list[bytes | None]]:
     if len(sizes) > 1:
         raise ValueError(f"not of one IP version: {' and '.join(hosts)}")
     return ({4: AF_INET, 16: AF_INET6}[sizes.pop()] if sizes else None), octets
-
-
-def unmapped(address: bytes) -> bytes:
-    """The IPv4 address in an IPv4-mapped one; any other as it is."""
-    return address[12:] if address.startswith(_V4_MAPPED) else address
 
 
 def family_of(address: bytes) -> int:
