@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.processes import in_process
 from connectx.linux import netns
-from connectx.testing.namespaces import experiment_network
-from connectx.testing.servers import SERVER_PORT, listen
+from connectx.sandbox.networks import experiment_network
+from connectx.sandbox.servers import SERVER_PORT, listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -17,7 +17,7 @@ from bench.fills import Fill, with_connectx
 from bench.harness import DESTINATION, Findings, Table, in_network
 from bench.holders import SPARE_DESCRIPTORS, descriptor_limit
 from connectx.addresses import PortRange
-from connectx.testing.servers import listen
+from connectx.sandbox.servers import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

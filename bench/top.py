@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import connectx
 from bench.harness import LOOPBACK, Findings, Table, in_network
 from bench.holders import Holders
-from connectx.testing.servers import SERVER_PORT, listen
+from connectx.sandbox.servers import SERVER_PORT, listen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from bench.holders import Holders
 from connectx.addresses import PortRange
 from connectx.linux.sockopts import set_ip_local_port_range
 from connectx.observe import snapshot
-from connectx.testing.servers import listen
+from connectx.sandbox.servers import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Many processes on the same UDP ports: no 4-tuple is ever given to two of them.
 
 And the same races with one of the lock's protections taken out, to show that they
-would be lost without. What is up to chance here, tests/core/test_claim_interleavings.py
+would be lost without. What is up to chance here, tests/_connect/test_udp_lock_interleavings.py
 goes through in every order on a model.
 """
 
@@ -17,8 +17,8 @@ import pytest
 
 import connectx
 from connectx.addresses import PortRange
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.race.asked_port import race_for
 from tests.race.competition import Competition
 from tests.race.connecting import (

@@ -8,26 +8,26 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from connectx import steps
-from connectx.borrowed import Borrowed
-from connectx.core.attempt import Attempt
+from connectx._connect import connection as steps
+from connectx._connect.attempt import Attempt
+from connectx._connect.callers_socket import Borrowed
+from connectx._connect.connection import Due
+from connectx._connect.namespace import NETWORKS
+from connectx._connect.own_socket import STANDARD_SOCKET, TrackedSocket
+from connectx._connect.request import check_forms, parse, parse_literal, resolve_source
+from connectx._connect.techniques import discard, offer, replace
+from connectx._connect.udp_lock import Contested, NotVisible, claim
 from connectx.errors import ConnectxError, RangeNotHonoured
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.linux.uapi import MSG_FASTOPEN, SO_ERROR, SOL_SOCKET
-from connectx.linux.udp_claim import Contested, NotVisible, claim
-from connectx.network import NETWORKS
-from connectx.requests import check_forms, parse, parse_literal, resolve_source
-from connectx.steps import Due
-from connectx.techniques import discard, offer, replace
-from connectx.tracked import STANDARD_SOCKET, TrackedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from connectx._connect.connection import Watch
+    from connectx._connect.namespace import Options, Prepared
+    from connectx._connect.request import Request
     from connectx.addresses import Address
-    from connectx.network import Options, Prepared
-    from connectx.requests import Request
-    from connectx.steps import Watch
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
 DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
@@ -59,7 +59,7 @@ def connectx(
     data: first bytes to send. TCP sends them with the SYN where TCP Fast Open is
         possible (Linux needs a cookie from an earlier connection), otherwise right
         after the handshake; in non-blocking mode without a cookie none are taken.
-    strategy: how source ports are chosen, by name; see `connectx.core.strategies`.
+    strategy: how source ports are chosen, by name; see `connectx._connect.strategies`.
 
     Returns how many bytes of data were taken, as send() does; 0 without data.
 
@@ -132,7 +132,7 @@ def create_connection(
         table choose, port 0 lets us.
     all_errors: raise an ExceptionGroup of what each address met with, not the last.
     type: SOCK_STREAM or SOCK_DGRAM, proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
-    strategy: how source ports are chosen, by name; see `connectx.core.strategies`.
+    strategy: how source ports are chosen, by name; see `connectx._connect.strategies`.
 
     Raises as `connectx` does, and socket.gaierror for a name that does not resolve.
     """

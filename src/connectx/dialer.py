@@ -1,6 +1,6 @@
 """Dialer: which sources, which ports, how many connections, and what to do when there is no port.
 
-The blocking driver of connectx.core.budget.
+The blocking driver of connectx._dial.call.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import threading
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, cast
 
+from connectx._connect.callers_socket import Borrowed
+from connectx._connect.namespace import NETWORKS
+from connectx._connect.own_socket import TrackedSocket
+from connectx._dial.call import LimitReached, TurnMissed, Wait
+from connectx._dial.policy import SWEPT_BY_A_CALL, SWEPT_IN_LINE, AnyDialer, Ear, hear, pass_on
 from connectx.blocking import DEFAULT_TIMEOUT, connect_borrowed, milliseconds, open_connection
-from connectx.borrowed import Borrowed
-from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.dialing import SWEPT_BY_A_CALL, SWEPT_IN_LINE, AnyDialer, Ear, hear, pass_on
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
-from connectx.network import NETWORKS
-from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from connectx._connect.request import Request
+    from connectx._dial.call import Dial
+    from connectx._dial.capacity import Capacity
+    from connectx._dial.policy import Dialing
     from connectx.addresses import Address, PortRange
-    from connectx.capacity import Capacity
-    from connectx.core.budget import Dial
-    from connectx.dialing import Dialing
     from connectx.linux.destroy_events import DestroyEvents
-    from connectx.requests import Request
 
 
 class Dialer(AnyDialer):
@@ -40,7 +40,7 @@ class Dialer(AnyDialer):
         default the routing table chooses.
     ports: a range (low, high) of source ports, or several, to be used in this order;
         by default net.ipv4.ip_local_port_range. They must lie within that.
-    strategy: how source ports are chosen, by name; see `connectx.core.strategies`.
+    strategy: how source ports are chosen, by name; see `connectx._connect.strategies`.
     rotate: "most-free" takes the source with the fewest connections to the destination,
         "round-robin" one after the other, for each destination by itself, "sticky" always
         the same for a key.

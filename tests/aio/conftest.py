@@ -4,8 +4,8 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.aio.here import FACTORIES, HIGH, LOW
 from tests.kernel.raw import FIRST
 from tests.plugins.collections_and_loops import quick_collections, uvloop_has_its_pipe  # noqa: F401 -- fixtures

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from connectx import PortsExhausted, aio
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.aio.blocking_calls import blocking_calls, plant
 from tests.aio.conftest import Run
 from tests.aio.here import PORTS, SILENT, names, silent

@@ -17,12 +17,12 @@ import trustme
 
 from connectx import PortsExhausted, SourceNotLocal, TupleInUse, aio
 from connectx.addresses import Address, Endpoint
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.aio.conftest import Run
 from tests.aio.here import LOW, PORTS, SILENT, SIZE, client_sockets, descriptors, names, silent
 from tests.api.calls import port_of, reset_on_close
-from tests.dialing.drivers import nothing_open
+from tests.dialer.drivers import nothing_open
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)

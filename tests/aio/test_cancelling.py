@@ -10,8 +10,8 @@ from typing import Any, Final
 import pytest
 
 from connectx import aio
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.aio.conftest import Run
 from tests.aio.here import (
     HIGH,
@@ -24,7 +24,7 @@ from tests.aio.here import (
     silent,
 )
 from tests.api.calls import reset_on_close
-from tests.dialing.drivers import nothing_open
+from tests.dialer.drivers import nothing_open
 from tests.kernel.raw import FIRST
 
 #: Of each kind, on each loop: 10,000 together.

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from connectx import PortsExhausted, aio
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.aio.conftest import Run
 from tests.aio.here import HIGH, LOW, PORTS, SILENT, client_sockets, descriptors, names, silent
 from tests.kernel.raw import FIRST

@@ -14,8 +14,8 @@ import trio
 
 import connectx
 from connectx import PortsExhausted, aio
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.aio.here import HIGH, LOW, PORTS
 
 ECHO = ("127.0.0.1", 9100)

@@ -15,9 +15,9 @@ from typing import Final, TypeAlias
 import pytest
 
 import connectx
+from connectx._connect.namespace import windows_work
 from connectx.addresses import Address
 from connectx.linux import uapi
-from connectx.network import windows_work
 from tests.kernel.raw import (
     MPTCP,
     MPTCP6,

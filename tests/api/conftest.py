@@ -3,8 +3,8 @@ import socket
 
 import pytest
 
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import CALLS, Call, Client, is_stream
 from tests.api.owner import HIGH, LOW, Owner
 from tests.kernel.raw import FIRST, SECOND, THIRD, Transport

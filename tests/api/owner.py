@@ -9,7 +9,7 @@ from typing import Final
 import connectx
 from connectx import PortsExhausted
 from connectx.addresses import Address
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.api.calls import port_of
 from tests.kernel.raw import Transport
 

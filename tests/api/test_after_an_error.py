@@ -20,8 +20,8 @@ from connectx import (
     TupleInUse,
 )
 from connectx.linux import sockopts, uapi
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, foreign_host, is_stream
 from tests.kernel.raw import (
     FIRST,

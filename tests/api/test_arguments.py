@@ -13,8 +13,8 @@ import pytest
 
 import connectx
 from connectx.linux import uapi
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.test_after_an_error import state_of
 from tests.kernel.raw import FIRST, MPTCP, SECOND, TCP, TCP6, UDP, UDP6, Transport
 

@@ -15,7 +15,7 @@ import pytest
 import connectx
 from connectx import PortHeld, PortsExhausted, RangeNotHonoured, SourceNotLocal
 from connectx.linux import sockopts
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.api.calls import (
     CAP_NET_RAW,
     TCP_MAPPED,
@@ -51,7 +51,7 @@ def _four_ports(network: Network) -> None:
 @pytest.fixture
 def put_forward(monkeypatch: pytest.MonkeyPatch) -> PutForward:
     skipped = 0.0
-    monkeypatch.setattr("connectx.network.monotonic", lambda: time.monotonic() + skipped)
+    monkeypatch.setattr("connectx._connect.namespace.monotonic", lambda: time.monotonic() + skipped)
 
     def skip(seconds: float) -> None:
         nonlocal skipped

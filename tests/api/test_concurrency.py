@@ -21,8 +21,8 @@ import pytest
 import connectx
 from connectx import PortsExhausted
 from connectx.addresses import Address
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import (
     TCP_MAPPED,
     UDP_MAPPED,

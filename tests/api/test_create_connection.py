@@ -14,8 +14,8 @@ import pytest
 
 import connectx
 from connectx import PortsExhausted, SourceNotLocal
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import port_of
 from tests.kernel.raw import FIRST, SECOND
 

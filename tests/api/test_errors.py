@@ -22,8 +22,8 @@ from connectx import (
 )
 from connectx.addresses import Endpoint
 from connectx.linux import sockopts, uapi
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import (
     TCP_MAPPED,
     UDP_MAPPED,

@@ -10,7 +10,7 @@ from connectx import ConnectxError, PortsExhausted, TupleInUse
 from connectx.addresses import Address, Endpoint
 from connectx.linux import features
 from connectx.linux.features import STEP_OF_ONE, Probe
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.api.calls import (
     ALL,
     DATAGRAMS,

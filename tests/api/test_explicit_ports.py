@@ -10,8 +10,8 @@ import pytest
 from connectx import ConnectxError, PortHeld, TupleInUse
 from connectx.addresses import Endpoint
 from connectx.linux import uapi
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import (
     CAP_NET_BIND_SERVICE,
     TCP_MAPPED,

@@ -30,8 +30,8 @@ from connectx import (
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.socket_dump import dump
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import (
     CALLS,
     TCP_MAPPED,

@@ -8,8 +8,8 @@ import pytest
 import connectx
 from connectx import TupleInUse
 from connectx.addresses import Address
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import is_stream, port_of
 from tests.api.owner import LOW, PORTS, Owner
 from tests.kernel.raw import FIRST, SECOND, TCP6, UDP6, UDPLITE6

@@ -13,8 +13,8 @@ import pytest
 
 import connectx
 from connectx.linux import sockopts
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, port_of, reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, MPTCP6, SECOND, TCP, TCP6, UDP, UDP6, Transport
 

@@ -16,8 +16,8 @@ import connectx
 from connectx import ConnectxError, NotSupported, PortsExhausted
 from connectx.addresses import Address
 from connectx.linux import netns, sockopts
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import listen
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import listen
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, Call, is_stream, port_of, reset_on_close
 from tests.api.test_concurrency import netlink_sockets
 from tests.kernel.raw import FIRST, TCP, TCP6, UDP, UDP6, Transport

@@ -11,7 +11,7 @@ import pytest
 from connectx import PortsExhausted, RangeNotHonoured, TupleInUse
 from connectx.addresses import Address
 from connectx.linux import sockopts, uapi
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
 from tests.api.calls import (
     ALL,
     DATAGRAMS,

@@ -19,8 +19,8 @@ from connectx.addresses import Address
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.socket_dump import dump
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import listen
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import listen
 from tests.api.calls import CALLS, TCP_MAPPED, UDP_MAPPED, is_stream, port_of, reset_on_close
 from tests.kernel.raw import (
     FIRST,

@@ -24,7 +24,7 @@ from connectx.cli import exporter
 from connectx.cli.main import main, parser_for
 from connectx.observe import serving
 from connectx.observe.prometheus import MOST_PAIRS, DialerCollector
-from connectx.testing.namespaces import experiment_network
+from connectx.sandbox.networks import experiment_network
 from tests.api.calls import reset_on_close
 from tests.observe.metrics import DASHBOARD, RULES, Values, program, values
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from connectx.testing.namespaces import Network
-    from connectx.testing.servers import Servers
+    from connectx.sandbox.networks import Network
+    from connectx.sandbox.servers import Servers
 
 LOW, HIGH = 20000, 20049
 PORT = 9000

@@ -13,8 +13,8 @@ from connectx.linux import sock_destroy, uapi
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
 from connectx.linux.socket_dump import dump
 from connectx.observe.kill import STATES, require
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import CAP_NET_ADMIN, close_first, without_capability
 from tests.lab.commands import connectx
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from textual.pilot import Pilot
 
     from connectx.cli.live.app import TopApp
-    from connectx.testing.namespaces import Network
-    from connectx.testing.servers import Servers
+    from connectx.sandbox.networks import Network
+    from connectx.sandbox.servers import Servers
 
     Compare = Callable[..., bool]
     Script = Callable[[Pilot[Any], Model, Still], Awaitable[None]]

@@ -14,8 +14,8 @@ import pytest
 
 from connectx.cli.main import main
 from connectx.linux.netlink import NetlinkError
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 from tests.observe.names import named

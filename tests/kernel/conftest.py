@@ -2,8 +2,8 @@ import contextlib
 
 import pytest
 
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.kernel.raw import Sockets, Transport
 
 

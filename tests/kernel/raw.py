@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from connectx.linux import uapi
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
 
 # What comes of an attempt: nothing went wrong, or the errno and the call that gave it.
 OK: Final = "ok"

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from connectx.linux.sockopts import set_ip_bind_address_no_port
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.kernel.raw import FIRST
 
 #: The only port there is.

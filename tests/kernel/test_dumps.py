@@ -12,7 +12,7 @@ from connectx.linux.netlink import NetlinkSocket, Run, messages
 from connectx.linux.sock_diag import decode_record
 from connectx.linux.socket_dump import Filter, encode_dump
 from connectx.linux.sockopts import get_so_cookie
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 #: More than fit into one datagram.
 SOCKETS = 900

@@ -14,8 +14,8 @@ from typing import Final
 import pytest
 
 from connectx.linux import uapi
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import Servers
 from tests.kernel.raw import (
     AGAIN,
     DATAGRAMS,

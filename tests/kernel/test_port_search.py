@@ -19,8 +19,8 @@ from connectx.addresses import PortRange
 from connectx.lab import simulate
 from connectx.lab.simulate import OPTION, PLAIN, WINDOW, Settings
 from connectx.linux import features
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.kernel.raw import FIRST, abort, set_window
 
 HOST: Final = "127.0.0.1"

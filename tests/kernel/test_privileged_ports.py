@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 
 def test_the_kernel_refuses_either_sysctl(network: Network) -> None:

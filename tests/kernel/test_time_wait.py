@@ -15,8 +15,8 @@ from typing import Final
 import pytest
 
 from connectx.linux import uapi
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.kernel.raw import (
     FIRST,
     INUSE,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.kernel.raw import DATAGRAMS, FIRST, UDP, UDP6, Transport
 
 LOW, HIGH = 20001, 20010

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from connectx.linux import uapi
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.kernel.raw import (
     AGAIN,
     DATAGRAMS,

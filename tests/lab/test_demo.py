@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from connectx.cli.main import main
-from connectx.lab import demo, resources, workers
-from connectx.lab.workers import Held
+from connectx.lab import demo, resources
+from connectx.sandbox import workers
+from connectx.sandbox.workers import Held
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
     import contextlib
     import subprocess
 
-    from connectx.testing.namespaces import Network
-    from connectx.testing.servers import Servers
+    from connectx.sandbox.networks import Network
+    from connectx.sandbox.servers import Servers
 
 PORTS = 200
 RANGE = "40000-40199"

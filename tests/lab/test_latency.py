@@ -13,7 +13,7 @@ import pytest
 
 from connectx.addresses import PortRange
 from connectx.cli.main import main
-from connectx.lab import resources, workers
+from connectx.lab import resources
 from connectx.lab.explanations import explain
 from connectx.lab.latency import Settings, run
 from connectx.lab.machine import describe
@@ -21,13 +21,14 @@ from connectx.lab.opening import check_way
 from connectx.lab.summary import summarise
 from connectx.linux import features
 from connectx.linux.features import Probe
+from connectx.sandbox import workers
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
     import subprocess
 
     from connectx.lab.latency import Samples
-    from connectx.testing.namespaces import Network
+    from connectx.sandbox.networks import Network
 
 pytestmark = pytest.mark.usefixtures("network")
 

@@ -3,7 +3,7 @@ import platform
 
 from connectx.lab import machine
 from connectx.linux.features import FEATURES
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 
 def test_says_what_it_ran_on(network: Network) -> None:

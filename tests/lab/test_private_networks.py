@@ -12,7 +12,7 @@ from connectx.lab.resources import CannotStartError
 from connectx.linux import netns
 
 if TYPE_CHECKING:
-    from connectx.testing.namespaces import Network
+    from connectx.sandbox.networks import Network
 
 
 def fail_in(networks: PrivateNetworks) -> None:

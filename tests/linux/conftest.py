@@ -7,7 +7,7 @@ import pytest
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sockopts import set_so_reuseaddr
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.linux.sockets import Open
 
 

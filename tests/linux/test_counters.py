@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from connectx.linux import counters
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.kernel.raw import FIRST
 
 

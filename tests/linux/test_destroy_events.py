@@ -9,13 +9,13 @@ import threading
 import pytest
 
 import connectx
-from connectx.dialing import Ear, hear
+from connectx._connect.request import parse
+from connectx._dial.policy import Ear, hear
 from connectx.linux import netns, uapi
 from connectx.linux.destroy_events import DestroyEvents
 from connectx.linux.sock_diag import SocketRecord
-from connectx.requests import parse
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
 

@@ -11,7 +11,7 @@ import pytest
 
 from connectx.linux import features, netlink, socket_dump, uapi
 from connectx.linux.features import FEATURES, Feature, Probe, kernel_version, probe
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 MPTCP_FEATURES: Final = (features.MPTCP, features.IP_LOCAL_PORT_RANGE_MPTCP)
 

@@ -24,7 +24,7 @@ from connectx.linux.netlink import (
 from connectx.linux.sock_diag import encode_lookup
 from connectx.linux.socket_dump import Filter, encode_dump
 from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.linux.captures.replay import SEQUENCE, datagrams, names, replaying
 
 LOOPBACK = socket.inet_aton("127.0.0.1")

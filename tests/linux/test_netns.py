@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from connectx.linux import netns, uapi
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 
 
 def test_private_network_is_another_one_and_returns_to_the_former(network: Network) -> None:

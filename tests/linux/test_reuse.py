@@ -12,8 +12,8 @@ from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.reuse import Reuse, read_reuse
 from connectx.linux.sock_diag import SocketRecord
 from connectx.linux.socket_dump import Filter, records
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.kernel.raw import FIRST
 from tests.observe.time_waits import leave_time_wait
 

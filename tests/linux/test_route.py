@@ -13,7 +13,7 @@ from connectx.linux.netlink import MalformedMessage, NetlinkError, NetlinkSocket
 from connectx.linux.route import Route, RouteLookup, attributes_in, decode_route, source_address
 from connectx.linux.sockopts import set_so_bindtoifindex, set_so_mark
 from connectx.linux.structs import NLMSGHDR
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 from tests.linux.captures.replay import datagrams, replaying
 
 

@@ -12,7 +12,7 @@ from connectx.linux.sock_destroy import destroy, encode_destroy, may_administer,
 from connectx.linux.sock_diag import SocketRecord, TupleLookup
 from connectx.linux.socket_dump import dump
 from connectx.linux.sockopts import get_so_cookie
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
 from tests.api.calls import CAP_NET_ADMIN, without_capability
 from tests.linux.captures.replay import replaying
 from tests.linux.sockets import IPV4, IPV6, MAPPED, Open

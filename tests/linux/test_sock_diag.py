@@ -20,8 +20,8 @@ from connectx.linux.sock_diag import (
 from connectx.linux.socket_dump import ports_toward
 from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex
 from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
 from tests.linux.sockets import DATAGRAM, IPV4, IPV6, Open, pack
 

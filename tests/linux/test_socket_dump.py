@@ -20,7 +20,7 @@ from connectx.linux.sock_diag import (
 from connectx.linux.socket_dump import Filter, Group, dump, ports_toward, tally
 from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex
 from connectx.linux.structs import NLMSGHDR
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
 from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
 from tests.linux.sockets import IPV4, IPV6, MAPPED, Open, pack
 

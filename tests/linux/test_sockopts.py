@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from connectx.addresses import PortRange
 from connectx.linux import sockopts, uapi
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 
 class Setter(Protocol):

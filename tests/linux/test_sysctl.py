@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from connectx.addresses import PortRange
 from connectx.linux import netns, sysctl
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 
 def test_port_range(network: Network) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from connectx.linux import tables
 from connectx.linux.tables import Table
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 SOCKSTAT = """\
 sockets: used 13

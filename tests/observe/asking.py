@@ -3,9 +3,9 @@
 import socket
 from typing import Any
 
+from connectx._diagnosis import causes
+from connectx._diagnosis.finding import Finding
 from connectx.addresses import Endpoint
-from connectx.core import causes
-from connectx.core.finding import Finding
 from connectx.observe import Diagnosis, examine
 
 LOW, HIGH = 20001, 20020

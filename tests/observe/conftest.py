@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from connectx.explanation import tells_binds_apart
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx._diagnosis.explanation import tells_binds_apart
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.observe.asking import HERE, HIGH, LOW, PORT
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import connectx
+from connectx._connect.namespace import windows_work
+from connectx._diagnosis import causes
+from connectx._diagnosis.explanation import tells_binds_apart
+from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
-from connectx.core import causes
-from connectx.core.finding import Severity
-from connectx.explanation import tells_binds_apart
-from connectx.network import windows_work
 from connectx.observe import diagnose
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.observe.asking import (
     HERE,
     HIGH,

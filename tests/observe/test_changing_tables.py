@@ -20,8 +20,8 @@ from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.socket_dump import Filter, records
 from connectx.linux.sockopts import get_so_cookie
 from connectx.observe import snapshot
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 
 PORT = 9000
 STAYING = 1200

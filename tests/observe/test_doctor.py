@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 import connectx
+from connectx._diagnosis import causes
+from connectx._diagnosis.explanation import tells_binds_apart
+from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
-from connectx.core import causes
-from connectx.core.finding import Severity
-from connectx.explanation import tells_binds_apart
 from connectx.linux import netns
 from connectx.observe import Diagnosis, diagnose
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.observe.asking import HERE, HIGH, LOW, PORT, SIZE, TOWARD, found, leave_time_wait, look
 
 
@@ -166,8 +166,8 @@ def test_filling_with_rate_and_time_left(
         for _ in range(10):
             connect()
 
-    monkeypatch.setattr("connectx.observe.look._wait", meanwhile)
-    monkeypatch.setattr("connectx.core.findings._A_RATE_TAKES", 0.0)
+    monkeypatch.setattr("connectx._diagnosis.look._wait", meanwhile)
+    monkeypatch.setattr("connectx._diagnosis.rules._A_RATE_TAKES", 0.0)
     finding = found(look(), causes.CONNECTED)
     assert finding.severity is Severity.WARNING
     assert finding.title.startswith("15 of 20 source ports (75 %) are in use")
@@ -322,7 +322,7 @@ def test_ports_that_cannot_be_tried(
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     connect(("127.0.0.1", 0))
-    monkeypatch.setattr("connectx.explanation.shared", fail)
+    monkeypatch.setattr("connectx._diagnosis.explanation.shared", fail)
     diagnosis = look()
     assert diagnosis.healthy
     if tells_binds_apart():

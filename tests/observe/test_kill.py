@@ -14,8 +14,8 @@ from connectx.linux import uapi
 from connectx.linux.sock_diag import SocketRecord
 from connectx.observe import kill as module
 from connectx.observe.kill import Outcome, Wanted, require, select
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import CAP_NET_ADMIN, close_first, reset_on_close, without_capability
 
 PORT = 9000

@@ -10,8 +10,8 @@ import pytest
 from connectx.addresses import Endpoint, PortRange
 from connectx.observe.history import Pair
 from connectx.observe.pair import look
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 
 RANGE = PortRange(20000, 20099)

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 import connectx
+from connectx._diagnosis.explanation import tells_binds_apart
 from connectx.addresses import Endpoint, PortRange
-from connectx.explanation import tells_binds_apart
 from connectx.linux import tables
 from connectx.observe import Row, Snapshot, prometheus
 from connectx.observe.prometheus import (
@@ -31,8 +31,8 @@ from connectx.observe.prometheus import (
     DialerCollector,
     SocketCollector,
 )
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.observe.metrics import DASHBOARD, FILES, RULES, Values, promtool, values
 from tests.observe.time_waits import leave_time_wait

@@ -16,8 +16,8 @@ from connectx.observe import snapshot
 from connectx.observe.history import Pair
 from connectx.observe.pair import look
 from connectx.observe.processes import owners
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.observe.time_waits import leave_time_wait
 

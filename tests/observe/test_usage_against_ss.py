@@ -13,8 +13,8 @@ from connectx.addresses import Endpoint
 from connectx.linux import uapi
 from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.observe import Snapshot, snapshot
-from connectx.testing.namespaces import Network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
 from tests.api.calls import close_first
 
 LOW, HIGH = 20000, 20999

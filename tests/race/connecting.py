@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeAlias
 
 import connectx
-from connectx import blocking, steps, techniques
-from connectx.linux import uapi, udp_claim
+from connectx import blocking
+from connectx._connect import connection as steps
+from connectx._connect import techniques
+from connectx._connect import udp_lock as udp_claim
+from connectx.linux import uapi
 
 Address: TypeAlias = tuple[str, int]
 Connect: TypeAlias = Callable[[Address, Address], socket.socket]

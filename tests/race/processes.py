@@ -29,7 +29,7 @@ class Child:
         self.report, sending = os.pipe()
         parent = os.getpid()
         with warnings.catch_warnings():
-            # As in connectx.testing.servers: of fork() in a process with threads.
+            # As in connectx.sandbox.servers: of fork() in a process with threads.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:

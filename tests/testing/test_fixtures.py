@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from connectx.testing.namespaces import Network
+from connectx.sandbox.networks import Network
 
 LEAKS = """
 import gc, socket, subprocess

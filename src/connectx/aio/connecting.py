@@ -1,6 +1,6 @@
 """create_connection(), open_connection() and create_datagram_endpoint() for asyncio and uvloop.
 
-The decisions are those of the blocking calls (connectx.steps). What differs is how
+The decisions are those of the blocking calls (connectx._connect.connection). What differs is how
 to wait: for the handshake, for a name, for a long list of sockets. Nothing here
 blocks the loop, and whatever is cancelled leaves no descriptor and no port behind.
 
@@ -18,27 +18,27 @@ from functools import partial
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from connectx import steps
-from connectx.core.attempt import Attempt
+from connectx._connect import connection as steps
+from connectx._connect.attempt import Attempt
+from connectx._connect.connection import Due
+from connectx._connect.namespace import NETWORKS
+from connectx._connect.own_socket import TrackedSocket
+from connectx._connect.request import check_forms, parse, parse_literal, resolve_source, scoped
+from connectx._connect.techniques import discard, replace
+from connectx._connect.udp_lock import Contested, NotVisible
 from connectx.errors import ConnectxError, RangeNotHonoured
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.linux.uapi import SO_ERROR, SOL_SOCKET
-from connectx.linux.udp_claim import Contested, NotVisible
-from connectx.network import NETWORKS
-from connectx.requests import check_forms, parse, parse_literal, resolve_source, scoped
-from connectx.steps import Due
-from connectx.techniques import discard, replace
-from connectx.tracked import TrackedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from connectx._connect.callers_socket import Borrowed
+    from connectx._connect.connection import Watch
+    from connectx._connect.namespace import Options, Prepared
+    from connectx._connect.request import Request
+    from connectx._connect.strategies import Outcome
     from connectx.addresses import Address
-    from connectx.borrowed import Borrowed
-    from connectx.core.strategies import Outcome
-    from connectx.network import Options, Prepared
-    from connectx.requests import Request
-    from connectx.steps import Watch
 
     Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 

@@ -1,4 +1,4 @@
-"""Dialer for asyncio: the awaiting driver of connectx.core.budget."""
+"""Dialer for asyncio: the awaiting driver of connectx._dial.call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from connectx._connect.callers_socket import Borrowed
+from connectx._connect.namespace import NETWORKS
+from connectx._dial.call import LimitReached, TurnMissed, Wait
+from connectx._dial.policy import SWEPT_IN_LINE, AnyDialer, Dialing, Ear, hear, pass_on
 from connectx.aio.connecting import (
     HAPPY_EYEBALLS_DELAY,
     connect_borrowed,
@@ -21,22 +25,18 @@ from connectx.aio.connecting import (
     tls_keywords,
     within,
 )
-from connectx.borrowed import Borrowed
-from connectx.core.budget import LimitReached, TurnMissed, Wait
-from connectx.dialing import SWEPT_IN_LINE, AnyDialer, Dialing, Ear, hear, pass_on
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
-from connectx.network import NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from connectx._connect.namespace import Network
+    from connectx._connect.request import Request
+    from connectx._dial.call import Dial
+    from connectx._dial.capacity import Capacity
     from connectx.addresses import Address, PortRange
-    from connectx.capacity import Capacity
-    from connectx.core.budget import Dial
     from connectx.linux.destroy_events import DestroyEvents
-    from connectx.network import Network
-    from connectx.requests import Request
 
     Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 

@@ -16,7 +16,7 @@ from connectx.cli.ports import any_port_range, endpoint
 from connectx.cli.usage_arguments import add_netns
 
 if TYPE_CHECKING:
-    from connectx.core.finding import Finding
+    from connectx._diagnosis.finding import Finding
     from connectx.observe.doctor import Diagnosis
 
 NAME: Final = "doctor"
@@ -155,7 +155,7 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    from connectx.core.causes import OF_EXHAUSTION  # noqa: PLC0415 - as above
+    from connectx._diagnosis.causes import OF_EXHAUSTION  # noqa: PLC0415 - as above
 
     page = _Page()
     for line in filter(None, diagnosis.verdict.split("\n")):
@@ -188,7 +188,7 @@ def _show_finding(finding: Finding, page: _Page, *, brief: bool) -> None:
 
 
 def _show_folklore(page: _Page) -> None:
-    from connectx.core.causes import FOLKLORE  # noqa: PLC0415 - as above
+    from connectx._diagnosis.causes import FOLKLORE  # noqa: PLC0415 - as above
 
     page.paragraph("What does not help:")
     for name, truth in FOLKLORE:

@@ -275,7 +275,7 @@ def _table_of_groups(groups: list[Group], by: str) -> Table:
 def _share(share: float) -> Text:
     from rich.text import Text  # noqa: PLC0415 - as above
 
-    from connectx.core.finding import FILLING, FULL  # noqa: PLC0415 - as above
+    from connectx._diagnosis.finding import FILLING, FULL  # noqa: PLC0415 - as above
 
     colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
     return Text(percent(share), colour)

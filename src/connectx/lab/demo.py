@@ -19,18 +19,19 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import connectx
-from connectx.lab import echo, resources
+from connectx.lab import resources
 from connectx.lab.opening import REFUSALS
-from connectx.lab.workers import Crew, Held, Holders, descriptors_free
-from connectx.testing.namespaces import experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox import echo
+from connectx.sandbox.networks import experiment_network
+from connectx.sandbox.servers import Servers
+from connectx.sandbox.workers import Crew, Held, Holders, descriptors_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from connectx.addresses import PortRange
     from connectx.lab.progress import Watch
-    from connectx.lab.workers import Report
+    from connectx.sandbox.workers import Report
 
     Address: TypeAlias = tuple[str, int]
     Technique: TypeAlias = Callable[[socket.SocketKind, Address], socket.socket]

@@ -19,14 +19,15 @@ import time
 from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from connectx.lab import resources, workers
+from connectx.lab import resources
 from connectx.lab.machine import Machine, describe
 from connectx.lab.opening import check_way, opener, window_of
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 from connectx.lab.summary import summarise
 from connectx.lab.transports import PROTOCOLS, Transport
-from connectx.lab.workers import Crew, Held, Holders, descriptors_free
-from connectx.testing.servers import family_of
+from connectx.sandbox import workers
+from connectx.sandbox.servers import family_of
+from connectx.sandbox.workers import Crew, Held, Holders, descriptors_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from connectx.addresses import Address, PortRange
     from connectx.lab.opening import Opener
     from connectx.lab.progress import Watch
-    from connectx.lab.workers import Report
-    from connectx.testing.namespaces import Network
+    from connectx.sandbox.networks import Network
+    from connectx.sandbox.workers import Report
 
 #: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
 DESTINATION_PORT: Final = 7

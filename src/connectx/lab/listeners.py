@@ -16,7 +16,7 @@ from connectx.lab.mixing import OK, Opening, attained, outcome
 from connectx.lab.private_networks import leave_one_port
 from connectx.lab.procedures import Connectx, Source
 from connectx.lab.transports import FIRST, Transport
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
 
 if TYPE_CHECKING:
     from connectx.lab.private_networks import PrivateNetworks

@@ -24,7 +24,7 @@ from connectx.lab.opening import REFUSALS
 from connectx.lab.private_networks import leave_one_port
 from connectx.lab.procedures import Connectx, Source
 from connectx.lab.transports import FIRST, SECOND, Transport
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
 
 if TYPE_CHECKING:
     import socket

@@ -15,11 +15,11 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from connectx._connect import strategies
+from connectx._connect.request import parse_literal
 from connectx.blocking import open_connection
-from connectx.core import strategies
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_bind_address_no_port, set_ip_local_port_range
-from connectx.requests import parse_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +109,7 @@ def _one_window(size: int, kind: socket.SocketKind, proto: int, ports: PortRange
 
 
 class _Retries:
-    """Is told how often the library was refused (connectx.steps.Watch)."""
+    """Is told how often the library was refused (connectx._connect.connection.Watch)."""
 
     in_line = False
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from connectx.addresses import PortRange
 from connectx.lab.resources import in_first_network
-from connectx.testing.namespaces import Network, experiment_network
+from connectx.sandbox.networks import Network, experiment_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

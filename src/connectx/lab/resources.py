@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import PortRange
-from connectx.lab import workers
-from connectx.testing.namespaces import experiment_network
+from connectx.sandbox import workers
+from connectx.sandbox.networks import experiment_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from connectx.testing.namespaces import Network
+    from connectx.sandbox.networks import Network
 
 #: What the kernel gives a new namespace.
 DEFAULT_PORTS: Final = PortRange(32768, 60999)

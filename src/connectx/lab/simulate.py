@@ -2,7 +2,7 @@
 
 The articles draw this for eight ports. Here it is done for any range, with what else bears
 on it: windows, reserved ports, ports that others have bound, several destinations. Nothing
-is opened: connectx.testing.kernel_model does what the kernel would, and the same again for
+is opened: connectx.lab.kernel_model does what the kernel would, and the same again for
 the same seed. tests/lab/test_simulate.py holds it against the kernel.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
-from connectx.testing.kernel_model import KernelModel, Obstacle
+from connectx.lab.kernel_model import KernelModel, Obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

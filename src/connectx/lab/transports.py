@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from connectx.addresses import Address
-    from connectx.testing.servers import Servers
+    from connectx.sandbox.servers import Servers
 
 #: The destinations: ports of the source address itself, outside of every range of
 #: source ports used here. Another address would do as well, and need configuring.

@@ -17,8 +17,8 @@ from connectx.lab.private_networks import leave_one_port
 from connectx.lab.procedures import Connectx
 from connectx.lab.technique_table import PORTS, Findings
 from connectx.lab.transports import FIRST, SECOND, Transport
-from connectx.lab.workers import Crew
-from connectx.testing.servers import Servers
+from connectx.sandbox.servers import Servers
+from connectx.sandbox.workers import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from connectx.lab.calls import Opener
     from connectx.lab.private_networks import PrivateNetworks
     from connectx.lab.technique_table import Technique
-    from connectx.lab.workers import Report
-    from connectx.testing.namespaces import Network
+    from connectx.sandbox.networks import Network
+    from connectx.sandbox.workers import Report
 
 #: What two processes race for: enough to keep both busy for some milliseconds.
 RACED: Final = PortRange(40000, 40255)

@@ -8,12 +8,12 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx._diagnosis.finding import Finding, Severity
+from connectx._diagnosis.look import SOCKETS, Question, look
+from connectx._diagnosis.rules import find, worst_first
+from connectx._diagnosis.verdict import verdict
 from connectx.addresses import Endpoint, PortRange
-from connectx.core.finding import Finding, Severity
-from connectx.core.findings import find, worst_first
-from connectx.core.verdict import verdict
 from connectx.errors import ConnectxError
-from connectx.observe.look import SOCKETS, Question, look
 from connectx.observe.namespace import visiting
 from connectx.observe.octets import packed, text_of
 from connectx.observe.scopes import index_of

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from connectx._diagnosis.locked import count_locked
 from connectx.linux import tables
 from connectx.observe.groups import group
-from connectx.observe.locked import count_locked
 from connectx.observe.namespace import visiting
 from connectx.observe.usage import PROTOCOLS, snapshot
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from connectx.dialing import Stats
+    from connectx._dial.policy import Stats
     from connectx.linux.tables import Table
     from connectx.observe.usage import Snapshot
 

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from connectx._diagnosis.facts import Translation
 from connectx.addresses import PortRange
-from connectx.core.facts import Translation
 
 #: Seconds that a listing of rules may take.
 _PATIENCE: Final = 10.0

@@ -9,7 +9,7 @@ connect() or sendto() needs is a port that no socket has at all: `Snapshot.unsha
 
 Two things do not show in a snapshot. Sockets that were bound before they connected lock
 their port to connect() toward every destination, which nothing tells of them
-(connectx.observe.locked finds it out by trying). And connections that were accepted look
+(connectx._diagnosis.locked finds it out by trying). And connections that were accepted look
 like ones that were made, once nobody listens on their port any more.
 """
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from connectx.linux import netns
-from connectx.testing.namespaces import Network, experiment_network
-from connectx.testing.servers import Servers
+from connectx.sandbox.networks import Network, experiment_network
+from connectx.sandbox.servers import Servers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

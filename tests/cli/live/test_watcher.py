@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import contextlib
 
     from connectx.cli.live.watcher import Outcome
-    from connectx.testing.namespaces import Network
+    from connectx.sandbox.networks import Network
 
 PAIR = Pair("tcp", "127.0.0.1", Endpoint("127.0.0.1", 9))
 

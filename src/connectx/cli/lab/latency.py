@@ -9,9 +9,9 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx._connect.strategies import STRATEGIES
 from connectx.cli.ports import port_range
 from connectx.cli.progress import progress_bars
-from connectx.core.strategies import STRATEGIES
 from connectx.errors import NotSupported
 from connectx.lab import latency
 from connectx.lab.explanations import explain

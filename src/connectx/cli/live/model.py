@@ -6,10 +6,10 @@ import enum
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
+from connectx._diagnosis.finding import FILLING
 from connectx.cli.live.texts import SOON, Piece, duration, time_left
 from connectx.cli.live.watcher import Counted, Failed, Looked
 from connectx.cli.usage_arguments import percent
-from connectx.core.finding import FILLING
 from connectx.observe.history import History, Pair
 from connectx.observe.namespace import path_of
 

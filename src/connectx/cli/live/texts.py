@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx._diagnosis.finding import FILLING, FULL
 from connectx.cli.usage_arguments import percent
-from connectx.core.finding import FILLING, FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

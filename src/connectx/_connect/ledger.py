@@ -1,0 +1,237 @@
+"""Which source ports are free toward one destination, as far as we know.
+
+A ledger is a hint and never a promise: other processes open and close sockets
+without telling us, so the kernel decides about every port we propose, and each
+refusal corrects the ledger. What it buys is that near exhaustion the next free
+port is found by one ``memchr`` instead of thousands of probes in the kernel.
+
+One byte a port, and only for a destination that needs it: a ledger begins with
+the namespace's shared template and copies it when the first port is refused.
+Until then ports are drawn at random and collisions are rare, so a crawler with
+one connection to each of a million destinations pays for no map at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from connectx.addresses import PortRange
+
+FREE: Final = 0
+#: Proposed, and since then in use or about to be by a socket that will report its end.
+PROPOSED: Final = 1
+#: Refused by the kernel, or in use by a socket whose end nobody will report.
+TAKEN: Final = 2
+#: In ``net.ipv4.ip_local_reserved_ports``.
+RESERVED: Final = 3
+#: Refused by the kernel on behalf of somebody who may hold the port for good, or may
+#: only be trying it, as whoever is inside the UDP lock.
+CONTENDED: Final = 4
+
+_FREE_BYTE: Final = bytes([FREE])
+_TAKEN_BYTE: Final = bytes([TAKEN])
+_CONTENDED_BYTE: Final = bytes([CONTENDED])
+
+#: More ports than these are not being tried at one moment: somebody holds them. A
+#: claim takes some 10 µs, and each process tries one port at a time.
+_MOST_CONTENDERS: Final = 64
+
+#: Refused ports are few where they are less than one in so many.
+_FEW: Final = 64
+
+#: Ports drawn at once for a busy destination. Drawing them one by one would cost a
+#: connection as much as two of its system calls.
+_BATCH: Final = 64
+
+
+def template(ports: PortRange, reserved: Iterable[PortRange]) -> bytes:
+    """The states of a range in which nothing is open yet."""
+    states = bytearray(ports.size)
+    for hole in reserved:
+        first = max(hole.low, ports.low) - ports.low
+        last = min(hole.high, ports.high) - ports.low
+        if first <= last:
+            states[first : last + 1] = bytes([RESERVED]) * (last - first + 1)
+    return bytes(states)
+
+
+class Ledger:
+    """The free source ports toward one destination.
+
+    Safe under threads without a lock, which would cost every connection more than
+    what it prevents: should two threads come to propose the same port, the kernel
+    refuses one of them.
+
+    drawn: ports drawn and not yet proposed; for a driver that wants to save itself a
+    call to pop the next one from, while there are any.
+    refusals: first proposals refused since the kernel was last asked which ports are
+    in use; for `connectx._connect.attempt` to count.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_draw",
+        "_given",
+        "_low",
+        "_states",
+        "_template",
+        "drawn",
+        "refusals",
+    )
+
+    def __init__(self, low: int, template: bytes, draw: Callable[[int], Sequence[int]]) -> None:
+        """Begin with nothing open.
+
+        low: the first port of the range.
+        template: the states of its ports while nothing is open.
+        draw: gives as many numbers as asked for, of 32 bits each, that nobody else
+        can foresee.
+        """
+        self._low = low
+        self._template = template
+        self._states: bytes | bytearray = template
+        self._draw = draw
+        self.drawn: list[int] = []
+        self._batch = 1
+        # In use or drawn, so that taking a port from the list is all there is to a proposal.
+        self._given = 0
+        self.refusals = 0
+
+    @property
+    def in_use(self) -> int:
+        """How many ports are proposed, or in use by sockets that will report their end."""
+        return self._given - len(self.drawn)
+
+    def propose(self) -> int:
+        """A port that may be free, or 0 when none is known to be.
+
+        What becomes of it is to be told: `released` or `refused` or `held`.
+        """
+        try:
+            return self.drawn.pop()
+        except IndexError:
+            return self._propose_anew()
+
+    def found(self, port: int) -> None:
+        """The kernel has chosen this port by itself; as if it had been proposed."""
+        self._given += 1
+        self._mark(port, PROPOSED)
+
+    def released(self, port: int) -> None:
+        """The port is free again, or has not been used after all."""
+        self._given -= 1
+        if self._states is self._template:
+            return
+        if self.in_use > 0:
+            self._mark(port, FREE)
+        else:
+            # Nothing is open: an idle destination holds no map.
+            self._forget(self._template)
+
+    def refused(self, port: int, *, contended: bool = False) -> None:
+        """The kernel refused the port: from now on a map is worth its size.
+
+        contended: whoever is in the way may be gone the next moment.
+        """
+        self._given -= 1
+        if port in self.drawn:
+            # Drawn twice, while there was no map to tell.
+            others = [other for other in self.drawn if other != port]
+            self._given -= len(self.drawn) - len(others)
+            self.drawn = others
+        if self._states is self._template:
+            self._states = bytearray(self._template)
+            for proposal in self.drawn:
+                self._mark(proposal, PROPOSED)
+        self._mark(port, CONTENDED if contended else TAKEN)
+
+    def retry(self) -> bool:
+        """Have those ports again that others may only have been trying; whether there are any."""
+        states = self._states
+        if not 0 < states.count(CONTENDED) <= _MOST_CONTENDERS:
+            return False
+        self._states = states.replace(_CONTENDED_BYTE, _FREE_BYTE)
+        return True
+
+    def held(self, port: int) -> None:
+        """A proposed port is in use by a socket whose end nobody will report."""
+        self._given -= 1
+        self._mark(port, TAKEN)
+
+    def survey(self, taken: Iterable[int]) -> bool:
+        """Begin again from what the kernel says is in use; whether any port is left.
+
+        It says nothing of who holds a port against everybody. Trying each of these
+        costs microseconds and there may be a whole range of them, so they are believed
+        to be held until `recycle`.
+        """
+        known = self._states
+        states = bytearray(self._template)
+        low, size = self._low, len(states)
+        if known.count(CONTENDED) > _MOST_CONTENDERS:
+            index = known.find(CONTENDED)
+            while index >= 0:
+                states[index] = CONTENDED
+                index = known.find(CONTENDED, index + 1)
+        for port in taken:
+            if 0 <= port - low < size and states[port - low] == FREE:
+                states[port - low] = TAKEN
+        self._forget(states)
+        return states.find(FREE) >= 0
+
+    def recycle(self) -> None:
+        """Where no port is left, give those that were refused another chance.
+
+        Whoever held them may be gone; nobody told us. And where they are few, begin
+        again: sockets that were thrown away unclosed have not told us either.
+        """
+        states = self._states
+        if self.drawn or states.find(FREE) >= 0:
+            return
+        states = states.replace(_CONTENDED_BYTE, _TAKEN_BYTE)
+        if states.count(TAKEN) * _FEW >= len(states):
+            self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
+        else:
+            self._forget(bytearray(self._template))
+
+    def _propose_anew(self) -> int:
+        """Draw a batch of ports; returns one of them, 0 if there are none.
+
+        Each is a random port, or the next free one after it: RFC 6056, algorithm 1.
+        """
+        states, low = self._states, self._low
+        size = len(states)
+        proposals = []
+        for number in self._draw(self._batch):
+            index = number % size
+            if states[index]:
+                index = states.find(FREE, index)
+                if index < 0:
+                    index = states.find(FREE)
+                    if index < 0:
+                        break
+            proposals.append(low + index)
+            if isinstance(states, bytearray):
+                states[index] = PROPOSED
+        self._batch = min(2 * self._batch, _BATCH)
+        self._given += len(proposals)
+        port = proposals.pop() if proposals else 0
+        self.drawn = proposals
+        return port
+
+    def _forget(self, states: bytes | bytearray) -> None:
+        self._states = states
+        self._given -= len(self.drawn)
+        self.drawn = []
+        self._batch = 1
+        self.refusals = 0
+
+    def _mark(self, port: int, state: int) -> None:
+        states = self._states
+        index = port - self._low
+        if isinstance(states, bytearray) and 0 <= index < len(states):
+            states[index] = state

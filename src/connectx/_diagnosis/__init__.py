@@ -1,0 +1,1 @@
+"""Why a connection failed, and what would help."""

@@ -1,0 +1,1 @@
+"""The policy of a Dialer: which source, how many connections, who waits."""

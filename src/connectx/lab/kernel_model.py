@@ -1,0 +1,652 @@
+"""A model of how Linux gives out source ports, small enough to be read.
+
+An `Attempt` can be driven against it (`drive`), a simulation can count what the
+kernel probes, and a test can ask what would have been possible. What it does is
+held against the running kernel, operation by operation, in
+tests/lab/test_kernel_model.py. The rules, in words:
+
+- TCP: a port has a *bucket* of the sockets on it. It is of the connect class while
+  connect() chose the port of each of them, and of the bind class once bind() has
+  put one there. connect() takes a port with no bucket, or one of the connect class
+  on which its 4-tuple is unique; it looks at no source address. bind() takes a port
+  on which nobody of the same address conflicts with it.
+- TIME_WAIT is a socket without an owner: it stays in its bucket, and its 4-tuple
+  is taken until somebody may take it over.
+- UDP: a port is shared where both sockets have SO_REUSEADDR, or both SO_REUSEPORT.
+  Nobody looks at 4-tuples; a packet goes to the socket connected last, then to the
+  one bound last.
+
+One protocol family, one user, no devices, and a server that accepts everything. What
+the kernel does in three more cases, in which its tables contradict each other, is left
+out: SO_REUSEPORT is to be set before bind() and not for the wildcard; a UDP socket is to
+be disconnected before it is connected elsewhere; and a TCP socket bound to the wildcard
+and a port is not to be connected where connect() has put others on that port.
+
+Source: __inet_hash_connect() and __inet_check_established() in
+net/ipv4/inet_hashtables.c, inet_csk_get_port() and inet_csk_find_open_port() in
+net/ipv4/inet_connection_sock.c, tcp_twsk_unique() in net/ipv4/tcp_ipv4.c,
+udp_lib_get_port() and __udp4_lib_lookup() in net/ipv4/udp.c.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import itertools
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from connectx._connect.attempt import Attempt
+from connectx._connect.strategies import Action, Outcome, Verdict
+from connectx.addresses import Endpoint, PortRange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from connectx._connect.attempt import Plan
+
+#: A source of which nothing has been chosen yet.
+_UNBOUND: Final = Endpoint("", 0)
+
+
+class State(enum.Enum):
+    """A socket's state, as far as it bears on ports; FIN_WAIT2 is the one without an owner."""
+
+    CLOSE = "unconnected"
+    LISTEN = "listening"
+    ESTABLISHED = "connected"
+    FIN_WAIT2 = "FIN_WAIT2"
+    TIME_WAIT = "TIME_WAIT"
+
+
+#: Has a name because before Python 3.12 a State.NAME costs half as much as a probe.
+_OWNERLESS: Final = (State.FIN_WAIT2, State.TIME_WAIT)
+
+
+class Obstacle(enum.Enum):
+    """Why connect()'s search passes over a port that it looks at.
+
+    BOUND: the bucket is of the bind class.
+    IN_USE: the 4-tuple is taken (__inet_check_established).
+    """
+
+    BOUND = "bound"
+    IN_USE = "in use"
+
+
+@dataclass(eq=False, slots=True)
+class ModelSocket:
+    """A socket: its options, which may be set at any time, and what the kernel notes of it.
+
+    local_port_range: IP_LOCAL_PORT_RANGE; 0 for an end that is not set.
+    source: where it is bound; host "" is the wildcard, port 0 none.
+    chosen_by_connect: whether connect() chose the port (SOCK_CONNECT_BIND).
+    host_locked, port_locked: whether bind() was told the host or the port
+    (SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK), which then stay.
+    order: when it was connected, counted.
+    timestamps, entered: of a TIME_WAIT, whether the connection had TCP timestamps,
+    and when it was closed.
+    """
+
+    stream: bool
+    reuseaddr: bool = False
+    reuseport: bool = False
+    bind_address_no_port: bool = False
+    local_port_range: tuple[int, int] = (0, 0)
+    source: Endpoint = _UNBOUND
+    destination: Endpoint | None = None
+    state: State = State.CLOSE
+    chosen_by_connect: bool = False
+    host_locked: bool = False
+    port_locked: bool = False
+    order: int = 0
+    timestamps: bool = True
+    entered: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Bucket:
+    """The sockets on one TCP port (struct inet_bind_bucket).
+
+    connect_class: fastreuse and fastreuseport are both -1.
+    """
+
+    connect_class: bool
+    owners: list[ModelSocket] = field(default_factory=list)
+
+
+class KernelModel:
+    """The ports of one network namespace, and who is on them.
+
+    ports, reserved: `ip_local_port_range`, `ip_local_reserved_ports`.
+    step_of_one: a search in a window goes in steps of one (Linux 6.8 and later).
+    recovers: a bucket is of the connect class again when the last socket that was
+    bound leaves it (6.18 and later); before, only when all sockets have.
+    seed: the model does the same again for the same seed.
+    address: the source address that routing chooses.
+
+    Attributes, to be changed at will: the above, `tcp_tw_reuse`,
+    `tcp_tw_reuse_delay` (milliseconds), `tcp_timestamps`, and `now`, the time in
+    milliseconds. `probes`: the ports that the last call's search looked at, in order.
+
+    The methods raise OSError with the errno of the system call.
+    """
+
+    def __init__(
+        self,
+        ports: PortRange,
+        reserved: Iterable[int] = (),
+        *,
+        step_of_one: bool = True,
+        recovers: bool = True,
+        seed: int = 0,
+        address: str = "127.0.0.1",
+    ) -> None:
+        self.ports = ports
+        self.reserved = frozenset(reserved)
+        self.step_of_one = step_of_one
+        self.recovers = recovers
+        self.address = address
+        self.tcp_tw_reuse = 2
+        self.tcp_tw_reuse_delay = 1000
+        self.tcp_timestamps = True
+        self.now = 0
+        self.probes: list[int] = []
+        self._random = random.Random(seed)  # noqa: S311 - to be repeatable is what it is for
+        self._counter = itertools.count(1)
+        # TCP: by port; and by source address and destination, then by port, so that a
+        # search looks up no more than a number for each port.
+        self._buckets: dict[int, _Bucket] = {}
+        self._tuples: dict[tuple[str, Endpoint], dict[int, ModelSocket]] = {}
+        # Where the next search toward a destination begins: RFC 6056, algorithm 4.
+        # The kernel has a table of 65,536 hashed entries; ours never collide.
+        self._offsets: dict[tuple[str, Endpoint], int] = {}
+        # UDP: by port, the newest first.
+        self._datagrams: dict[int, list[ModelSocket]] = {}
+
+    def socket(
+        self,
+        *,
+        stream: bool = True,
+        reuseaddr: bool = False,
+        reuseport: bool = False,
+        bind_address_no_port: bool = False,
+        local_port_range: tuple[int, int] = (0, 0),
+    ) -> ModelSocket:
+        """A new socket, with options."""
+        return ModelSocket(stream, reuseaddr, reuseport, bind_address_no_port, local_port_range)
+
+    def bind(self, sock: ModelSocket, host: str, port: int) -> None:
+        """Bind a socket: host "" is the wildcard, port 0 any, or with NO_PORT none yet.
+
+        EINVAL for a socket that has a port, EADDRINUSE.
+        """
+        self.probes = []
+        if sock.source.port or sock.state is not State.CLOSE:
+            raise _error(errno.EINVAL)
+        sock.source = Endpoint(host, 0)
+        if port or not sock.bind_address_no_port:
+            try:
+                self._get_port(sock, port)
+            except OSError:
+                sock.source = _UNBOUND
+                raise
+        sock.host_locked |= bool(host)
+        sock.port_locked |= bool(port)
+
+    def listen(self, sock: ModelSocket) -> None:
+        """Listen: EADDRINUSE where another socket does, or does not share the port."""
+        sock.state = State.LISTEN
+        try:
+            self._get_port(sock, sock.source.port)
+        except OSError:
+            sock.state = State.CLOSE
+            raise
+
+    def connect(self, sock: ModelSocket, destination: Endpoint) -> None:
+        """Connect a socket: EADDRNOTAVAIL (TCP), EAGAIN (UDP) where nothing is free."""
+        self.probes = []
+        if sock.stream:
+            self._connect_stream(sock, destination)
+        else:
+            self._connect_datagram(sock)
+        sock.destination = destination
+        sock.state = State.ESTABLISHED
+        sock.order = next(self._counter)
+
+    def disconnect(self, sock: ModelSocket) -> None:
+        """Undo connect() by AF_UNSPEC: what the kernel chose goes, what bind() was told stays."""
+        if sock.state is not State.CLOSE or not sock.stream:
+            self._vacate(sock)
+        if not sock.host_locked:
+            self._move(sock, "")
+
+    def close(self, sock: ModelSocket, leaving: State = State.CLOSE) -> None:
+        """Close a socket; or end a TIME_WAIT, as its timer or SOCK_DESTROY does.
+
+        leaving: TIME_WAIT or FIN_WAIT2 to leave that behind, for a TCP connection.
+        """
+        if leaving is State.CLOSE:
+            self._vacate(sock)
+            self._release(sock)
+        else:
+            sock.state = leaving
+            sock.entered = self.now
+
+    def lookup(
+        self, source: Endpoint, destination: Endpoint, *, stream: bool
+    ) -> ModelSocket | None:
+        """The socket that a packet from destination to source would reach."""
+        if stream:
+            found = self._tuples.get((source.host, destination), {}).get(source.port)
+            candidates = [
+                sock
+                for sock in self._owners(source.port)
+                if sock.state is State.LISTEN and sock.source.host in (source.host, "")
+            ]
+            return found or max(candidates, key=lambda sock: sock.source.host, default=None)
+        on_port = self._datagrams.get(source.port, ())
+        connected = [
+            sock
+            for sock in on_port
+            if sock.source.host == source.host and sock.destination == destination
+        ]
+        if connected:
+            return max(connected, key=lambda sock: sock.order)
+        for host in (source.host, ""):
+            for sock in on_port:
+                if sock.source.host == host and sock.destination is None:
+                    return sock
+        return None
+
+    def sockets(self, *, stream: bool) -> list[ModelSocket]:
+        """All sockets that have a port, those in TIME_WAIT among them."""
+        if stream:
+            return [sock for bucket in self._buckets.values() for sock in bucket.owners]
+        return [sock for on_port in self._datagrams.values() for sock in on_port]
+
+    def obstacle(self, source: Endpoint, destination: Endpoint) -> Obstacle | None:
+        """Why a connect() from an address passes over a port; None where it would take it."""
+        bucket = self._buckets.get(source.port)
+        if bucket is None:
+            return None
+        if not bucket.connect_class:
+            return Obstacle.BOUND
+        former = self._tuples.get((source.host, destination), {}).get(source.port)
+        if former is None or (
+            former.state in _OWNERLESS and self._may_take_over(former, explicit=False)
+        ):
+            return None
+        return Obstacle.IN_USE
+
+    # Ports.
+
+    def _range_of(self, sock: ModelSocket) -> tuple[PortRange, bool]:
+        """The ports to search, and whether the socket has a window (inet_sk_get_local_port_range).
+
+        An end of the window outside of the range is replaced by the range's own.
+        """
+        low, high = sock.local_port_range
+        ports = PortRange(
+            low if self.ports.contains(low) else self.ports.low,
+            high if self.ports.contains(high) else self.ports.high,
+        )
+        return ports, bool(low or high)
+
+    def _probe(self, candidates: Iterable[int]) -> Iterator[int]:
+        """The candidates that are not reserved, each noted as probed."""
+        for port in candidates:
+            if port not in self.reserved:
+                self.probes.append(port)
+                yield port
+
+    def _get_port(self, sock: ModelSocket, port: int) -> None:
+        if not sock.stream:
+            self._bind_datagram(sock, port)
+            return
+        if not port:
+            port = self._search_to_bind(sock)
+        elif any(_conflict(sock, other, shared=True) for other in self._owners(port)):
+            raise _error(errno.EADDRINUSE)
+        bucket = self._buckets.setdefault(port, _Bucket(connect_class=False))
+        bucket.connect_class = False
+        if sock not in bucket.owners:
+            bucket.owners.append(sock)
+        sock.source = sock.source._replace(port=port)
+
+    def _move(self, sock: ModelSocket, host: str) -> None:
+        """Change a socket's address while it may be on a port."""
+        if host == sock.source.host:
+            return
+        sock.source = sock.source._replace(host=host)
+        if not sock.stream and sock.source.port:
+            # udp_lib_rehash(): the newest on the port, from the lookup's point of view.
+            on_port = self._datagrams[sock.source.port]
+            on_port.remove(sock)
+            on_port.insert(0, sock)
+
+    def _vacate(self, sock: ModelSocket) -> None:
+        """Leave the 4-tuple, and the port unless bind() was told it."""
+        if sock.stream and sock.destination is not None:
+            del self._tuples[sock.source.host, sock.destination][sock.source.port]
+        sock.destination = None
+        sock.state = State.CLOSE
+        if not sock.port_locked:
+            self._release(sock)
+
+    def _release(self, sock: ModelSocket) -> None:
+        """Leave the port (inet_put_port, udp_lib_unhash)."""
+        port = sock.source.port
+        if not port:
+            return
+        sock.source = sock.source._replace(port=0)
+        if not sock.stream:
+            self._datagrams[port].remove(sock)
+            return
+        sock.chosen_by_connect = False
+        bucket = self._buckets[port]
+        bucket.owners.remove(sock)
+        if not bucket.owners:
+            del self._buckets[port]
+        elif self.recovers and all(owner.chosen_by_connect for owner in bucket.owners):
+            bucket.connect_class = True
+
+    # TCP.
+
+    def _owners(self, port: int) -> list[ModelSocket]:
+        bucket = self._buckets.get(port)
+        return bucket.owners if bucket else []
+
+    def _connect_stream(self, sock: ModelSocket, destination: Endpoint) -> None:
+        if sock.state is not State.CLOSE:
+            raise _error(errno.EISCONN)
+        self._move(sock, sock.source.host or self.address)
+        try:
+            source = self._take_tuple(sock, destination)
+        except OSError:
+            self._vacate(sock)
+            if not sock.host_locked:
+                self._move(sock, "")
+            raise
+        sock.timestamps = self.tcp_timestamps
+        on_path = self._on_path(source.host, destination)
+        former = on_path.get(source.port)
+        if former is not None:
+            self._vacate(former)
+            self._release(former)
+        on_path[source.port] = sock
+
+    def _take_tuple(self, sock: ModelSocket, destination: Endpoint) -> Endpoint:
+        if sock.source.port:
+            former = self._on_path(sock.source.host, destination).get(sock.source.port)
+            if former is not None and not (
+                former.state in _OWNERLESS and self._may_take_over(former, explicit=True)
+            ):
+                raise _error(errno.EADDRNOTAVAIL)
+            return sock.source
+        port = self._search_to_connect(sock, destination)
+        self._buckets.setdefault(port, _Bucket(connect_class=True)).owners.append(sock)
+        sock.chosen_by_connect = True
+        sock.source = sock.source._replace(port=port)
+        return sock.source
+
+    def _search_to_connect(self, sock: ModelSocket, destination: Endpoint) -> int:
+        """__inet_hash_connect(): a window port by port, else the low end's parity first."""
+        ports, window = self._range_of(sock)
+        step = 1 if window and self.step_of_one else 2
+        size = ports.size & ~1 if step > 1 and ports.size > 1 else ports.size
+        buckets, on_path = self._buckets, self._on_path(sock.source.host, destination)
+        key = sock.source.host, destination
+        offset = self._offsets.setdefault(key, self._random.getrandbits(32))
+        first = offset % size // step * step
+        walk = itertools.chain.from_iterable(
+            _walk(ports, first + parity, size, step) for parity in range(min(step, size))
+        )
+        for port in self._probe(walk):
+            bucket = buckets.get(port)
+            if bucket is None or (
+                bucket.connect_class
+                and (
+                    (former := on_path.get(port)) is None
+                    or (
+                        # Asked here, for a call would cost as much as the rest of a probe.
+                        former.state in _OWNERLESS and self._may_take_over(former, explicit=False)
+                    )
+                )
+            ):
+                gone = (port - ports.low - first) % size // step * step
+                self._offsets[key] = offset + max(gone, self._random.randrange(8) * step) + step
+                return port
+        raise _error(errno.EADDRNOTAVAIL)
+
+    def _on_path(self, host: str, destination: Endpoint) -> dict[int, ModelSocket]:
+        """The connections from an address to a destination, by source port."""
+        return self._tuples.setdefault((host, destination), {})
+
+    def _may_take_over(self, former: ModelSocket, *, explicit: bool) -> bool:
+        """Whether the 4-tuple of a socket without an owner may be taken (tcp_twsk_unique).
+
+        explicit: bind() chose the port.
+        """
+        if explicit or not former.timestamps:
+            return former.timestamps
+        hosts = former.source.host, former.destination.host if former.destination else ""
+        loopback = any(host.startswith("127.") for host in hosts)
+        return (
+            former.state is State.TIME_WAIT
+            and (self.tcp_tw_reuse == 1 or (self.tcp_tw_reuse == 2 and loopback))
+            and self.now > former.entered + self.tcp_tw_reuse_delay
+        )
+
+    def _search_to_bind(self, sock: ModelSocket) -> int:
+        """inet_csk_find_open_port(): the other parity first, and no sharing with anybody."""
+        ports, _ = self._range_of(sock)
+        halves = [ports]
+        if sock.reuseaddr and ports.size >= 4:
+            middle = ports.low + ports.size // 4 * 2
+            halves = [PortRange(ports.low, middle - 1), PortRange(middle, ports.high)]
+        for half in halves:
+            size = half.size & ~1 if half.size > 1 else 1
+            first = self._random.randrange(size) | 1
+            for start in (first, first - 1):
+                for port in self._probe(_walk(half, start, size, 2)):
+                    if not any(
+                        _conflict(sock, other, shared=False) for other in self._owners(port)
+                    ):
+                        return port
+        raise _error(errno.EADDRINUSE)
+
+    # UDP.
+
+    def _connect_datagram(self, sock: ModelSocket) -> None:
+        if not sock.source.port:
+            # Before routing has chosen an address: the port must be free on all of them.
+            try:
+                self._bind_datagram(sock, 0)
+            except OSError as error:
+                raise _error(errno.EAGAIN) from error
+        self._move(sock, sock.source.host or self.address)
+
+    def _bind_datagram(self, sock: ModelSocket, port: int) -> None:
+        candidates: Iterable[int] = (port,)
+        if not port:
+            # Exact for ranges within the kernel's hash table of at least 256 ports;
+            # a larger range is walked in another order.
+            ports, _ = self._range_of(sock)
+            candidates = self._probe(
+                _walk(ports, self._random.randrange(ports.size), ports.size, 1)
+            )
+        for candidate in candidates:
+            on_port = self._datagrams.setdefault(candidate, [])
+            if all(
+                (sock.reuseaddr and other.reuseaddr)
+                or (sock.reuseport and other.reuseport)
+                or not _overlap(sock, other)
+                for other in on_port
+            ):
+                on_port.insert(0, sock)
+                sock.source = sock.source._replace(port=candidate)
+                return
+        raise _error(errno.EADDRINUSE)
+
+
+def _walk(ports: PortRange, first: int, size: int, step: int) -> Iterator[int]:
+    """Every step-th port from an offset on, around the end; size: how far before it is back."""
+    count = len(range(0, size, step))
+    start = ports.low + first
+    ahead = range(start, ports.high + 1, step)[:count]
+    around = range(start + len(ahead) * step - size, ports.high + 1, step)[: count - len(ahead)]
+    return itertools.chain(ahead, around)
+
+
+def _overlap(sock: ModelSocket, other: ModelSocket) -> bool:
+    """Whether two sockets' addresses are the same, or one is the wildcard."""
+    hosts = {sock.source.host, other.source.host}
+    return len(hosts) == 1 or "" in hosts
+
+
+def _conflict(sock: ModelSocket, other: ModelSocket, *, shared: bool) -> bool:
+    """inet_bind_conflict(): whether bind() may not put a socket beside another one.
+
+    shared: the port was asked for, and may be shared with those who agree.
+    """
+    if sock is other or not _overlap(sock, other):
+        return False
+    if not shared:
+        return True
+    if sock.reuseaddr and other.reuseaddr and other.state is not State.LISTEN:
+        return False
+    return not (sock.reuseport and other.reuseport)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, errno.errorcode[number])
+
+
+# Attempts.
+
+
+class Driven(NamedTuple):
+    """What came of an attempt.
+
+    socket: the connected socket; None where it failed with a verdict.
+    actions: what was done, in order.
+    probes: the ports that the kernel looked at in all of it.
+    """
+
+    socket: ModelSocket | None
+    verdict: Verdict | None
+    actions: list[Action]
+    probes: list[int]
+
+
+class _Driver:
+    """Does what an attempt says, as connectx._connect.connection does it with real sockets."""
+
+    def __init__(
+        self, kernel: KernelModel, plan: Plan, destination: Endpoint, host: str, *, stream: bool
+    ) -> None:
+        self.kernel = kernel
+        self.plan = plan
+        self.destination = destination
+        self.host = host
+        self.sock = kernel.socket(stream=stream)
+        self.probes: list[int] = []
+
+    def act(self, action: Action, low: int, high: int) -> Outcome | None:
+        """Carry one action out; None where it has connected the socket."""
+        if action is Action.LOOK:
+            return self._look(low)
+        if action is Action.SURVEY:
+            return self._survey()
+        if action is Action.RETRY:
+            return Outcome.SOME_FREE if self.plan.ledger.retry() else Outcome.NONE_FREE
+        if self.sock.source.port:
+            # bind() was told the port: only a new socket gets rid of it.
+            self.kernel.close(self.sock)
+            self.sock = self.kernel.socket(stream=self.sock.stream)
+        if action is Action.CLAIM:
+            return self._claim(low)
+        try:
+            if action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
+                self.sock.reuseaddr = action is Action.SHARED_BIND
+                self.kernel.bind(self.sock, self.host, low)
+            else:
+                if action is Action.WINDOW:
+                    self.sock.reuseaddr = True
+                    self.sock.local_port_range = low, high
+                if self.host:
+                    self.sock.bind_address_no_port = True
+                    self.kernel.bind(self.sock, self.host, 0)
+            self.kernel.connect(self.sock, self.destination)
+        except OSError as error:
+            return Outcome.IN_USE if error.errno == errno.EADDRINUSE else Outcome.UNAVAILABLE
+        finally:
+            self.probes += self.kernel.probes
+        return None
+
+    def _look(self, port: int) -> Outcome:
+        source = Endpoint(self.host or self.kernel.address, port)
+        found = self.kernel.lookup(source, self.destination, stream=self.sock.stream)
+        if found is None or found.destination is None:
+            return Outcome.NOTHING
+        return Outcome.OCCUPIED if found.state is State.ESTABLISHED else Outcome.TIME_WAIT
+
+    def _survey(self) -> Outcome:
+        host = self.host or self.kernel.address
+        in_use = [
+            sock.source.port
+            for sock in self.kernel.sockets(stream=self.sock.stream)
+            if sock.source.host == host
+            and sock.destination == self.destination
+            and sock.state is not State.TIME_WAIT
+        ]
+        return Outcome.SOME_FREE if self.plan.ledger.survey(in_use) else Outcome.NONE_FREE
+
+    def _claim(self, port: int) -> Outcome | None:
+        # connectx._connect.udp_lock, of which nothing comes in between here.
+        source = Endpoint(self.host or self.kernel.address, port)
+        self.sock.reuseaddr = True
+        try:
+            self.kernel.bind(self.sock, *source[:2])
+        except OSError:
+            return Outcome.IN_USE
+        self.sock.reuseaddr = False
+        found = self.kernel.lookup(source, self.destination, stream=False)
+        if found is not self.sock:
+            return Outcome.OVERTAKEN if found and found.destination is None else Outcome.OCCUPIED
+        self.kernel.connect(self.sock, self.destination)
+        self.sock.reuseaddr = True
+        return None
+
+
+def drive(
+    kernel: KernelModel,
+    plan: Plan,
+    destination: Endpoint,
+    *,
+    stream: bool = True,
+    host: str = "",
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Driven:
+    """Carry an attempt out on a model.
+
+    host: the source address to connect from; "" for routing's choice.
+    meanwhile: what other programs do before each action.
+    """
+    attempt = Attempt(plan)
+    driver = _Driver(kernel, plan, destination, host, stream=stream)
+    actions: list[Action] = []
+    while True:
+        action = attempt.next_step()
+        if isinstance(action, Verdict):
+            kernel.close(driver.sock)
+            return Driven(None, action, actions, driver.probes)
+        meanwhile()
+        actions.append(action)
+        outcome = driver.act(action, attempt.low, attempt.high)
+        if outcome is None:
+            return Driven(driver.sock, None, actions, driver.probes)
+        if not attempt.feed(outcome):
+            raise RuntimeError(f"the program has no row for {outcome} of {action}")

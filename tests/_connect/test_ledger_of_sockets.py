@@ -1,0 +1,114 @@
+"""What a ledger knows of real sockets: those that report to it, and the others' in its way."""
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import connectx
+from connectx._connect.ledger import Ledger
+from connectx._connect.own_socket import TrackedSocket
+from connectx.linux import uapi
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import SERVER_PORT, Servers
+from tests.kernel.raw import TCP, abort, look_up
+
+HOST: Final = "127.0.0.1"
+SERVER: Final = (HOST, SERVER_PORT)
+LOW, SIZE = 20000, 16
+
+
+@pytest.fixture(autouse=True)
+def _sixteen_ports(network: Network, servers: Servers) -> None:
+    network.port_range(LOW, LOW + SIZE - 1)
+    servers.listen()
+
+
+def connect(closing: contextlib.ExitStack) -> TrackedSocket:
+    sock = closing.enter_context(connectx.create_connection(SERVER, source_address=(HOST, 0)))
+    assert isinstance(sock, TrackedSocket)
+    return sock
+
+
+def ledger_of(sock: TrackedSocket) -> Ledger:
+    assert sock.ledger
+    return sock.ledger
+
+
+def occupy(closing: contextlib.ExitStack, count: int) -> None:
+    for _ in range(count):
+        closing.enter_context(socket.create_connection(SERVER))
+
+
+def test_it_counts_the_open_sockets_whichever_way_their_port_was_found(
+    closing: contextlib.ExitStack,
+) -> None:
+    # With most ports taken by others, two proposals seldom meet a free one, and the
+    # kernel's search finds it.
+    occupy(closing, SIZE - 2)
+    kept = connect(closing)
+    for _ in range(20):
+        sock = connect(closing)
+        assert ledger_of(sock) is ledger_of(kept)
+        assert ledger_of(kept).in_use == 2
+        abort(sock)
+        assert ledger_of(kept).in_use == 1
+
+
+def test_a_port_that_a_search_found_is_not_proposed_while_it_is_in_use(
+    closing: contextlib.ExitStack,
+) -> None:
+    occupy(closing, SIZE - 1)
+    for _ in range(20):
+        sock = connect(closing)
+        ledger = ledger_of(sock)
+        if isinstance(ledger._states, bytearray):
+            assert ledger._states[sock.ledger_port - LOW] != 0
+        abort(sock)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "one-port", "explicit-bind"])
+def test_the_last_port_is_taken_over_from_a_time_wait(
+    network: Network, closing: contextlib.ExitStack, strategy: str
+) -> None:
+    """Among so many ports that the first proposals do not meet it by chance."""
+    size = 1000
+    network.port_range(LOW, LOW + size - 1)
+    network.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    set_reuse_delay(network)
+    destination = (HOST, SERVER_PORT + 1)
+    with socket.create_server(destination, backlog=size) as listener:
+        for port in range(LOW, LOW + size):
+            sock = closing.enter_context(
+                connectx.create_connection(destination, source_address=(HOST, port))
+            )
+            accepted, _ = listener.accept()
+            closing.enter_context(accepted)
+        sock.close()
+        assert accepted.recv(1) == b""
+        accepted.close()
+        wait_for_time_wait(port, destination)
+        again = closing.enter_context(
+            connectx.create_connection(destination, source_address=(HOST, 0), strategy=strategy)
+        )
+        assert again.getsockname() == (HOST, port)
+
+
+def set_reuse_delay(network: Network) -> None:
+    if not Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
+        pytest.skip("kernel: a TIME_WAIT is taken over after a second, which takes too long")
+    network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
+
+
+def wait_for_time_wait(port: int, destination: tuple[str, int]) -> None:
+    """Until there is one that is older than the delay."""
+    deadline = time.monotonic() + 10
+    found = None
+    while time.monotonic() < deadline:
+        found = look_up(TCP, port, destination[1])
+        if found and found.state == uapi.TCP_TIME_WAIT and found.expires < 59_970:
+            return
+    raise TimeoutError(f"no TIME_WAIT: {found}")

@@ -1,0 +1,105 @@
+"""What is kept of network namespaces, and for how long."""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from connectx._connect.namespace import FORGET, FRESH, Networks, Prepared
+from connectx._connect.request import AF_INET, SOCK_STREAM, parse
+from connectx.linux import netns
+from connectx.linux.netlink import NetlinkSocket
+from connectx.sandbox.networks import Network, experiment_network
+
+#: Of a kind that needs no netlink socket by itself.
+REQUEST: Final = parse(AF_INET, SOCK_STREAM, 0, "auto", None, ("127.0.0.1", 9000))
+
+PutForward = Callable[[float], None]
+
+
+@pytest.fixture
+def put_forward(monkeypatch: pytest.MonkeyPatch) -> PutForward:
+    skipped = 0.0
+    monkeypatch.setattr("connectx._connect.namespace.monotonic", lambda: time.monotonic() + skipped)
+
+    def skip(seconds: float) -> None:
+        nonlocal skipped
+        skipped += seconds
+
+    return skip
+
+
+def prepare(networks: Networks) -> Prepared:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        return networks.prepare(sock, REQUEST)
+
+
+def is_open(netlink: NetlinkSocket) -> bool:
+    return not netlink.closed
+
+
+def test_after_a_fork_no_netlink_socket_is_shared_not_even_a_forgotten_networks(
+    network: Network,
+) -> None:
+    """An error holds on to the network that it was about, to explain itself."""
+    networks = Networks()
+    former = prepare(networks)
+    shared = former.network.diag
+    network.port_range(20000, 20009)
+    renewed = networks.prepare_again(former)
+    assert renewed is not None
+    assert renewed.network is not former.network
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, b"another" if former.network.diag is not shared else b"shared")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 10) == b"another"
+    assert former.network.diag is shared
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.usefixtures("network")
+def test_a_namespace_that_nobody_uses_is_let_go(put_forward: PutForward) -> None:
+    """Even if what is known of the one in use stays as it was."""
+    home = netns.open_namespace()
+    networks = Networks()
+    prepare(networks)
+    with experiment_network():
+        netlink = prepare(networks).network.diag
+        assert is_open(netlink)
+        del netlink
+        elsewhere = prepare(networks).network
+    netns.enter(home)
+    put_forward(FRESH + FORGET + 1)
+    prepare(networks)
+    prepare(networks)
+    assert not vars(elsewhere.sockets)
+    os.close(home)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_without_a_descriptor_to_look_again_what_was_known_has_to_do(
+    network: Network, put_forward: PutForward, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    network.port_range(20000, 20009)
+    networks = Networks()
+    known = prepare(networks)
+    put_forward(2 * FRESH)
+
+    def no_descriptor() -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("connectx._connect.namespace._thread_identity", no_descriptor)
+        assert prepare(networks).network is known.network
+        with pytest.raises(OSError, match=os.strerror(number)):
+            prepare(Networks())
+    network.port_range(20000, 20019)
+    assert prepare(networks).network is not known.network

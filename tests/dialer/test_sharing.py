@@ -1,0 +1,238 @@
+"""One dialer for many threads, many tasks, and a forked child."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from connectx import Dialer, PortsExhausted
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
+from tests.api.calls import port_of, reset_on_close
+from tests.api.test_concurrency import in_child, quick_switches
+from tests.dialer.drivers import (
+    DRIVERS,
+    FOREVER,
+    LOW,
+    SIZE,
+    Driver,
+    Waits,
+    close,
+    four_tuples,
+    nothing_open,
+    start,
+)
+from tests.dialer.waiting import never_look, nobody_tells
+from tests.kernel.raw import FIRST
+
+HERE = ("127.0.0.1", FIRST)
+SOURCES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+
+both_kinds = pytest.mark.parametrize(
+    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
+)
+
+
+@both_kinds
+def test_threads_fill_all_sources_together(
+    network: Network, servers: Servers, closing: contextlib.ExitStack, kind: int
+) -> None:
+    network.port_range(LOW, LOW + 63)
+    servers.listen("127.0.0.1", FIRST)
+    to = Dialer(SOURCES)
+    begin = threading.Barrier(8)
+
+    def fill(_: int) -> list[socket.socket]:
+        begin.wait()
+        opened = []
+        while True:
+            try:
+                opened.append(closing.enter_context(to.create_connection(HERE, type=kind)))
+            except PortsExhausted:
+                return opened
+
+    with quick_switches(), ThreadPoolExecutor(8) as pool:
+        found = [sock for some in pool.map(fill, range(8)) for sock in some]
+    assert len(found) == len(four_tuples(found)) == 3 * 64
+    counted = to._dialing.budget.open_to(("tcp" if kind == socket.SOCK_STREAM else "udp", _key()))
+    assert counted == dict.fromkeys(SOURCES, 64)
+    assert to.stats().opened == 3 * 64
+
+
+@both_kinds
+def test_threads_come_and_go_under_a_limit(network: Network, servers: Servers, kind: int) -> None:
+    """Never more than so many, nobody goes without, and nothing is left in the books."""
+    network.port_range(LOW, LOW + 63)
+    servers.listen("127.0.0.1", FIRST)
+    to = Dialer(SOURCES, limit=5, wait=FOREVER * 10)
+    inside = threading.Semaphore(5)
+
+    def churn(_: int) -> int:
+        for _ in range(25):
+            with to.create_connection(HERE, type=kind) as sock:
+                assert inside.acquire(blocking=False)
+                if kind == socket.SOCK_STREAM:
+                    reset_on_close(sock)
+                inside.release()
+        return 25
+
+    with quick_switches(), ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(churn, range(12))) == 300
+    assert to.stats()[:2] == (300, 300)
+    assert to.stats().waiting == 0
+    assert to._dialing.budget.open_to(None) == {}
+    assert nothing_open(to._dialing)
+
+
+def test_tasks_come_and_go_while_some_are_cancelled(loop: Driver, listening: Network) -> None:
+    del listening
+    randomly = random.Random(3)  # noqa: S311 -- who is cancelled
+
+    async def scenario() -> None:
+        to = loop.dialer(limit=3, wait=FOREVER * 10)
+        inside = 0
+
+        async def visit() -> None:
+            nonlocal inside
+            with await to.create_connection(HERE) as sock:
+                inside += 1
+                assert inside <= 3
+                for _ in range(randomly.randrange(4)):
+                    await asyncio.sleep(0)
+                inside -= 1
+                reset_on_close(sock)
+
+        async def guarded() -> None:
+            nonlocal inside
+            before = inside
+            try:
+                await visit()
+            except asyncio.CancelledError:
+                del before
+                raise
+
+        tasks = [asyncio.ensure_future(guarded()) for _ in range(300)]
+        for task in randomly.sample(tasks, 100):
+            await asyncio.sleep(0)
+            if to.stats().waiting > 150:
+                # Of those who wait, so that nobody is inside.
+                tasks[-1 - randomly.randrange(100)].cancel()
+            del task
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(
+            outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes
+        )
+        assert to.stats().waiting == 0
+        assert to.dialing.budget.open_to(None) == {}
+        assert nothing_open(to.dialing)
+
+    loop.run(scenario)
+
+
+def test_a_child_starts_clean(driver: Driver, listening: Network) -> None:
+    """It owns none of the connections, so they count for its parent alone."""
+    del listening
+
+    async def scenario() -> None:
+        waits = Waits()
+        to = driver.dialer(limit=2, wait=FOREVER, on_wait=waits)
+        held = [await to.create_connection(HERE) for _ in range(2)]
+        call = await start(to.create_connection(HERE))
+        await waits.reach(1)
+
+        def look() -> list[int]:
+            plain = Dialer()
+            plain._dialing = to.dialing
+            before = to.stats()
+            assert before.waiting == 0
+            with plain.create_connection(HERE) as sock:
+                reset_on_close(sock)
+            # What it has inherited is none of its own; it can be closed all the same.
+            for sock in held:
+                sock.close()
+            assert to.dialing.budget.open_to(None) == {}
+            assert nothing_open(to.dialing)
+            return [before.attempts, before.waits, to.stats().opened]
+
+        assert in_child(look) == [0, 0, 1]
+        # And nothing has changed for the parent.
+        assert not call.done()
+        stats = to.stats()
+        assert (stats.opened, stats.waiting) == (2, 1)
+        freed = close(held[0])
+        async with asyncio.timeout(FOREVER / 2):
+            again = await call
+        assert port_of(again) in range(LOW, LOW + SIZE)
+        assert freed in range(LOW, LOW + SIZE)
+        for sock in (held[1], again):
+            close(sock)
+
+    driver.run(scenario)
+
+
+def test_threads_of_a_child_begin_at_once() -> None:
+    """One budget for all of them, though each finds none."""
+    to = Dialer(limit=2)._dialing
+
+    def look() -> list[int]:
+        meet = threading.Barrier(2)
+        begin = to._begin
+
+        def together() -> Any:
+            meet.wait(FOREVER)
+            return begin()
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+            patch.setattr(to, "_begin", together)
+            first, second = pool.map(lambda _: to.budget, range(2))
+        return [first is second, first is to.budget]
+
+    assert in_child(look) == [True, True]
+
+
+def test_a_child_that_closes_what_it_has_inherited_wakes_nobody(
+    listening: Network, closing: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptors that a thread is woken by are its parent's as well."""
+    del listening
+    never_look(monkeypatch)
+    nobody_tells(monkeypatch)
+    read = os.eventfd_read
+    woken: list[int] = []
+
+    def counted(descriptor: int) -> int:
+        woken.append(descriptor)
+        return read(descriptor)
+
+    monkeypatch.setattr(os, "eventfd_read", counted)
+    driver = DRIVERS["blocking"]
+
+    async def scenario() -> None:
+        waits = Waits()
+        to = driver.dialer(limit=2, wait=FOREVER, on_wait=waits)
+        held = [closing.enter_context(await to.create_connection(HERE)) for _ in range(2)]
+        call = await start(to.create_connection(HERE))
+        await waits.reach(1)
+
+        def close_them() -> int:
+            for sock in held:
+                sock.close()
+            return 0
+
+        for _ in range(3):
+            assert in_child(close_them) == 0
+        close(held[0])
+        closing.enter_context(await call)
+        assert len(woken) == 1
+
+    driver.run(scenario)
+
+
+def _key() -> tuple[str, int, int, int]:
+    return ("127.0.0.1", FIRST, 0, 0)

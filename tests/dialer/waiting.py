@@ -1,0 +1,72 @@
+"""What tests of waiting calls have in common."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from connectx import dialer
+from connectx.aio import dialer as aio_dialer
+from tests.dialer.drivers import (
+    FOREVER,
+    AnyDialer,
+    Waits,
+    nothing_open,
+)
+from tests.kernel.raw import FIRST
+
+HERE = ("127.0.0.1", FIRST)
+
+both_kinds = pytest.mark.parametrize(
+    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
+)
+
+
+def nothing_is_kept(of: AnyDialer) -> None:
+    """Nobody waits, and what is not open is not remembered."""
+    assert of.stats().waiting == 0
+    assert of.dialing.budget.open_to(("tcp", HERE)) == {}
+    assert nothing_open(of.dialing)
+
+
+def nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel without socket-destroy notifications."""
+    for module in (dialer, aio_dialer):
+        monkeypatch.setattr(module, "hear", lambda _: None)
+
+
+def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the first in line rely on being told."""
+    monkeypatch.setattr("connectx._dial.call._POLL_FIRST", 10 * FOREVER)
+    monkeypatch.setattr("connectx._dial.call._POLL_LONGEST", 10 * FOREVER)
+
+
+def listeners(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Counts the calls that have begun to hear of others' ends; for inside of a scenario."""
+    begun = Waits()
+
+    for module in (dialer, aio_dialer):
+
+        def hear(to: Any, original: Callable[[Any], Any] = module.hear) -> Any:
+            events = original(to)
+            assert events is not None
+            begun(to)
+            return events
+
+        monkeypatch.setattr(module, "hear", hear)
+
+    return begun
+
+
+def silent(stack: contextlib.ExitStack) -> str:
+    """The address of a listener that answers no SYN, since its queue is full."""
+    listener = stack.enter_context(socket.socket())
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.9", 9998))
+    listener.listen(0)
+    stack.enter_context(
+        socket.create_connection(("127.0.0.9", 9998), source_address=("127.0.0.8", 0))
+    )
+    return "127.0.0.9"

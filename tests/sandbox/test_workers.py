@@ -1,0 +1,220 @@
+"""Workers hold what a process may not, and never outlive what they were made for."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from connectx.sandbox.workers import Crew, Held, Holders, descriptors_free
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from connectx.sandbox.networks import Network
+    from connectx.sandbox.workers import Worker
+
+    Report = Callable[[int], None]
+
+
+def append(state: list[int], report: Report, *values: int) -> list[int]:
+    for number, value in enumerate(values, 1):
+        state.append(value)
+        report(number)
+    return state
+
+
+def process_id(_state: object, _report: Report) -> int:
+    return os.getpid()
+
+
+def refuse(_state: object, _report: Report, message: str) -> None:
+    raise ValueError(message)
+
+
+def exit_at_once(_state: object, _report: Report) -> None:
+    os._exit(3)
+
+
+def descriptors(_state: object, _report: Report) -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def soft_limit(_state: object, _report: Report) -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def open_sockets(sockets: list[socket.socket], _report: Report, count: int) -> int:
+    before = descriptors_free()
+    sockets.extend(socket.socket() for _ in range(count))
+    return before - descriptors_free()
+
+
+def bind_sockets(held: Held, _report: Report, count: int) -> None:
+    for _ in range(count):
+        held.sockets.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        held.sockets[-1].bind(("127.0.0.1", 0))
+
+
+def ports(held: Held, _report: Report) -> list[int]:
+    return [sock.getsockname()[1] for sock in held.sockets]
+
+
+def lower_limit(_state: object, _report: Report) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
+def send(sock: socket.socket, _report: Report, data: bytes) -> None:
+    sock.sendall(data)
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    with Crew() as crew:
+        yield crew
+
+
+class TestTasks:
+    def test_find_what_earlier_ones_left(self, crew: Crew) -> None:
+        worker = crew.fork([1])
+        worker.start(append, 2).result()
+        assert worker.start(append, 3, 4).result() == [1, 2, 3, 4]
+
+    def test_change_only_the_workers_copy_of_the_state(self, crew: Crew) -> None:
+        state = [1]
+        crew.fork(state).start(append, 2).result()
+        assert state == [1]
+
+    def test_tell_how_far_they_are(self, crew: Crew) -> None:
+        told: list[int] = []
+        crew.fork([]).start(append, 7, 8, 9).result(told.append)
+        assert told == [1, 2, 3]
+
+    def test_run_side_by_side(self, crew: Crew) -> None:
+        jobs = [crew.fork(None).start(process_id) for _ in range(3)]
+        assert len({os.getpid(), *(job.result() for job in jobs)}) == 4
+
+    def test_raise_in_the_creator_and_the_worker_goes_on(self, crew: Crew) -> None:
+        state: list[int] = []
+        worker = crew.fork(state)
+        with pytest.raises(ValueError, match="not that") as caught:
+            worker.start(refuse, "not that").result()
+        assert "in refuse" in "".join(caught.value.__notes__)
+        assert worker.start(append, 1).result() == [1]
+
+    def test_that_kill_their_worker(self, crew: Crew) -> None:
+        with pytest.raises(ChildProcessError):
+            crew.fork(None).start(exit_at_once).result()
+
+    def test_can_use_sockets_of_the_creator(self, crew: Crew) -> None:
+        near, far = socket.socketpair()
+        with near:
+            with far:
+                worker = crew.fork(far)
+            worker.start(send, b"here").result()
+            assert near.recv(16) == b"here"
+
+
+class TestDescriptors:
+    def test_of_one_worker_are_not_in_the_next(self, crew: Crew) -> None:
+        counts = {crew.fork(None).start(descriptors).result() for _ in range(3)}
+        assert len(counts) == 1
+
+    def test_free_are_those_not_in_use(self, crew: Crew) -> None:
+        assert crew.fork([]).start(open_sockets, 10).result() == 10
+
+    def test_soft_limit_is_raised_to_the_hard_one(self, crew: Crew) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+        try:
+            assert crew.fork(None).start(soft_limit).result() == hard
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class TestHolders:
+    def test_take_over_what_the_opener_has_opened(self, network: Network, crew: Crew) -> None:
+        del network  # It is enough that the sockets are in it.
+        with Holders(crew) as holders:
+            before = holders.opener.start(descriptors).result()
+            # More than one message can carry.
+            holders.opener.start(bind_sockets, 600).result()
+            opened = holders.opener.start(ports).result()
+            holders.relieve()
+            assert sorted(holders.workers[1].start(ports).result()) == sorted(opened)
+            assert holders.opener.start(descriptors).result() == before
+
+    def test_leave_the_opener_to_open_more(self, network: Network, crew: Crew) -> None:
+        del network
+        with Holders(crew) as holders:
+            for _ in range(3):
+                holders.opener.start(bind_sockets, 10).result()
+                holders.relieve()
+            holders.opener.start(bind_sockets, 5).result()
+            held = [worker.start(ports).result() for worker in holders.workers]
+        assert [len(share) for share in held] == [5, 10, 10, 10]
+        assert len(set().union(*held)) == 35
+
+    def test_say_so_if_they_cannot_take_all(
+        self, network: Network, crew: Crew, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        del network
+        with Holders(crew) as holders:
+            holders.opener.start(bind_sockets, 100).result()
+            real = crew.fork
+
+            def fork(state: Held) -> Worker[Held]:
+                worker = real(state)
+                worker.start(lower_limit).result()
+                return worker
+
+            monkeypatch.setattr(crew, "fork", fork)
+            with pytest.raises(OSError, match="could not take over"):
+                holders.relieve()
+
+
+class TestEnd:
+    def test_closing_ends_all_workers(self) -> None:
+        with Crew() as crew:
+            processes = [crew.fork(None).start(process_id).result() for _ in range(3)]
+        for process in processes:
+            with pytest.raises(ProcessLookupError):
+                os.kill(process, 0)
+
+    def test_closing_twice(self) -> None:
+        crew = Crew()
+        crew.fork(None)
+        crew.close()
+        crew.close()
+
+    def test_closing_when_a_worker_has_ended_by_itself(self) -> None:
+        with Crew() as crew, pytest.raises(ChildProcessError):
+            crew.fork(None).start(exit_at_once).result()
+
+    def test_an_interrupt_is_left_to_the_creator(self, crew: Crew) -> None:
+        state: list[int] = []
+        worker = crew.fork(state)
+        os.kill(worker.start(process_id).result(), signal.SIGINT)
+        assert worker.start(append, 1).result() == [1]
+
+    def test_a_worker_dies_with_a_creator_that_was_killed(self) -> None:
+        program = (
+            "import signal, sys\n"
+            "from connectx.sandbox.workers import Crew\n"
+            "crew = Crew()\n"
+            "crew.fork(None)\n"
+            "print('ready', flush=True)\n"
+            "signal.pause()\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as creator:
+            assert creator.stdout is not None
+            assert creator.stdout.readline() == b"ready\n"
+            creator.kill()
+            # The worker has standard output too: its end comes when both are gone.
+            assert creator.stdout.read() == b""
