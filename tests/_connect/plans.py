@@ -1,11 +1,12 @@
 """Plans for attempts of every strategy, with repeatable randomness."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
-from connectx._connect.attempt import Plan
 from connectx._connect.ledger import Ledger, template
+from connectx._connect.plan import FULL_RANGE
 from connectx._connect.strategies import STRATEGIES, Case, Need, Program
 from connectx.addresses import PortRange
 
@@ -21,10 +22,21 @@ PROGRAMS: Final[dict[str, Program]] = {
 }
 
 
-def drawing(seed: int) -> Callable[[int], Sequence[int]]:
-    """As connectx._connect.namespace.draw(), but the same again for the same seed."""
-    source = random.Random(seed)  # noqa: S311 - to be repeatable is what it is for
-    return lambda count: [source.getrandbits(32) for _ in range(count)]
+@dataclass(frozen=True)
+class Terms:
+    """What an attempt has to know of a plan."""
+
+    program: Program
+    ledger: Ledger
+    random: Callable[[int], bytes]
+    ports: PortRange
+    search: PortRange = FULL_RANGE
+    asked: int = 0
+
+
+def drawing(seed: int) -> Callable[[int], bytes]:
+    """As os.urandom(), but the same again for the same seed."""
+    return random.Random(seed).randbytes  # noqa: S311 - to be repeatable is what it is for
 
 
 def ledger_of(ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0) -> Ledger:
@@ -42,10 +54,10 @@ def plan_of(
     asked: int = 0,
     window: int = 0,
     seed: int = 0,
-) -> Plan | None:
+) -> Terms | None:
     """None where the strategy does not serve the case."""
     program = STRATEGIES[strategy].program(case, available)
     if program is None:
         return None
     ledger = ledger_of(ports, reserved, seed=seed)
-    return Plan(program, ledger, drawing(seed + 1), ports, window=window, asked=asked)
+    return Terms(program._replace(window=window), ledger, drawing(seed + 1), ports, asked=asked)

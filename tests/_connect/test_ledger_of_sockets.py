@@ -10,7 +10,7 @@ import pytest
 
 import connectx
 from connectx._connect.ledger import Ledger
-from connectx._connect.own_socket import TrackedSocket
+from connectx._connect.own_socket import OwnSocket
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import SERVER_PORT, Servers
@@ -27,13 +27,13 @@ def _sixteen_ports(network: Network, servers: Servers) -> None:
     servers.listen()
 
 
-def connect(closing: contextlib.ExitStack) -> TrackedSocket:
+def connect(closing: contextlib.ExitStack) -> OwnSocket:
     sock = closing.enter_context(connectx.create_connection(SERVER, source_address=(HOST, 0)))
-    assert isinstance(sock, TrackedSocket)
+    assert isinstance(sock, OwnSocket)
     return sock
 
 
-def ledger_of(sock: TrackedSocket) -> Ledger:
+def ledger_of(sock: OwnSocket) -> Ledger:
     assert sock.ledger
     return sock.ledger
 

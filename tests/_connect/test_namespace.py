@@ -5,18 +5,13 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
 
 import pytest
 
-from connectx._connect.namespace import FORGET, FRESH, Networks, Prepared
-from connectx._connect.request import AF_INET, SOCK_STREAM, parse
+from connectx._connect.namespace import FORGET, FRESH, Namespace, Namespaces
 from connectx.linux import netns
 from connectx.linux.netlink import NetlinkSocket
 from connectx.sandbox.networks import Network, experiment_network
-
-#: Of a kind that needs no netlink socket by itself.
-REQUEST: Final = parse(AF_INET, SOCK_STREAM, 0, "auto", None, ("127.0.0.1", 9000))
 
 PutForward = Callable[[float], None]
 
@@ -33,9 +28,9 @@ def put_forward(monkeypatch: pytest.MonkeyPatch) -> PutForward:
     return skip
 
 
-def prepare(networks: Networks) -> Prepared:
+def namespace_of_a_socket(namespaces: Namespaces) -> Namespace:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        return networks.prepare(sock, REQUEST)
+        return namespaces.of(sock)
 
 
 def is_open(netlink: NetlinkSocket) -> bool:
@@ -46,21 +41,19 @@ def test_after_a_fork_no_netlink_socket_is_shared_not_even_a_forgotten_networks(
     network: Network,
 ) -> None:
     """An error holds on to the network that it was about, to explain itself."""
-    networks = Networks()
-    former = prepare(networks)
-    shared = former.network.diag
+    namespaces = Namespaces()
+    former = namespace_of_a_socket(namespaces)
+    shared = former.diag
     network.port_range(20000, 20009)
-    renewed = networks.prepare_again(former)
-    assert renewed is not None
-    assert renewed.network is not former.network
+    assert namespaces.look_again(former) is not former
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        os.write(writer, b"another" if former.network.diag is not shared else b"shared")
+        os.write(writer, b"another" if former.diag is not shared else b"shared")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(reader, 10) == b"another"
-    assert former.network.diag is shared
+    assert former.diag is shared
     os.close(reader)
     os.close(writer)
 
@@ -69,17 +62,17 @@ def test_after_a_fork_no_netlink_socket_is_shared_not_even_a_forgotten_networks(
 def test_a_namespace_that_nobody_uses_is_let_go(put_forward: PutForward) -> None:
     """Even if what is known of the one in use stays as it was."""
     home = netns.open_namespace()
-    networks = Networks()
-    prepare(networks)
+    namespaces = Namespaces()
+    namespace_of_a_socket(namespaces)
     with experiment_network():
-        netlink = prepare(networks).network.diag
+        netlink = namespace_of_a_socket(namespaces).diag
         assert is_open(netlink)
         del netlink
-        elsewhere = prepare(networks).network
+        elsewhere = namespace_of_a_socket(namespaces)
     netns.enter(home)
     put_forward(FRESH + FORGET + 1)
-    prepare(networks)
-    prepare(networks)
+    namespace_of_a_socket(namespaces)
+    namespace_of_a_socket(namespaces)
     assert not vars(elsewhere.sockets)
     os.close(home)
 
@@ -89,17 +82,17 @@ def test_without_a_descriptor_to_look_again_what_was_known_has_to_do(
     network: Network, put_forward: PutForward, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     network.port_range(20000, 20009)
-    networks = Networks()
-    known = prepare(networks)
+    namespaces = Namespaces()
+    known = namespace_of_a_socket(namespaces)
     put_forward(2 * FRESH)
 
     def no_descriptor() -> None:
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr("connectx._connect.namespace._thread_identity", no_descriptor)
-        assert prepare(networks).network is known.network
+        patch.setattr("connectx._connect.namespace.thread_identity", no_descriptor)
+        assert namespace_of_a_socket(namespaces) is known
         with pytest.raises(OSError, match=os.strerror(number)):
-            prepare(Networks())
+            namespace_of_a_socket(Namespaces())
     network.port_range(20000, 20019)
-    assert prepare(networks).network is not known.network
+    assert namespace_of_a_socket(namespaces) is not known

@@ -1,19 +1,22 @@
 """The tables of strategies: complete, reachable, terminating, and saying what they serve."""
 
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from typing import Final
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectx._connect.attempt import Attempt, Plan
+from connectx._connect.attempt import Attempt
+from connectx._connect.ledger import Ledger
 from connectx._connect.strategies import (
     CLAIMS_OF_ONE_PORT,
     DEFAULT_WINDOW,
     RANDOM_WINDOWS,
-    ROUNDS,
+    RETRIES,
     STRATEGIES,
+    SURVEYS,
     Action,
     Case,
     Need,
@@ -24,12 +27,13 @@ from connectx._connect.strategies import (
     Verdict,
     named,
 )
-from connectx.addresses import PortRange
+from connectx.addresses import HIGHEST_PORT, PortRange
 from tests._connect.plans import (
     EVERYTHING,
     PROGRAMS,
     SLOW_SEARCH,
     WITHOUT_WINDOWS,
+    Terms,
     drawing,
     ledger_of,
     plan_of,
@@ -57,41 +61,50 @@ programs = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 
 def successors(program: Program, state: State) -> Iterator[State | Verdict]:
     for successor in (*state.then.values(), state.spent):
-        yield successor if isinstance(successor, Verdict) else program[successor]
+        yield successor if isinstance(successor, Verdict) else program.states[successor]
+
+
+def _terms(program: Program, ledger: Ledger, seed: int, *, asked: int) -> Terms:
+    return Terms(program._replace(window=5), ledger, drawing(seed), PORTS, asked=asked)
 
 
 class TestTables:
     @programs
     def test_every_state_can_be_reached(self, program: Program) -> None:
-        reached = [next(iter(program.values()))]
+        reached = [program.states[program.start]]
         for state in reached:
             for successor in successors(program, state):
                 if isinstance(successor, State) and successor not in reached:
                     reached.append(successor)
-        assert len(reached) == len(program)
+        assert len(reached) == len(program.states)
 
     @programs
     def test_every_outcome_that_an_action_can_have_is_provided_for(self, program: Program) -> None:
-        for state in program.values():
+        for state in program.states.values():
             assert POSSIBLE[state.action] <= state.then.keys()
 
     @programs
     def test_whatever_may_be_entered_again_and_again_is_limited(self, program: Program) -> None:
-        for name, state in program.items():
+        for name, state in program.states.items():
             if name in state.then.values():
                 assert state.limit > 1
 
     @programs
-    def test_states_lead_forward_or_to_themselves(self, program: Program) -> None:
-        order = list(program)
-        for at, (name, state) in enumerate(program.items()):
+    def test_states_lead_forward_or_to_themselves_or_count_how_often(
+        self, program: Program
+    ) -> None:
+        """A count that begins anew does so only as often as a state before it is entered."""
+        order = list(program.states)
+        for at, (name, state) in enumerate(program.states.items()):
             for successor in (*state.then.values(), state.spent):
-                if isinstance(successor, str):
-                    assert successor == name or order.index(successor) > at
+                if isinstance(successor, str) and order.index(successor) < at:
+                    assert min(state.limit, program.states[successor].limit) < HIGHEST_PORT, name
+        renewals = {name: state.renews for name, state in program.states.items()}
+        assert list(TopologicalSorter(renewals).static_order())
 
     @programs
     def test_actions_on_one_port_have_one(self, program: Program) -> None:
-        for state in program.values():
+        for state in program.states.values():
             if state.action in (Action.KERNEL, Action.SURVEY, Action.RETRY):
                 assert state.pick is Pick.NONE
             else:
@@ -121,9 +134,9 @@ class TestTermination:
         reserved: bool,
     ) -> None:
         ledger = ledger_of(PORTS, range(20000, 20020) if reserved else (), seed=seed)
-        attempt = Attempt(Plan(program, ledger, drawing(seed), PORTS, window=5, asked=20000))
+        attempt = Attempt(_terms(program, ledger, seed, asked=20000))
         # The longest walk: claims before the survey, then the whole range in each round.
-        bound = 64 + ROUNDS * (1 + PORTS.size) + 3
+        bound = 64 + SURVEYS * (1 + RETRIES) * (1 + PORTS.size) + 3
         for step in range(bound):
             action = attempt.next_step()
             if isinstance(action, Verdict):
@@ -138,7 +151,7 @@ class TestTermination:
 
     @programs
     def test_a_verdict_stays(self, program: Program) -> None:
-        attempt = Attempt(Plan(program, ledger_of(PORTS), drawing(0), PORTS, window=5, asked=1))
+        attempt = Attempt(_terms(program, ledger_of(PORTS), 0, asked=1))
         while not isinstance(action := attempt.next_step(), Verdict):
             attempt.feed(min(POSSIBLE[action], key=str))
         assert attempt.next_step() is action
@@ -209,7 +222,7 @@ class TestAttempt:
         program = STRATEGIES["full-range"].program(Case.STREAM_ANY_PORT, EVERYTHING)
         assert program
         ports = PortRange(20003, 20005)
-        attempt = Attempt(Plan(program, ledger, drawing(0), ports, search=ports))
+        attempt = Attempt(Terms(program, ledger, drawing(0), ports, search=ports))
         attempt.next_step()
         assert (attempt.low, attempt.high) == (20003, 20005)
 
@@ -323,7 +336,7 @@ class TestWhatIsServed:
     ) -> None:
         program = STRATEGIES["auto"].program(Case.STREAM_ANY_PORT, available)
         assert program
-        assert list(dict.fromkeys(state.action for state in program.values())) == actions
+        assert list(dict.fromkeys(state.action for state in program.states.values())) == actions
 
     @pytest.mark.parametrize("name", ["full-range", "shifting-window", "one-port"])
     def test_what_is_missing_is_named(self, name: str) -> None:

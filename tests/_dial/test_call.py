@@ -10,13 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectx._dial.call import (
-    Dial,
-    LimitReached,
-    Try,
-)
+from connectx._dial.call import LimitReached
 from connectx.addresses import PortRange
-from tests._dial.world import HOSTS, Call, Place, Refused, World
+from tests._dial.world import HOSTS, Call, Refused, Try, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,25 +37,25 @@ class TestTries:
         last = Refused(2)
         call.refuse(last)
         assert call.ended is last
-        assert world.budget.counters.attempts == 2
-        assert world.budget.counters.retries == 3
-        assert world.budget.counters.failures == {99: 2}
+        assert world.destinations.counters.attempts == 2
+        assert world.destinations.counters.retries == 3
+        assert world.destinations.counters.failures == {99: 2}
         world.nothing_is_kept()
 
     def test_the_emptier_source_is_next(self) -> None:
         world = World(HOSTS)
-        leases = []
+        slots = []
         for expected in (*HOSTS, *HOSTS):
             call = world.call()
             assert call.step == Try(expected, None)
-            leases.append(call.connect())
-        leases[1].release()
-        leases[3].release()
+            slots.append(call.connect())
+        slots[1].release()
+        slots[3].release()
         for _ in range(2):
             call = world.call()
             assert call.step == Try(HOSTS[1], None)
-            leases.append(call.connect())
-        assert world.budget.open_to("there") == dict.fromkeys(HOSTS, 2)
+            slots.append(call.connect())
+        assert world.destinations.open_to("there") == dict.fromkeys(HOSTS, 2)
 
     def test_a_try_under_way_counts(self) -> None:
         world = World(HOSTS)
@@ -72,32 +68,32 @@ class TestTries:
     def test_what_the_kernel_said_counts(self) -> None:
         world = World(HOSTS)
         kept = world.call().connect()
-        world.budget.saw("there", {HOSTS[0]: 1, HOSTS[1]: 5})
+        world.destinations.saw("there", {HOSTS[0]: 1, HOSTS[1]: 5})
         assert world.call().step == Try(HOSTS[0], None)
         # Of nobody it is concerned with it keeps nothing.
-        world.budget.saw("elsewhere", {HOSTS[0]: 5})
-        assert world.budget.find("elsewhere").load(HOSTS[0]) == 0
+        world.destinations.saw("elsewhere", {HOSTS[0]: 5})
+        assert world.destinations.find("elsewhere").load(HOSTS[0]) == 0
         kept.release()
 
 
 class TestLimit:
     def test_counts_tries_and_connections(self) -> None:
         world = World(HOSTS, limit=2)
-        lease = world.call().connect()
+        slot = world.call().connect()
         trying = world.call()
         assert isinstance(world.call().ended, LimitReached)
         assert world.call("elsewhere").tries
         trying.cancel()
         other = world.call().connect()
         assert isinstance(world.call().ended, LimitReached)
-        lease.release()
+        slot.release()
         assert world.call().tries
         other.release()
 
     def test_looks_for_ends_that_nobody_told_before_it_refuses(self) -> None:
         world = World(limit=1)
         held = world.call().connect()
-        world.budget.on_limit = held.release
+        world.unreported.ends = held.release
         world.call().connect().release()
         world.nothing_is_kept()
 
@@ -108,31 +104,24 @@ class TestLimit:
         assert len(kept) == 3
 
 
-class TestLease:
+class TestSlot:
     def test_is_released_once_only(self) -> None:
         world = World(limit=2)
         first, second = world.call().connect(), world.call().connect()
         for _ in range(3):
             first.release()
-        assert world.budget.open_to("there") == {"": 1}
+        assert world.destinations.open_to("there") == {"": 1}
         second.release()
         world.nothing_is_kept()
 
     def test_ends_with_its_last_reference(self) -> None:
         world = World(limit=1)
-        lease: list[Any] = [world.call().connect()]
+        slot: list[Any] = [world.call().connect()]
         assert isinstance(world.call().ended, LimitReached)
-        lease.append(lease)
-        del lease
+        slot.append(slot)
+        del slot
         gc.collect()
         world.nothing_is_kept()
-
-    def test_there_is_none_without_a_try(self) -> None:
-        world = World()
-        call = world.call()
-        call.connect()
-        with pytest.raises(RuntimeError, match="no connection"):
-            call.dial.lease()
 
 
 class TestFull:
@@ -143,7 +132,7 @@ class TestFull:
         call = world.call()
         assert isinstance(call.step, Try)
         other = call.step.host
-        leases = [call.connect()]
+        slots = [call.connect()]
         (full,) = {"192.0.2.1", "192.0.2.2"} - {other}
         for hosts in ([full, other], [other], [other]):
             # The one that is full has fewer connections, and is tried once all the same.
@@ -153,7 +142,7 @@ class TestFull:
                 assert call.step.host == host
                 if host == full:
                     call.refuse()
-            leases.append(call.connect())
+            slots.append(call.connect())
         call = world.call()
         call.refuse()
         assert isinstance(call.step, Try)
@@ -189,10 +178,10 @@ class TestFull:
         world.time += 0.2
         call.again()
         assert call.waits
-        call.dial.heard("192.0.2.99")
+        call.hear("192.0.2.99")
         call.again()
         assert call.waits
-        call.dial.heard("192.0.2.1")
+        call.hear("192.0.2.1")
         call.again()
         assert call.tries
         call.refuse()
@@ -211,7 +200,7 @@ class TestFull:
                 call = world.call()
                 call.refuse()
                 call.again()
-                call.dial.heard(end)
+                call.hear(end)
                 call.refuse()
                 call.again()
                 assert call.tries
@@ -235,7 +224,7 @@ class TestFull:
                 call.refuse()
             call.again()
         assert call.waits
-        call.dial.heard(None)
+        call.hear(None)
         call.again()
         for _ in HOSTS:
             call.refuse()
@@ -252,35 +241,52 @@ class TestFull:
         first.again()
         for _ in HOSTS:
             first.refuse()
-        first.cancel()
         second.again()
         assert second.waits
         woken = second.places[0].woken
-        first.dial.heard(HOSTS[0])
-        assert second.places[0].woken == woken + 1
+        first.hear(HOSTS[0])
+        first.cancel()
+        assert second.places[0].woken > woken
         second.again()
         assert second.step == Try(HOSTS[0], None)
         second.cancel()
         held.release()
         world.nothing_is_kept()
 
-    def test_what_is_heard_by_is_handed_on_to_who_is_in_line(self) -> None:
+    def test_how_ends_are_noticed_is_handed_on_to_the_next_in_the_queue(self) -> None:
         world = World(limit=1, wait=10)
         held = world.call().connect()
         first, second = world.call(), world.call()
-        ear, other = object(), object()
+        (heard,) = first.heard
+        assert first.listens
+        assert not second.listens
         first.cancel()
-        assert first.dial.hand_on(ear)
-        assert not first.dial.hand_on(other)
-        assert second.dial.take_over() is ear
-        assert second.dial.take_over() is None
+        assert not heard.closed
+        second.again()
+        assert second.listens
+        assert second.heard == []
         second.cancel()
-        assert not second.dial.hand_on(ear)
+        assert heard.closed
         held.release()
-        alone = world.call()
-        assert alone.dial.take_over() is None
-        assert not alone.dial.hand_on(ear)
-        alone.cancel()
+        world.nothing_is_kept()
+
+    def test_of_two_that_notice_ends_one_hands_on(self) -> None:
+        world = World(HOSTS, wait=10)
+        held = world.call().connect()
+        first = world.call()
+        for _ in HOSTS:
+            first.refuse()
+        second = world.call()
+        first.cancel()
+        second.again()
+        for _ in HOSTS:
+            second.refuse()
+        third = world.call()
+        assert second.heard == []
+        second.cancel()
+        third.cancel()
+        assert first.heard[0].closed
+        held.release()
         world.nothing_is_kept()
 
 
@@ -289,8 +295,7 @@ class TestCancelled:
 
     def test_before_it_has_begun(self) -> None:
         world = World()
-        dial = Dial(world.budget, "there", 4, "", Place)
-        dial.steps().close()
+        world.new_call().steps().close()
         world.nothing_is_kept()
 
     def test_while_it_tries(self) -> None:
@@ -303,7 +308,7 @@ class TestCancelled:
         assert waiting.tries
         waiting.cancel()
         world.nothing_is_kept()
-        assert world.budget.counters.failures == {}
+        assert world.destinations.counters.failures == {}
 
     @pytest.mark.parametrize("which", [0, 1, 2])
     def test_while_it_waits(self, which: int) -> None:
@@ -313,7 +318,7 @@ class TestCancelled:
         cancelled = line.pop(which)
         cancelled.cancel()
         assert cancelled.places[0].closed
-        assert world.budget.counters.waiting == 2
+        assert world.destinations.counters.waiting == 2
         held.release()
         for call in line:
             call.again()
@@ -337,7 +342,7 @@ class TestCancelled:
         first, second = world.call(), world.call()
         held.release()
         first.again()
-        first.dial.leave()
+        first.has_port()
         second.again()
         assert second.waits
         woken = second.places[0].woken
@@ -361,7 +366,7 @@ def test_ten_thousand_idle_destinations_are_nothing() -> None:
     for number in range(10_000):
         world.call(f"host {number}").connect().release()
     world.nothing_is_kept()
-    assert len(world.budget.ended) == 0
+    assert len(world.destinations.ended) == 0
 
 
 def test_errors_do_not_refer_to_themselves() -> None:
@@ -369,14 +374,14 @@ def test_errors_do_not_refer_to_themselves() -> None:
     world = World(HOSTS)
     gc.disable()
     try:
-        steps = Dial(world.budget, "there", 4, "", Place).steps()
+        steps = world.new_call().steps()
         next(steps)
-        steps.send(Refused())
+        steps.throw(Refused())
         last: Refused | None = Refused()
         assert last is not None
         alive = weakref.ref(last)
         with contextlib.suppress(Refused):
-            steps.send(last)
+            steps.throw(last)
         last = None
         assert alive() is None
     finally:
@@ -433,8 +438,8 @@ class Model:
 
     def leave(self, call: Call) -> None:
         """It has a port, and its handshake takes a while."""
-        if call.tries and call.dial.in_line:
-            call.dial.leave()
+        if call.tries and call.call.queued:
+            call.has_port()
             self.lines[call.key].remove(call)
 
     def cancel(self, call: Call) -> None:
@@ -442,16 +447,16 @@ class Model:
         self.settle(call)
 
     def close(self, call: Call) -> None:
-        assert call.lease is not None
+        assert call.slot is not None
         self.open.remove(call)
         self.free += 1
-        call.lease.release()
+        call.slot.release()
 
     def check(self) -> None:
         for key in ("a", "b"):
             trying = [call for call in self.calls if call.key == key and call.tries]
             held = [call for call in self.open if call.key == key]
-            counted = sum(self.world.budget.open_to(key).values())
+            counted = sum(self.world.destinations.open_to(key).values())
             assert counted == len(trying) + len(held)
             assert counted <= self.limit
             # Nobody sleeps while there is something for him.
@@ -459,7 +464,7 @@ class Model:
             if line and line[0].waits and counted < self.limit and self.free and not trying:
                 first = line[0]
                 assert first.places[0].woken or first.wait.seconds <= 1.5
-        assert self.world.budget.counters.waiting == sum(map(len, self.lines.values()))
+        assert self.world.destinations.counters.waiting == sum(map(len, self.lines.values()))
 
 
 @settings(max_examples=150)
@@ -493,5 +498,5 @@ def test_whatever_happens(data: st.DataObject) -> None:
     for call in list(model.open):
         model.close(call)
     for key in ("a", "b"):
-        assert world.budget.open_to(key) == {}
+        assert world.destinations.open_to(key) == {}
     world.nothing_is_kept()

@@ -4,12 +4,8 @@ from typing import Any
 
 import pytest
 
-from connectx._dial.call import (
-    LimitReached,
-    Try,
-    TurnMissed,
-)
-from tests._dial.world import HOSTS, Refused, World
+from connectx._dial.call import LimitReached, TurnMissed
+from tests._dial.world import HOSTS, Refused, Try, World
 
 
 class TestTurns:
@@ -18,7 +14,7 @@ class TestTurns:
         held = world.call().connect()
         line = [world.call() for _ in range(3)]
         assert all(call.waits for call in line)
-        assert [call.wait.first for call in line] == [True, False, False]
+        assert [call.listens for call in line] == [True, False, False]
         for call in line:
             held.release()
             assert call.places[0].woken
@@ -59,13 +55,13 @@ class TestTurns:
         world = World(limit=2, wait=10)
         held = [world.call().connect() for _ in range(2)]
         first, second = world.call(), world.call()
-        for lease in held:
-            lease.release()
+        for slot in held:
+            slot.release()
         first.again()
         # The handshake may take its time: it leaves the line before.
-        assert first.dial.in_line
-        first.dial.leave()
-        assert not first.dial.in_line
+        assert first.call.queued
+        first.has_port()
+        assert not first.call.queued
         assert second.places[0].woken == 1
         second.again()
         assert second.tries
@@ -80,8 +76,8 @@ class TestTurns:
         first.again()
         first.refuse()
         assert first.waits
-        assert first.wait.first
-        assert world.budget.counters.waits == 2
+        assert first.listens
+        assert world.destinations.counters.waits == 2
 
     def test_who_has_to_wait_again_counts_once(self) -> None:
         """It left the line for a port, which was another's in the end."""
@@ -91,11 +87,11 @@ class TestTurns:
         call = world.call()
         held.release()
         call.again()
-        call.dial.leave()
+        call.has_port()
         call.refuse()
         assert call.waits
-        assert world.budget.counters.waits == len(told) == 1
-        assert world.budget.counters.waiting == 1
+        assert world.destinations.counters.waits == len(told) == 1
+        assert world.destinations.counters.waiting == 1
         call.cancel()
         world.nothing_is_kept()
 
@@ -198,11 +194,11 @@ class TestDeadline:
         world.time += 50
         call.refuse()
         # A search of 50 seconds earns the longest rest there is.
-        assert call.wait.rest
+        assert call.rests
         assert call.wait.seconds == pytest.approx(1.0)
         world.time += 1.0
         call.again()
-        assert not call.wait.rest
+        assert not call.rests
         world.time += 8.99
         call.again()
         call.refuse()
@@ -223,11 +219,11 @@ class TestDeadline:
         first.refuse()
         second = world.call()
         assert second.wait.seconds == 10
-        assert not second.wait.first
+        assert not second.listens
         world.time += 10
         second.again()
         assert isinstance(second.ended, TurnMissed)
-        assert world.budget.counters.waiting == 1
+        assert world.destinations.counters.waiting == 1
 
     def test_at_the_limit(self) -> None:
         world = World(limit=1, wait=10)

@@ -1,37 +1,52 @@
-"""A budget with a clock that stands still, and callers that are a line each."""
+"""A dialer's policy with a clock that stands still, and callers that are a line each."""
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import pytest
 
-from connectx._dial.call import (
-    Budget,
-    Dial,
-    Lease,
-    Try,
-    Wait,
-)
+import connectx._dial.call as calls
+from connectx._connect.waits import Handshake, NewWaiter, Pause, Steps
+from connectx._dial.call import Rules
+from connectx._dial.destination import Destinations, Slot
+from connectx._dial.endings import Ending
 from connectx._dial.sources import Sources
-from connectx.addresses import PortRange
-
-if TYPE_CHECKING:
-    from connectx._dial.call import Steps
+from connectx.addresses import Endpoint, PortRange
+from connectx.errors import PortsExhausted
 
 HOSTS = ["192.0.2.1", "192.0.2.2"]
 
 
-class Refused(OSError):  # noqa: N818 -- what happened
+class Refused(PortsExhausted):
     """No port."""
 
     def __init__(self, attempts: int = 0) -> None:
-        super().__init__(99, "no port")
-        self.attempts = attempts
+        nowhere = Endpoint("", 0)
+        super().__init__(
+            "no port",
+            protocol="tcp",
+            source=nowhere,
+            destination=nowhere,
+            strategy="auto",
+            attempts=attempts,
+            errno=99,
+        )
+
+
+class Try(NamedTuple):
+    """What a connection is asked for."""
+
+    host: str
+    ports: PortRange | None
+
+
+class HasPort(NamedTuple):
+    """A connection has a port, and its handshake takes a while."""
 
 
 class Place:
-    """A place in the line that notes how often it was woken."""
+    """A place in a queue that notes how often it was woken."""
 
     def __init__(self) -> None:
         self.woken = 0
@@ -44,8 +59,59 @@ class Place:
         self.closed = True
 
 
+class Connection:
+    """A connection that waits for a test to say what comes of it."""
+
+    retries = 0
+
+    def __init__(self, wanted: Try) -> None:
+        self._wanted = wanted
+
+    def begin(self) -> Any:
+        return self._go()
+
+    def _go(self) -> Iterator[Any]:
+        while (yield self._wanted) is not None:
+            # Has its port. What the call makes of that, it makes of a Handshake.
+            yield HANDSHAKE
+
+
+HANDSHAKE: Any = Handshake(cast("Any", None), None)
+
+
+class Heard:
+    """The kernel's notifications: what a test puts in."""
+
+    def __init__(self) -> None:
+        self.ends: list[Ending] = []
+        self.closed = False
+
+    def fileno(self) -> int:
+        return 99
+
+    def take(self) -> list[Ending]:
+        taken, self.ends = self.ends, []
+        return taken
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Unreported:
+    """The sockets that do not report their end: none, unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.ends: Callable[[], object] = lambda: None
+
+    def sweep(self, most: int) -> None:
+        pass
+
+    def look(self) -> None:
+        self.ends()
+
+
 class World:
-    """A budget, and a clock to set."""
+    """A policy, and a clock to set."""
 
     def __init__(
         self,
@@ -58,85 +124,136 @@ class World:
     ) -> None:
         self.time = 100.0
         self.jitter = 0.5
-        self.budget = Budget(
+        self.unreported = Unreported()
+        self.destinations = Destinations(
+            limit,
+            threading.Lock(),
+            lambda: self.time,
+            lambda _slot, _sock: pytest.fail("nothing is detached here"),
+        )
+        self.rules = Rules(
+            self.destinations,
             Sources(hosts, "most-free", range),
             ranges,
-            limit=limit,
             wait=wait,
-            lock=threading.Lock(),
             clock=lambda: self.time,
             jitter=lambda: self.jitter,
             on_wait=on_wait,
-            on_detached=lambda _lease, _sock: pytest.fail("nothing is detached here"),
-            on_limit=lambda: None,
+            unreported=self.unreported,
         )
 
     def call(self, key: str = "there", only: str = "") -> "Call":
-        return Call(self.budget, key, only)
+        return Call(self, key, only)
+
+    def new_call(
+        self, key: str = "there", only: str = "", listen: Callable[[], Heard] = Heard
+    ) -> "calls.Call[Connection]":
+        """A call of which no step is taken."""
+        return calls.Call(
+            self.rules, key, 4, only, lambda host, ports, _: Connection(Try(host, ports)), listen
+        )
 
     def nothing_is_kept(self) -> None:
-        assert self.budget.open_to("there") == {}
-        assert self.budget._destinations == {}
-        assert self.budget.counters.waiting == 0
+        assert self.destinations.open_to("there") == {}
+        assert self.destinations.everything() == []
+        assert self.destinations.counters.waiting == 0
 
 
 class Call:
     """One call, one step at a time.
 
-    step: what it is to do. ended: what it raised, if it has.
+    step: what it is to do. ended: what it raised, if it has. heard: what it learns from the
+    kernel, if it is to learn something.
     """
 
-    def __init__(self, budget: Budget, key: str, only: str) -> None:
+    def __init__(self, world: World, key: str, only: str) -> None:
         self.key = key
         self.places: list[Place] = []
-        self.dial = Dial(budget, key, 4, only, self._turn)
-        self.steps: Steps = self.dial.steps()
-        self.step: Try | Wait | None = None
-        self.ended: Exception | None = None
-        self.lease: Lease | None = None
+        self.heard: list[Heard] = []
+        self.call: calls.Call[Connection] = calls.Call(
+            world.rules,
+            key,
+            4,
+            only,
+            lambda host, ports, _: Connection(Try(host, ports)),
+            self._listen,
+        )
+        self.steps: Steps[Connection] = self.call.steps()
+        self.step: Any = None
+        self.ended: BaseException | None = None
+        self.slot: Slot | None = None
         self._go(lambda: next(self.steps))
 
-    def _turn(self) -> Place:
-        self.places.append(Place())
-        return self.places[-1]
+    def _listen(self) -> Heard:
+        self.heard.append(Heard())
+        return self.heard[-1]
 
-    def _go(self, act: Callable[[], Try | Wait]) -> None:
+    def _go(self, act: Callable[[], Any]) -> None:
         try:
-            self.step = act()
+            step = act()
+            while isinstance(step, NewWaiter):
+                self.places.append(Place())
+                step = self.steps.send(self.places[-1])
+        except StopIteration:
+            self.step = None
+            self.slot = self.call.slot
         except Exception as error:  # noqa: BLE001 -- looked at by the tests
             self.step = None
             self.ended = error.with_traceback(None)
+        else:
+            self.step = step
 
     @property
     def tries(self) -> bool:
-        return isinstance(self.step, Try)
+        return isinstance(self.step, Try | Handshake)
 
     @property
     def waits(self) -> bool:
-        return isinstance(self.step, Wait)
+        return isinstance(self.step, Pause)
 
     @property
-    def wait(self) -> Wait:
-        assert isinstance(self.step, Wait)
+    def wait(self) -> Pause:
+        assert isinstance(self.step, Pause)
         return self.step
+
+    @property
+    def rests(self) -> bool:
+        """Whether it waits whoever wakes it."""
+        return self.wait.waiter is None
+
+    @property
+    def listens(self) -> bool:
+        """Whether it is the first in its queue, which learns from the kernel."""
+        return self.wait.descriptor >= 0
 
     def again(self) -> None:
         """Its wait is over."""
         assert self.waits
-        self._go(lambda: next(self.steps))
+        self._go(lambda: self.steps.send(object()))
+
+    def hear(self, host: str | None, *, certain: bool = True) -> None:
+        """Something has ended, as the kernel reports it to this call."""
+        self.heard[-1].ends.append(Ending(host, certain))
 
     def refuse(self, error: Exception | None = None) -> None:
         """Its try has found no port."""
         assert self.tries
-        self._go(lambda: self.steps.send(error or Refused()))
+        self._go(lambda: self.steps.throw(error or Refused()))
 
-    def connect(self) -> Lease:
+    def has_port(self) -> None:
+        """Its try has a port, and the handshake is still to be done."""
+        assert isinstance(self.step, Try)
+        self._go(lambda: self.steps.send(HasPort()))
+
+    def connect(self) -> Slot:
         """Its try was good."""
         assert self.tries
-        self.lease = self.dial.lease()
-        self.steps.close()
-        self.step = None
-        return self.lease
+        if not isinstance(self.step, Try):
+            self._go(lambda: self.steps.send(None))
+        if self.step is not None:
+            self._go(lambda: self.steps.send(None))
+        assert self.slot is not None
+        return self.slot
 
     def cancel(self) -> None:
         self.steps.close()

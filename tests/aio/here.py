@@ -35,6 +35,9 @@ def names(**hosts: tuple[str, ...]) -> Iterator[None]:
 
     async def getaddrinfo(host: Any, port: Any, **keywords: Any) -> list[Any]:
         await asyncio.sleep(0)
+        if host not in hosts:
+            # A source, which is an address.
+            return socket.getaddrinfo(host, port, **keywords)
         return [
             (
                 socket.AF_INET6 if ":" in address else socket.AF_INET,

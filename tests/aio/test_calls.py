@@ -413,7 +413,7 @@ class TestTls:
                         with pytest.raises(ssl.SSLCertVerificationError):
                             await to.open_connection(host, ECHO, ssl=trusting, server_hostname=name)
                         # uvloop closes it a little later, and the place is free then.
-                        while to._dialing.budget.open_to(place):  # noqa: ASYNC110 -- nothing tells
+                        while to._policy.destinations.open_to(place):  # noqa: ASYNC110 -- nothing tells
                             await asyncio.sleep(0)
                 # Their transports close them in the loop's next turns, the server when it sees it.
                 while sockets_open() != before:  # noqa: ASYNC110 -- nothing tells
@@ -453,7 +453,7 @@ class TestTls:
                 if isinstance(outcome, asyncio.CancelledError):
                     # It gets the same descriptor.
                     (await aio.create_connection(("127.0.0.1", ECHO))).close()
-                    assert nothing_open(to._dialing)
+                    assert nothing_open(to._policy)
                 else:
                     assert turns, "it was cancelled at once"
                     assert not isinstance(outcome, BaseException)

@@ -125,8 +125,8 @@ def test_at_random_points(run: Run, world: None, call: Callable[[aio.Dialer, int
                 # At once: nothing is left to be done in the loop's next turns.
                 assert descriptors() == before
         assert client_sockets() == []
-        assert dialer._dialing.budget.open_to(None) == {}
-        assert nothing_open(dialer._dialing)
+        assert dialer._policy.destinations.open_to(None) == {}
+        assert nothing_open(dialer._policy)
         assert dialer.stats().waiting == 0
 
     run(scenario)

@@ -116,15 +116,15 @@ def test_the_families_take_turns(run: Run, network: Network, closing: contextlib
         assert [type(error) for error in caught.value.exceptions] == [ConnectionRefusedError] * 5
 
         tried: list[str] = []
-        original = socket.socket.connect_ex
+        original = socket.socket.connect
 
         with pytest.MonkeyPatch.context() as patch:
 
-            def connect_ex(sock: socket.socket, address: Any) -> int:
+            def connect(sock: socket.socket, address: Any) -> None:
                 tried.append(address[0])
-                return original(sock, address)
+                original(sock, address)
 
-            patch.setattr(socket.socket, "connect_ex", connect_ex, raising=False)
+            patch.setattr(socket.socket, "connect", connect, raising=False)
             with names(many=hosts), pytest.raises(ConnectionRefusedError):
                 await aio.create_connection(("many", 9100))
         assert tried == ["::1", "127.0.0.1", "::1", "127.0.0.2", "::1"]

@@ -39,7 +39,7 @@ def plain(sock: socket.socket) -> socket.socket:
 async def by_trio(dialer: connectx.Dialer) -> None:
     for call in (connectx.create_connection, dialer.create_connection):
         sock = await trio.to_thread.run_sync(call, ECHO)
-        with pytest.raises(TypeError, match="TrackedSocket"):
+        with pytest.raises(TypeError, match="OwnSocket"):
             trio.socket.from_stdlib_socket(sock)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(plain(sock)))
         async with stream:

@@ -19,7 +19,7 @@ import uvloop
 import connectx
 from connectx import aio
 from connectx._dial.capacity import Capacity
-from connectx._dial.policy import Dialing, Stats
+from connectx._dial.policy import Policy, Stats
 from connectx.addresses import Address
 from tests.api.calls import port_of, reset_on_close
 from tests.kernel.raw import MPTCP, MPTCP6, TCP, TCP6, UDP, UDP6, UDPLITE, UDPLITE6, Transport
@@ -35,12 +35,11 @@ PORTS: Final = list(range(LOW, HIGH + 1))
 FOREVER: Final = 30.0
 
 
-def nothing_open(dialing: Dialing) -> bool:
+def nothing_open(policy: Policy) -> bool:
     """Whether a dialer has nothing open, nobody waits, and its counts say so."""
-    dialing.budget.open_to(None)  # Counts what has ended.
     return not any(
-        known.total or known.lines or any(known.open.values())
-        for known in dialing.budget._destinations.values()
+        known.total or known.queues or any(known.open.values())
+        for known in policy.destinations.everything()
     )
 
 
@@ -57,7 +56,7 @@ class AnyDialer(Protocol):
         """As theirs."""
 
     @property
-    def dialing(self) -> Dialing:
+    def policy(self) -> Policy:
         """What is inside."""
 
 
@@ -66,7 +65,7 @@ class BlockingDialer:
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         self.plain = connectx.Dialer(*args, **keywords)
-        self.dialing = self.plain._dialing
+        self.policy = self.plain._policy
 
     async def create_connection(self, address: Any, *args: Any, **keywords: Any) -> socket.socket:
         return await in_thread(partial(self.plain.create_connection, address, *args, **keywords))
@@ -82,8 +81,8 @@ class AwaitingDialer(aio.Dialer):
     """connectx.aio.Dialer."""
 
     @property
-    def dialing(self) -> Dialing:
-        return self._dialing
+    def policy(self) -> Policy:
+        return self._policy
 
 
 class Driver:

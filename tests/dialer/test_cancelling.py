@@ -122,7 +122,7 @@ class TestCancelled:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            assert nothing_open(to.dialing)
+            assert nothing_open(to.policy)
             # What is left is the connection that the queue is full of.
             assert (await to.capacity(address)).in_use == 0
 
@@ -145,7 +145,7 @@ class TestCancelled:
                 with pytest.raises(asyncio.CancelledError):
                     await call
                 assert to.stats().waiting <= 4 - number
-            assert nothing_open(to.dialing)
+            assert nothing_open(to.policy)
 
         loop.run(scenario)
 
@@ -292,8 +292,8 @@ class TestInterrupted:
             gc.collect()
             if at.swallowed:
                 continue
-            to._dialing.sweep(1000)
-            assert nothing_open(to._dialing), at.where
+            to._policy.unreported.sweep(1000)
+            assert nothing_open(to._policy), at.where
             assert to.stats().waiting == 0
 
 

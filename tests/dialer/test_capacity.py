@@ -8,7 +8,7 @@ import pytest
 
 import connectx
 from connectx import RangeNotHonoured
-from connectx._connect.namespace import NETWORKS
+from connectx._connect.namespace import NAMESPACES
 from connectx.linux import uapi
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.sandbox.networks import Network
@@ -114,7 +114,7 @@ def test_reserved_ports_are_none(
         with pytest.raises(connectx.PortsExhausted):
             await dialer.create_connection(HERE)
         assert (await dialer.capacity(HERE)).free == 0
-        NETWORKS._forget()
+        NAMESPACES._forget()
         some = driver.dialer(ports=[(LOW, LOW + 2), (LOW + 2, LOW + 3)])
         # The overlap counts once.
         assert (await some.capacity(HERE)).total == 3

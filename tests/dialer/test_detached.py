@@ -16,8 +16,8 @@ import trustme
 import connectx
 from connectx import Dialer, PortsExhausted, aio
 from connectx._connect.namespace import windows_work
-from connectx._dial import policy as dialing
-from connectx._dial.policy import Dialing
+from connectx._dial import endings
+from connectx._dial.policy import Policy
 from connectx.addresses import Endpoint
 from connectx.linux import uapi
 from connectx.linux.sockopts import get_ip_freebind
@@ -154,11 +154,11 @@ def test_tls_over_a_blocking_socket(
     with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1") as secured:
         assert isinstance(secured, ssl.SSLSocket)
         hasty = Dialer(limit=1)
-        hasty._dialing = to._dialing
-        to._dialing.budget.wait = 0
+        hasty._policy = to._policy
+        to._policy.open.rules.wait = 0
         with pytest.raises(PortsExhausted):
             hasty.create_connection(HERE)
-        to._dialing.budget.wait = FOREVER
+        to._policy.open.rules.wait = FOREVER
     with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1"):
         pass
 
@@ -170,8 +170,8 @@ def test_those_that_are_closed_are_forgotten_by_later_calls(listening: Network) 
     for _ in range(100):
         with socket.socket(fileno=to.create_connection(HERE).detach()) as sock:
             reset_on_close(sock)
-    assert len(to._dialing.detached) <= 2
-    assert sum(to._dialing.budget.open_to(("tcp", Endpoint(*HERE))).values()) <= 2
+    assert len(to._policy.unreported) <= 2
+    assert sum(to._policy.destinations.open_to(("tcp", Endpoint(*HERE))).values()) <= 2
 
 
 class TestMany:
@@ -196,7 +196,7 @@ class TestMany:
         self, many: tuple[Dialer, list[socket.socket]], closing: contextlib.ExitStack
     ) -> None:
         to, socks = many
-        to._dialing.budget.wait = 0
+        to._policy.open.rules.wait = 0
         socks[400].close()
         closing.enter_context(to.create_connection(HERE, type=socket.SOCK_DGRAM))
         with pytest.raises(PortsExhausted):
@@ -215,7 +215,7 @@ class TestMany:
         to, socks = many
         if told:
             never_look(monkeypatch)
-            to._dialing.budget.on_limit = lambda: None
+            monkeypatch.setattr(to._policy.unreported, "look", lambda: None)
         else:
             nobody_tells(monkeypatch)
         driver = DRIVERS["blocking"]
@@ -224,7 +224,7 @@ class TestMany:
             one = driver.dialer()
             waits = Waits()
             cast("Any", one).plain = to
-            to._dialing.budget._on_wait = waits
+            to._policy.open.rules.on_wait = waits
             hearing = listeners(monkeypatch) if told else waits
             call = await start(one.create_connection(HERE, type=socket.SOCK_DGRAM))
             await hearing.reach(1)
@@ -246,18 +246,18 @@ def test_two_threads_look_at_once(
     ]
     for sock in held:
         close(sock)
-    original = dialing._Detached.ended
+    original = endings._Watched.ended
     others: list[threading.Thread] = []
 
-    def ended(detached: dialing._Detached, network: Any) -> bool:
+    def ended(watched: endings._Watched, network: Any) -> bool:
         if not others:
             # In the middle of the first one's look, another looks at all the rest.
-            others.append(threading.Thread(target=to._dialing.sweep, args=(1000,)))
+            others.append(threading.Thread(target=to._policy.unreported.sweep, args=(1000,)))
             others[0].start()
             others[0].join()
-        return original(detached, network)
+        return original(watched, network)
 
-    monkeypatch.setattr(dialing._Detached, "ended", ended)
+    monkeypatch.setattr(endings._Watched, "ended", ended)
     for _ in range(4):
         closing.enter_context(to.create_connection(HERE))
     with pytest.raises(PortsExhausted):
@@ -275,7 +275,7 @@ def test_a_look_that_fails_forgets_none(
         def fail(*_: object) -> bool:
             raise OSError(errno.ENOBUFS, "no memory")
 
-        patch.setattr(dialing._Detached, "ended", fail)
+        patch.setattr(endings._Watched, "ended", fail)
         with pytest.raises(OSError, match="no memory"):
             to.create_connection(HERE)
     gc.collect()
@@ -462,8 +462,8 @@ class TestMadeElsewhere:
             for sock in socks:
                 to.connectx(sock, address)
                 assert sock.getsockname()[0] == f"{prefix}{one}"
-            key = next(iter(to._dialing.budget._destinations))
-            assert to._dialing.budget.open_to(key) == {one: 2}
+            (known,) = to._policy.destinations.everything()
+            assert known.open == {one: 2}
             for sock in socks:
                 close(sock)
         with pytest.raises(ValueError, match=f"bound to {one}, which is none"):
@@ -471,7 +471,9 @@ class TestMadeElsewhere:
         to = Dialer([one, other], rotate="sticky")
         keys = [str(number) for number in range(20)]
         version = 6 if one == "::1" else 4
-        (wrong, *_) = [key for key in keys if to._dialing.sources.only(version, key) == other]
+        (wrong, *_) = [
+            key for key in keys if to._policy.settings.sources.only(version, key) == other
+        ]
         with pytest.raises(ValueError, match=f"bound to {one}, but its key to {other}"):
             to.connectx(bound(), address, key=wrong)
 
@@ -496,7 +498,7 @@ class TestMadeElsewhere:
 
 @pytest.mark.parametrize("kind", [Dialer, aio.Dialer])
 def test_there_is_nothing_to_close(kind: type[Dialer | aio.Dialer]) -> None:
-    alive = weakref.ref(kind(["127.0.0.2"], limit=1)._dialing)
-    assert isinstance(alive(), Dialing | None)
+    alive = weakref.ref(kind(["127.0.0.2"], limit=1)._policy)
+    assert isinstance(alive(), Policy | None)
     gc.collect()
     assert alive() is None

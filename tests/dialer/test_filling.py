@@ -9,7 +9,7 @@ import pytest
 
 import connectx
 from connectx import PortsExhausted, RangeNotHonoured, SourceNotLocal
-from connectx._connect.namespace import NETWORKS, windows_work
+from connectx._connect.namespace import NAMESPACES, windows_work
 from connectx.linux import features
 from connectx.linux.features import Probe
 from connectx.sandbox.networks import Network
@@ -142,7 +142,7 @@ class TestTwoSources:
             with pytest.raises(SourceNotLocal):
                 await dialer.create_connection(("127.0.0.1", FIRST))
             assert dialer.stats().opened == 0
-            assert nothing_open(dialer.dialing)
+            assert nothing_open(dialer.policy)
 
         driver.run(scenario)
 
@@ -277,7 +277,7 @@ class TestRotation:
             to = driver.dialer(TWO, rotate="sticky", wait=FOREVER, on_wait=waits)
             keys: dict[str, str] = {}
             for number in range(20):
-                keys.setdefault(to.dialing.sources.only(4, str(number)), str(number))
+                keys.setdefault(to.policy.settings.sources.only(4, str(number)), str(number))
             full, free = (keys[source] for source in TWO)
             held = [
                 closing.enter_context(await to.create_connection(address, key=full)) for _ in PORTS
@@ -357,7 +357,7 @@ class TestRanges:
             with pytest.raises(RangeNotHonoured) as caught:
                 await dialer.create_connection((serving.source, FIRST), **kind_of(serving))
             assert caught.value.errno == errno.EINVAL
-            assert nothing_open(dialer.dialing)
+            assert nothing_open(dialer.policy)
 
         driver.run(scenario)
 
@@ -377,7 +377,7 @@ class TestRanges:
             network.port_range(30000, 30009)
             # What is known of the namespace is looked up again after a second at most, and
             # before that when the kernel has ignored a window.
-            NETWORKS._forget()
+            NAMESPACES._forget()
             with pytest.raises(RangeNotHonoured):
                 await dialer.create_connection((serving.source, FIRST), **kind_of(serving))
 

@@ -60,7 +60,9 @@ def test_threads_fill_all_sources_together(
     with quick_switches(), ThreadPoolExecutor(8) as pool:
         found = [sock for some in pool.map(fill, range(8)) for sock in some]
     assert len(found) == len(four_tuples(found)) == 3 * 64
-    counted = to._dialing.budget.open_to(("tcp" if kind == socket.SOCK_STREAM else "udp", _key()))
+    counted = to._policy.destinations.open_to(
+        ("tcp" if kind == socket.SOCK_STREAM else "udp", _key())
+    )
     assert counted == dict.fromkeys(SOURCES, 64)
     assert to.stats().opened == 3 * 64
 
@@ -86,8 +88,8 @@ def test_threads_come_and_go_under_a_limit(network: Network, servers: Servers, k
         assert sum(pool.map(churn, range(12))) == 300
     assert to.stats()[:2] == (300, 300)
     assert to.stats().waiting == 0
-    assert to._dialing.budget.open_to(None) == {}
-    assert nothing_open(to._dialing)
+    assert to._policy.destinations.open_to(None) == {}
+    assert nothing_open(to._policy)
 
 
 def test_tasks_come_and_go_while_some_are_cancelled(loop: Driver, listening: Network) -> None:
@@ -129,8 +131,8 @@ def test_tasks_come_and_go_while_some_are_cancelled(loop: Driver, listening: Net
             outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes
         )
         assert to.stats().waiting == 0
-        assert to.dialing.budget.open_to(None) == {}
-        assert nothing_open(to.dialing)
+        assert to.policy.destinations.open_to(None) == {}
+        assert nothing_open(to.policy)
 
     loop.run(scenario)
 
@@ -148,7 +150,7 @@ def test_a_child_starts_clean(driver: Driver, listening: Network) -> None:
 
         def look() -> list[int]:
             plain = Dialer()
-            plain._dialing = to.dialing
+            plain._policy = to.policy
             before = to.stats()
             assert before.waiting == 0
             with plain.create_connection(HERE) as sock:
@@ -156,8 +158,8 @@ def test_a_child_starts_clean(driver: Driver, listening: Network) -> None:
             # What it has inherited is none of its own; it can be closed all the same.
             for sock in held:
                 sock.close()
-            assert to.dialing.budget.open_to(None) == {}
-            assert nothing_open(to.dialing)
+            assert to.policy.destinations.open_to(None) == {}
+            assert nothing_open(to.policy)
             return [before.attempts, before.waits, to.stats().opened]
 
         assert in_child(look) == [0, 0, 1]
@@ -177,8 +179,8 @@ def test_a_child_starts_clean(driver: Driver, listening: Network) -> None:
 
 
 def test_threads_of_a_child_begin_at_once() -> None:
-    """One budget for all of them, though each finds none."""
-    to = Dialer(limit=2)._dialing
+    """The same counts for all of them, though each finds none."""
+    to = Dialer(limit=2)._policy
 
     def look() -> list[int]:
         meet = threading.Barrier(2)
@@ -190,8 +192,8 @@ def test_threads_of_a_child_begin_at_once() -> None:
 
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
             patch.setattr(to, "_begin", together)
-            first, second = pool.map(lambda _: to.budget, range(2))
-        return [first is second, first is to.budget]
+            first, second = pool.map(lambda _: to.destinations, range(2))
+        return [first is second, first is to.destinations]
 
     assert in_child(look) == [True, True]
 

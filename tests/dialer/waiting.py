@@ -2,13 +2,11 @@
 
 import contextlib
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from connectx import dialer
-from connectx.aio import dialer as aio_dialer
+from connectx._dial import endings, policy
 from tests.dialer.drivers import (
     FOREVER,
     AnyDialer,
@@ -27,14 +25,13 @@ both_kinds = pytest.mark.parametrize(
 def nothing_is_kept(of: AnyDialer) -> None:
     """Nobody waits, and what is not open is not remembered."""
     assert of.stats().waiting == 0
-    assert of.dialing.budget.open_to(("tcp", HERE)) == {}
-    assert nothing_open(of.dialing)
+    assert of.policy.destinations.open_to(("tcp", HERE)) == {}
+    assert nothing_open(of.policy)
 
 
 def nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a kernel without socket-destroy notifications."""
-    for module in (dialer, aio_dialer):
-        monkeypatch.setattr(module, "hear", lambda _: None)
+    monkeypatch.setattr(policy, "listen", lambda *_: None)
 
 
 def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,15 +44,15 @@ def listeners(monkeypatch: pytest.MonkeyPatch) -> Waits:
     """Counts the calls that have begun to hear of others' ends; for inside of a scenario."""
     begun = Waits()
 
-    for module in (dialer, aio_dialer):
+    original = endings.listen
 
-        def hear(to: Any, original: Callable[[Any], Any] = module.hear) -> Any:
-            events = original(to)
-            assert events is not None
-            begun(to)
-            return events
+    def listen(*arguments: Any) -> Any:
+        noticing = original(*arguments)
+        assert noticing is not None
+        begun(arguments[0])
+        return noticing
 
-        monkeypatch.setattr(module, "hear", hear)
+    monkeypatch.setattr(policy, "listen", listen)
 
     return begun
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from connectx._connect.attempt import FULL_RANGE
+from connectx._connect.plan import FULL_RANGE
 from connectx.addresses import Endpoint, PortRange
 from connectx.lab.kernel_model import KernelModel, ModelSocket, Obstacle, State
 from connectx.linux import features, uapi

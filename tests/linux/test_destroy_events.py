@@ -10,7 +10,7 @@ import pytest
 
 import connectx
 from connectx._connect.request import parse
-from connectx._dial.policy import Ear, hear
+from connectx._dial.endings import Ending, Endings, Unreported, listen
 from connectx.linux import netns, uapi
 from connectx.linux.destroy_events import DestroyEvents
 from connectx.linux.sock_diag import SocketRecord
@@ -51,6 +51,17 @@ def heard(events: DestroyEvents, wanted: int) -> list[SocketRecord]:
     return records
 
 
+class Told(Unreported):
+    """Notes which sockets it is told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cookies: list[bytes] = []
+
+    def ended(self, cookie: bytes) -> None:
+        self.cookies.append(cookie)
+
+
 @pytest.mark.parametrize("reset", [False, True])
 @every_transport
 def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bool) -> None:
@@ -62,10 +73,8 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
         None,
         sock.getpeername(),
     )
-    found = False
-    sources: list[str | None] = []
-    cookies: list[bytes] = []
-    ear = Ear(to, sources.append, cookies.append)
+    found: list[Ending] = []
+    unreported = Told()
     cookie = sock.getsockopt(socket.SOL_SOCKET, uapi.SO_COOKIE, 8)
     with DestroyEvents(stream=is_stream(transport)) as events:
         assert not events.take(lambda _: True)
@@ -75,13 +84,14 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
                 sock.shutdown(socket.SHUT_WR)
             reset_on_close(sock)
         sock.close()
+        endings = Endings(to, events, unreported)
         while not found:
             assert select.select([events], [], [], 20)[0], "nothing was heard"
             # One that was reset has no port any more, as one has that was refused.
-            found = events.take(ear.concerns) or ear.hinted
-    assert sources
+            found = endings.take()
+    assert found[0].host
     # Of MPTCP it is the subflow that is told of.
-    assert (cookie in cookies) == (transport is not MPTCP)
+    assert (cookie in unreported.cookies) == (transport is not MPTCP)
 
 
 @pytest.mark.parametrize("transport", [UDP], ids=str)
@@ -92,9 +102,9 @@ def test_others_do_not_concern(sock: socket.socket, network: Network) -> None:
     with DestroyEvents(stream=False) as events:
         sock.close()
         (record,) = heard(events, 1)
-    ear = Ear(other, lambda host: pytest.fail(str(host)), lambda _: None)
-    assert not ear.concerns(record)
-    assert not ear.hinted
+        endings = Endings(other, events, Unreported())
+        assert not endings._note(record)
+        assert endings.take() == []
     assert record.source_port == name[1]
     assert (record.destination, record.destination_port) == (b"\x7f\0\0\1", FIRST)
 
@@ -186,10 +196,11 @@ def test_each_end_is_asked_about(sock: socket.socket) -> None:
 @pytest.mark.parametrize("transport", [UDP], ids=str)
 def test_lost_messages_may_have_been_about_any_source(sock: socket.socket) -> None:
     to = parse(int(socket.AF_INET), int(socket.SOCK_DGRAM), 0, "auto", None, sock.getpeername())
-    sources: list[str | None] = []
     sock.close()
-    assert Ear(to, sources.append, lambda _: None).concerns(None)
-    assert sources == [None]
+    with DestroyEvents(stream=False) as events:
+        endings = Endings(to, events, Unreported())
+        assert endings._note(None)
+        assert endings._found == [Ending(None, certain=True)]
 
 
 def test_closes_its_descriptor(network: Network) -> None:
@@ -210,7 +221,9 @@ def test_where_the_kernel_has_no_such_groups(
     def refuse(*_: object, **__: object) -> DestroyEvents:
         raise OSError(errno.EPROTONOSUPPORT, "no SOCK_DIAG")
 
-    with contextlib.closing(hear(to) or pytest.skip("kernel: no destroy notifications")):
+    with contextlib.closing(
+        listen(to, Unreported()) or pytest.skip("kernel: no destroy notifications")
+    ):
         pass
     monkeypatch.setattr("connectx.linux.destroy_events.DestroyEvents", refuse)
-    assert hear(to) is None
+    assert listen(to, Unreported()) is None

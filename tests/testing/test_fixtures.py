@@ -39,7 +39,7 @@ def teardown_module():
     kept[1].wait()
 """
 
-NETWORKS = """
+NAMESPACES = """
 import pytest
 from connectx.linux import netns
 
@@ -84,14 +84,14 @@ def test_what_a_test_leaves_is_an_error(pytester: pytest.Pytester) -> None:
 def test_every_test_has_a_network_of_its_own(
     pytester: pytest.Pytester, network: Network, workers: str
 ) -> None:
-    pytester.makepyfile(NETWORKS.format(machine=tuple(network.namespace.identity)))
+    pytester.makepyfile(NAMESPACES.format(machine=tuple(network.namespace.identity)))
     result = pytester.runpytest_subprocess(*ARGUMENTS, "-n", workers)
     result.assert_outcomes(passed=5)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_without_privilege_too(pytester: pytest.Pytester, network: Network, workers: str) -> None:
-    pytester.makepyfile(NETWORKS.format(machine=tuple(network.namespace.identity)))
+    pytester.makepyfile(NAMESPACES.format(machine=tuple(network.namespace.identity)))
     program = WITHOUT_PRIVILEGE.format(kept=CAP_SETFCAP)
     result = pytester.run(sys.executable, "-c", program, *ARGUMENTS, "-n", workers)
     result.assert_outcomes(passed=5)

@@ -1,179 +1,159 @@
-"""One attempt to connect: what to do next, given what came of the last thing.
+"""One attempt to connect: what to do next, given what came of the last action.
 
-The decisions of a call live here and nowhere else; the drivers (blocking,
-asyncio) do what `next_step` says, and tell `feed` what came of it:
+The decisions of a call live here and nowhere else. A `Connection` does what `next_step`
+says, and tells `feed` what came of it:
 
     attempt.next_step() -> Action    do it; if the socket is connected, stop
     attempt.feed(Outcome)            otherwise tell what happened, and go on
     attempt.next_step() -> Verdict   nothing is left to do: this is why
 
-An attempt holds no socket, reads no clock, and gets its randomness handed in,
-so that tests can drive it against a model of the kernel. The tables it walks
-are in strategies.py.
+An attempt holds no socket, reads no clock, and gets its randomness handed in, so that
+tests can drive it against a model of the kernel. The tables it walks are in strategies.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from connectx._connect.strategies import (
     REFUSALS_WORTH_A_SURVEY,
     Action,
     Outcome,
     Pick,
-    State,
     Verdict,
 )
-from connectx.addresses import HIGHEST_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+    from typing import Protocol
 
     from connectx._connect.ledger import Ledger
-    from connectx._connect.strategies import Program
+    from connectx._connect.strategies import Program, State
     from connectx.addresses import PortRange
 
-#: A window whose ends lie outside any range in force, or on its ends: the kernel
-#: falls back to the range's own ends, yet the option counts as set, which from
-#: 6.8 on makes the search go in steps of one. So the full range is named without
-#: knowing it, and stays right when the sysctl changes or the socket belongs to
-#: another namespace (inet_sk_get_local_port_range; tests/kernel/test_windows.py).
-FULL_RANGE: Final = (1, HIGHEST_PORT)
+    class Terms(Protocol):
+        """What the attempts of one kind of call toward one destination have in common."""
 
+        @property
+        def program(self) -> Program:
+            """The table to walk."""
 
-class Plan:
-    """What the attempts toward one destination have in common.
+        @property
+        def ledger(self) -> Ledger:
+            """What is known of the source ports toward the destination."""
 
-    program: the table to walk.
-    ledger: what is known of the source ports toward the destination.
-    draw: gives as many 32-bit numbers as asked for, that nobody else can foresee.
-    ports: the range in force, or the part of it to stay within; for random windows.
-    search: the window in which the kernel searches it.
-    window: how many ports a random window holds.
-    asked: the source port asked for, 0 for any.
-    proposes: whether the program makes use of the ledger.
-    opening: the ledger, where the program begins with a proposal, which a driver may
-    then make by itself; None elsewhere.
-    survey_after: the state to leave early, once surveying costs less than refusals.
-    """
+        @property
+        def random(self) -> Callable[[int], bytes]:
+            """Gives so many octets that nobody else can foresee, for random windows."""
 
-    __slots__ = (
-        "asked",
-        "draw",
-        "ledger",
-        "opening",
-        "ports",
-        "program",
-        "proposes",
-        "search",
-        "start",
-        "survey_after",
-        "window",
-    )
+        @property
+        def ports(self) -> PortRange:
+            """The range in force, or the part of it to stay within."""
 
-    def __init__(
-        self,
-        program: Program,
-        ledger: Ledger,
-        draw: Callable[[int], Sequence[int]],
-        ports: PortRange,
-        *,
-        search: tuple[int, int] = FULL_RANGE,
-        window: int = 0,
-        asked: int = 0,
-    ) -> None:
-        self.program = program
-        self.ledger = ledger
-        self.draw = draw
-        self.ports = ports
-        self.search = search
-        self.window = window
-        self.asked = asked
-        self.start = next(iter(program.values()))
-        self.proposes = any(state.pick is Pick.LEDGER for state in program.values())
-        begins = self.start.pick is Pick.LEDGER
-        quick = begins and self.start.action in (Action.WINDOW, Action.CLAIM)
-        self.opening = ledger if quick else None
-        surveys = any(state.action is Action.SURVEY for state in program.values())
-        self.survey_after = self.start if surveys and self.start.pick is Pick.LEDGER else None
+        @property
+        def search(self) -> PortRange:
+            """The window in which the kernel searches it."""
+
+        @property
+        def asked(self) -> int:
+            """The source port asked for, 0 for any."""
 
 
 class Attempt:
     """The state of one attempt.
 
-    low, high: the ports the action at hand is about; equal where it is one port,
-    0 where the kernel chooses.
-    failures: how often connecting was tried and refused.
+    Attributes:
+        low, high: The ports that the action at hand is about; equal where it is one port,
+            0 where the kernel chooses.
+        failures: How often connecting was tried and refused.
     """
 
-    __slots__ = ("_plan", "_state", "_times", "failures", "high", "low")
+    __slots__ = ("_at", "_entered", "_terms", "failures", "high", "low")
 
-    def __init__(self, plan: Plan, proposed: int = 0) -> None:
-        """Begin with the plan's first state.
+    def __init__(self, terms: Terms, proposed: int = 0) -> None:
+        """Begin with the first state of the program.
 
-        proposed: the port of the first proposal, if that was made already. Most
-        attempts end with it, and a driver may take it from the ledger and save
-        itself the rest.
+        proposed: the port of the first proposal, if that was made already.
         """
-        self._plan = plan
-        self._state: State | Verdict = plan.start
-        self._times = 1 if proposed else 0
+        self._terms = terms
+        self._at: str | Verdict = terms.program.start
+        # How many times each state was entered, since its count began.
+        self._entered = {terms.program.start: 1} if proposed else {}
         self.low = self.high = proposed
         self.failures = 0
 
+    def __repr__(self) -> str:
+        at = self._at.value if isinstance(self._at, Verdict) else self._at
+        ports = f"{self.low}-{self.high}" if self.low else "no port"
+        return f"<Attempt: {at}, {ports}, {self.failures} refused>"
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the action at hand is about a port of the ledger."""
+        states = self._terms.program.states
+        return not isinstance(self._at, Verdict) and states[self._at].pick is Pick.LEDGER
+
     def next_step(self) -> Action | Verdict:
-        """What to do now, or why there is nothing left to do."""
-        while isinstance(self._state, State):
-            state = self._state
-            if self._times < state.limit and self._pick(state):
-                self._times += 1
+        """Return what to do now, or why there is nothing left to do."""
+        while not isinstance(self._at, Verdict):
+            state = self._terms.program.states[self._at]
+            times = self._entered.get(self._at, 0)
+            if times < state.limit and self._pick(state):
+                self._entered[self._at] = times + 1
+                for name in state.renews:
+                    self._entered.pop(name, None)
                 return state.action
-            self._enter(state.spent)
-        return self._state
+            self._at = state.spent
+        return self._at
 
     def feed(self, outcome: Outcome) -> bool:
-        """Tell what came of the last action, other than a connection.
+        """Take what came of the last action, other than a connection.
 
-        Returns False where the program has no row for it: then it is not about
-        ports, and the error behind it is the caller's to raise.
+        Returns False where the program has no answer to it: the error is then the
+        kernel's own and the caller's to raise.
         """
-        state = self._state
-        if not isinstance(state, State) or outcome not in state.then:
+        if isinstance(self._at, Verdict):
+            return False
+        terms = self._terms
+        state = terms.program.states[self._at]
+        if outcome not in state.then:
             return False
         if state.action not in (Action.LOOK, Action.SURVEY, Action.RETRY):
             self.failures += 1
         if state.pick is Pick.LEDGER:
-            self._plan.ledger.refused(self.low, contended=outcome in state.passing)
-            self._plan.ledger.refusals += state is self._plan.start
-        self._enter(state.then[outcome])
+            terms.ledger.refused(self.low, contended=outcome in state.passing)
+            terms.ledger.refusals += self._at == terms.program.start
+            self.low = self.high = 0
+        self._at = state.then[outcome]
         return True
 
     def abandon(self) -> None:
         """Give a proposed port back that has not been used."""
-        if isinstance(self._state, State) and self._state.pick is Pick.LEDGER:
-            self._plan.ledger.released(self.low)
-
-    def _enter(self, successor: str | Verdict) -> None:
-        state = successor if isinstance(successor, Verdict) else self._plan.program[successor]
-        if state is not self._state:
-            self._state = state
-            self._times = 0
+        if self.low and self.proposed:
+            self._terms.ledger.released(self.low)
+        self.low = self.high = 0
 
     def _pick(self, state: State) -> bool:
         """Settle the ports of the state's action; whether there are any."""
-        plan, pick = self._plan, state.pick
+        terms, pick = self._terms, state.pick
         if pick is Pick.LEDGER:
-            if state is plan.survey_after and plan.ledger.refusals >= REFUSALS_WORTH_A_SURVEY:
+            if (
+                terms.program.surveys
+                and self._at == terms.program.start
+                and terms.ledger.refusals >= REFUSALS_WORTH_A_SURVEY
+            ):
+                # From here on reading the list of sockets costs less than refusals.
                 return False
-            self.low = self.high = plan.ledger.propose()
+            self.low = self.high = terms.ledger.propose()
             return self.low != 0
         if pick is Pick.ASKED:
-            self.low = self.high = plan.asked
+            self.low = self.high = terms.asked
         elif pick is Pick.FULL_RANGE:
-            self.low, self.high = plan.search
+            self.low, self.high = terms.search
         elif pick is Pick.RANDOM_WINDOW:
-            size = min(plan.window, plan.ports.size)
-            self.low = plan.ports.low + plan.draw(1)[0] % (plan.ports.size - size + 1)
+            size = min(terms.program.window, terms.ports.size)
+            number = int.from_bytes(terms.random(4), "big")
+            self.low = terms.ports.low + number % (terms.ports.size - size + 1)
             self.high = self.low + size - 1
         else:
             self.low = self.high = 0

@@ -4,40 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from connectx._connect.namespace import options_of_socket
+from connectx._connect.connection import Connection
+from connectx._connect.namespace import identity_of
+from connectx._connect.plan import Options, absence
 from connectx._connect.request import parse, require_served, with_scope_id
+from connectx._connect.udp_lock import claim_by_placeholder, claim_releasable
 from connectx.addresses import PortRange
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
-from connectx.linux.uapi import IPPROTO_MPTCP
+from connectx.linux.uapi import (
+    IP_FREEBIND,
+    IPPROTO_IP,
+    IPPROTO_MPTCP,
+    MSG_FASTOPEN,
+    SO_BINDTOIFINDEX,
+    SO_REUSEADDR,
+    SOL_SOCKET,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from connectx._connect.namespace import Options
     from connectx._connect.request import Request
+    from connectx._connect.waits import Steps
     from connectx.addresses import Address
 
 _T = TypeVar("_T")
 
 _NO_WINDOW: Final = PortRange(0, 0)
 
+#: Seconds for which ports are tried with a socket that is thrown away, after a window was
+#: refused: that costs 2.4 ms, and so happens for 1 % of the time at most.
+_CROWDED: Final = 0.25
 
-class Borrowed:
-    """What a socket was like when it was handed to us.
 
-    options: what is set on it that bears on its source.
+class CallersConnection(Connection):
+    """A connection on a socket that a caller has made.
 
-    ports: the ports to stay within, whatever its own window is; None for that.
-
-    Raises TypeError for what is no socket, ValueError for one that is bound to a
-    port or connected, and OSError as getsockname() does.
+    Attributes:
+        taken: How many bytes of the data were sent.
     """
 
+    leaves_handshake = True
+
     __slots__ = (
+        "_data",
         "_family",
         "_kind",
         "_name",
@@ -45,14 +61,24 @@ class Borrowed:
         "_proto",
         "_reuse",
         "_window",
-        "options",
-        "sock",
+        "taken",
     )
 
     def __init__(self, sock: socket.socket, ports: PortRange | None = None) -> None:
+        """Look at the socket.
+
+        ports: the ports to stay within, whatever its own window is; None for that.
+
+        Raises TypeError for what is no socket, ValueError for one that is bound to a
+        port or connected, and OSError as getsockname() does.
+        """
         if not isinstance(sock, socket.SocketType | socket.socket):
             raise TypeError(f"connectx() takes a socket, not {sock!r}")
         self.sock = sock
+        self.retries = self.taken = 0
+        self.under_way = False
+        self._apart = None
+        self._data: bytes | memoryview = b""
         self._family = int(sock.family)
         self._kind = int(sock.type)
         self._proto = int(sock.proto)
@@ -63,14 +89,14 @@ class Borrowed:
         self._name: Address = self._unbound_name()
         self._reuse = sockopts.get_so_reuseaddr(sock)
         self._window = _if_known(sockopts.get_ip_local_port_range, sock)
-        self.options: Options = options_of_socket(
+        self.options = Options(
             sockopts.get_so_mark(sock),
-            sockopts.get_so_bindtoifindex(sock),
+            sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX),
             ports or (self._window if self._window != _NO_WINDOW else None),
         )
 
-    def request(self, source: Address | None, destination: Address, strategy: str) -> Request:
-        """What a call on this socket asks for; errors as `connectx._connect.request.parse`."""
+    def ask(self, source: Address | None, destination: Address, strategy: str) -> Request:
+        """Return what a call asks for; errors as `connectx._connect.request.parse`."""
         destination = with_scope_id(destination)
         if source is not None:
             source = with_scope_id(source)
@@ -87,27 +113,139 @@ class Borrowed:
             raise OSError(number, "IPV6_V6ONLY is set, and the destination is IPv4")
         return request
 
-    def begin(self) -> None:
-        """Set what a claim of a UDP port needs, and cannot do each time."""
+    def prepare(
+        self, request: Request, data: bytes | bytearray | memoryview = b""
+    ) -> CallersConnection:
+        """Settle what to connect to, and the first data; ValueError for data in pieces."""
+        if data.__class__ is not bytes or data:
+            with memoryview(data) as view:
+                if not view.c_contiguous:
+                    raise ValueError("data is not contiguous in memory: copy it with bytes()")
+                self._data = view.cast("B")
+        self.request = request
+        return self
+
+    def result(self) -> int:
+        """Return how many bytes of data were taken; BlockingIOError while it is connecting."""
+        if self.under_way:
+            raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+        return self.taken
+
+    def begin(self) -> Steps[None] | None:
+        """As for a socket of our own."""
         if self._kind == socket.SOCK_DGRAM and self._no_port:
             # The lock is on a port, so bind() has to take one.
             sockopts.set_ip_bind_address_no_port(self.sock, on=False)
+        return super().begin()
 
-    def release(self, sock: socket.socket) -> None:
-        """Give the socket's port back, if bind() was not given it explicitly."""
-        disconnect(sock)
-        if self.options.interface:
-            # connect(AF_UNSPEC) has cleared it.
-            sockopts.set_so_bindtoifindex(sock, self.options.interface)
+    def _connect(self) -> None:
+        """connect(2), for a stream with the first bytes of data, in the SYN where possible."""
+        if not self._data or not self.request.stream:
+            super()._connect()
+            return
+        self.taken = 0
+        try:
+            self.taken = self.sock.sendto(self._data, MSG_FASTOPEN, self.request.address)
+        except BlockingIOError:
+            # No cookie yet. A socket with a timeout waits in send() until the handshake
+            # is done, a non-blocking one tells its user, as connect() would.
+            if not self.sock.gettimeout():
+                if self.plan.verifies:
+                    self._verify()
+                raise
+        except OSError as error:
+            # Clients may not (net.ipv4.tcp_fastopen), or MPTCP cannot (before 6.2).
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            super()._connect()
+        if not self.taken:
+            self.taken = self.sock.send(self._data)
+        if self.plan.verifies:
+            self._verify()
 
-    def connected(self) -> None:
+    def _claim(self, port: int) -> None:
+        """Connect a datagram socket from a port; it must not get stuck on it."""
+        plan, request = self.plan, self.request
+        namespace = plan.namespace
+        source = plan.source_at(port)
+        if not plan.releasable:
+            # What bind() is told stays.
+            with self._twin() as placeholder:
+                try:
+                    claim_by_placeholder(
+                        self.sock, placeholder, plan.lookup, namespace.diag, source, request.address
+                    )
+                except OSError as error:
+                    self._require_local(error)
+                    raise
+            return
+        if namespace.crowded_until and monotonic() < namespace.crowded_until:
+            self._require_sharable(source)
+        try:
+            claim_releasable(self.sock, plan.lookup, namespace.diag, source, request.address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                namespace.crowded_until = monotonic() + _CROWDED
+            raise
+        if plan.verifies:
+            self._verify()
+
+    def _require_sharable(self, source: Address) -> None:
+        """Raise OSError (EADDRINUSE) if the port's holder does not share it.
+
+        A window that is refused costs milliseconds, for the search it ends in ignores
+        its size; a refused bind of another socket, which need not be kept, microseconds.
+        """
+        with self._twin() as scratch:
+            scratch.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            # Whether the address is local is the real socket's affair: it may be
+            # transparent, or have this option itself.
+            scratch.setsockopt(IPPROTO_IP, IP_FREEBIND, 1)
+            scratch.bind(source)
+
+    def _twin(self) -> socket.socket:
+        """Return another socket that may do what this one may."""
+        sock, options = self.sock, self.options
+        twin = socket.socket(self._family, self._kind, self._proto)
+        try:
+            self._require_here(twin)
+            if options.mark:
+                sockopts.set_so_mark(twin, options.mark)
+            if options.interface:
+                sockopts.set_so_bindtoifindex(twin, options.interface)
+            if sockopts.get_ip_freebind(sock):
+                sockopts.set_ip_freebind(twin, on=True)
+            if sockopts.get_ip_transparent(sock):
+                sockopts.set_ip_transparent(twin, on=True)
+        except BaseException:
+            twin.close()
+            raise
+        return twin
+
+    def _require_here(self, twin: socket.socket) -> None:
+        """Refuse to go on in another namespace, where the thread may have netlink sockets still."""
+        if identity_of(twin) != self.plan.namespace.identity:
+            raise absence(self.request)
+
+    def _made(self, port: int) -> None:
         """Set back what only finding a port has needed, so that it binds no later connect()."""
-        if self._kind == socket.SOCK_DGRAM and self._no_port:
-            sockopts.set_ip_bind_address_no_port(self.sock, on=True)
+        super()._made(port)
+        if self._kind == socket.SOCK_DGRAM:
+            if self._no_port:
+                sockopts.set_ip_bind_address_no_port(self.sock, on=True)
+            if self._data:
+                self.taken = self.sock.send(self._data)
         self._restore_window()
 
-    def restore(self) -> None:
-        """After a failure: leave the socket unbound and its options as they were found.
+    def _renew(self) -> None:
+        """Give the socket's port back, if bind() was not given it explicitly."""
+        disconnect(self.sock)
+        if self.options.interface:
+            # connect(AF_UNSPEC) has cleared it.
+            sockopts.set_so_bindtoifindex(self.sock, self.options.interface)
+
+    def _failed(self) -> None:
+        """Leave the socket unbound and its options as they were found.
 
         Two things cannot be undone: a port that bind() was given explicitly (see
         `connectx.linux.disconnect`), and, without CAP_NET_RAW, the device that a
@@ -116,8 +254,10 @@ class Borrowed:
         sock = self.sock
         if sock.fileno() < 0:
             return
+        if self._apart is not None and self._apart[1]:
+            sock.settimeout(self._apart[0])
         if self._kind == socket.SOCK_DGRAM:
-            self.release(sock)
+            self._renew()
         self._restore_window()
         with self._unless_mptcp_is_past_it():
             sockopts.set_so_reuseaddr(sock, on=self._reuse)
@@ -136,7 +276,7 @@ class Borrowed:
                 sockopts.set_so_bindtoifindex(sock, self.options.interface)
 
     def _unbound_name(self) -> Address:
-        """getsockname() of a socket without a port; ValueError for one that has one."""
+        """Return getsockname() of a socket without a port; ValueError for one that has one."""
         sock = self.sock
         name: Address = sock.getsockname()
         if not name[1]:
@@ -149,7 +289,7 @@ class Borrowed:
         )
 
     def _takes_a_bind(self, name: Address) -> bool:
-        """Whether a stream socket that shows a port has in truth given it up.
+        """Return whether a stream socket that shows a port has in truth given it up.
 
         After a refused connection it goes on showing it. An unbound socket takes this
         bind() and forgets the port; another refuses it, or MPTCP the option before it,
@@ -188,7 +328,7 @@ class Borrowed:
 
 
 def _if_known(getter: Callable[[socket.socket], _T], sock: socket.socket) -> _T | None:
-    """What an option is set to, or None where this kernel does not know it on such a socket."""
+    """Return what an option is set to, or None where this kernel does not know it there."""
     try:
         return getter(sock)
     except OSError as error:

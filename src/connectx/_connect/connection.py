@@ -1,40 +1,36 @@
-"""The steps of an attempt that never wait: what the blocking and the asyncio driver share.
+"""One connection in the making: its socket, its plan, its attempt, and all but the waiting.
 
-A driver repeats three things: `advance` does what the attempt says until something
-is due that may take its time; the driver does that in its own manner; and `refused`
-tells the attempt why it failed. A datagram's connect() never waits, and is part of
-the lock, so there the first of them is nearly always all of it.
+`Connection.begin` makes the first proposal, with which nearly every call ends. What is left
+after that is a generator that does what the attempt says and yields what has to be waited
+for (connectx._connect.waits). There is one of each, for all that connects: connectx(),
+create_connection(), asyncio, trio and the Dialer.
 """
 
 from __future__ import annotations
 
-import enum
 import errno
-import functools
 import itertools
 import os
-from typing import TYPE_CHECKING, Final
+import socket
+from typing import TYPE_CHECKING, Any, Final
 
-from connectx._connect.own_socket import TrackedSocket
+from connectx._connect import own_socket
+from connectx._connect.attempt import Attempt
+from connectx._connect.failures import failure
+from connectx._connect.namespace import NAMESPACES
+from connectx._connect.own_socket import OwnSocket
+from connectx._connect.plan import NEW_SOCKET, make_plan
 from connectx._connect.strategies import Action, Outcome, Verdict
-from connectx._connect.techniques import (
-    bind,
-    bind_source,
-    claim_for_good,
-    require_local,
-)
-from connectx._connect.udp_lock import Contested, NotVisible, claim
-from connectx.addresses import FourTuple, PortRange
-from connectx.errors import (
-    ConnectxError,
-    NotSupported,
-    PortHeld,
-    PortsExhausted,
-    RangeNotHonoured,
-    TupleInUse,
-)
-from connectx.linux.sockopts import set_ip_local_port_range
+from connectx._connect.udp_lock import Contested, NotVisible, claim, one_port
+from connectx._connect.waits import Handshake, Work
+from connectx.addresses import PortRange
+from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
+from connectx.linux.sockopts import set_ip_freebind, set_ip_local_port_range
 from connectx.linux.uapi import (
+    IP_BIND_ADDRESS_NO_PORT,
+    IP_LOCAL_PORT_RANGE,
+    IPPROTO_IP,
+    SO_ERROR,
     SO_REUSEADDR,
     SOL_SOCKET,
     TCP_BOUND_INACTIVE,
@@ -45,26 +41,15 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-    from typing import Protocol
+    from connectx._connect.plan import Options, Plan
+    from connectx._connect.request import Request
+    from connectx._connect.waits import Steps
 
-    from connectx._connect.attempt import Attempt
-    from connectx._connect.namespace import Prepared
+#: What socket.create_connection() has for "not given": None is a timeout of its own.
+DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
 
-    class Watch(Protocol):
-        """Whoever waits for a port with others, and counts."""
-
-        @property
-        def in_line(self) -> bool:
-            """Whether others wait behind it."""
-
-        def leave(self) -> None:
-            """There is a port; the handshake is still to be done."""
-
-        def retried(self, count: int) -> None:
-            """So many ports were refused before one was good."""
-
+#: The standard library's class, as it was before anybody patched it.
+_STANDARD_SOCKET: Final = socket.socket
 
 #: States in which a socket holds a port but no 4-tuple.
 _UNCONNECTED_STATES: Final = (TCP_LISTEN, TCP_CLOSE, TCP_BOUND_INACTIVE)
@@ -77,236 +62,377 @@ _OUTCOMES: Final = {
     errno.EAGAIN: Outcome.UNAVAILABLE,
 }
 
-#: Why routing may not be asked: the thread is in another namespace, or there are no
-#: descriptors or memory left. That must not take the place of what the errno is about.
-_CANNOT_ASK: Final = frozenset(
-    {errno.EXDEV, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-)
 
-#: The error of each verdict, with its errno for streams and for datagrams.
-_FAILURES: Final[dict[Verdict, tuple[type[ConnectxError], int, int]]] = {
-    Verdict.EXHAUSTED: (PortsExhausted, errno.EADDRNOTAVAIL, errno.EAGAIN),
-    Verdict.TUPLE_IN_USE: (TupleInUse, errno.EADDRNOTAVAIL, errno.EADDRINUSE),
-    Verdict.PORT_HELD: (PortHeld, errno.EADDRINUSE, errno.EADDRINUSE),
-}
+def opening(
+    request: Request, timeout: float | None, options: Options = NEW_SOCKET, *, awaited: bool
+) -> Steps[socket.socket]:
+    """Return a connected socket.
 
-
-class Due(enum.Enum):
-    """What a driver has to do next, in its own manner."""
-
-    #: Nothing: the socket is connected.
-    NOTHING = "nothing"
-    #: Connect the socket, which may wait for the network.
-    CONNECT = "connect"
-    #: `survey`, which may read the list of sockets for some milliseconds.
-    SURVEY = "survey"
-
-
-def advance(
-    sock: socket.socket,
-    prepared: Prepared,
-    attempt: Attempt,
-    renew: Callable[[socket.socket], None],
-) -> Due:
-    """Do what the attempt says until something is due that may take its time.
-
-    renew: makes a socket that is bound to a port give it up.
-
-    Raises ConnectxError when there is nothing left to try, and what `refused` takes.
+    awaited: whether the driver waits for the handshake, and the socket is non-blocking;
+    timeout is then how long. Otherwise it is the socket's, as create_connection() takes it.
     """
-    while True:
-        action = attempt.next_step()
-        if action is Action.CLAIM:
-            _claim(sock, prepared, attempt.low)
-            return Due.NOTHING
-        if action in (Action.WINDOW, Action.KERNEL):
-            _leave_to_kernel(sock, prepared, attempt)
-            return Due.CONNECT
-        if action is Action.SURVEY:
-            return Due.SURVEY
+    connection = Connection(request, DEFAULT_TIMEOUT if awaited else timeout, options)
+    if awaited:
+        connection.apart(timeout, blocking=False)
+    steps = connection.begin()
+    if steps is not None:
+        yield from steps
+    return connection.sock
+
+
+class Connection:
+    """A connection in the making, on a socket of its own.
+
+    Attributes:
+        sock: The socket.
+        request: What is asked for.
+        options: What the socket has set that bears on its source.
+        plan: How the request is carried out; unset before `begin`.
+        retries: How many ports were refused.
+        leaves_handshake: Whether a non-blocking socket is left to its owner while it is
+            connecting.
+        under_way: Whether it is.
+    """
+
+    leaves_handshake = False
+
+    __slots__ = ("_apart", "options", "plan", "request", "retries", "sock", "under_way")
+
+    plan: Plan
+    under_way: bool
+
+    def __init__(
+        self, request: Request, timeout: float | None, options: Options = NEW_SOCKET
+    ) -> None:
+        """Make a socket; timeout: as socket.create_connection() takes it."""
+        self.request = request
+        self.options = options
+        self.retries = 0
+        self.under_way = False
+        # How long a driver waits for the handshake, and whether the socket is blocking after.
+        self._apart: tuple[float | None, bool] | None = None
+        # Looked up now, so that gevent's class is used where it has taken the place.
+        kind = OwnSocket if socket.socket is _STANDARD_SOCKET else socket.socket
+        self.sock: socket.socket = kind(request.family, request.type, request.proto)
+        try:
+            if timeout is not DEFAULT_TIMEOUT:
+                self.sock.settimeout(timeout)
+            if options.freebind:
+                set_ip_freebind(self.sock, on=True)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.request!r}, {self.retries} ports refused>"
+
+    def apart(self, seconds: float | None, *, blocking: bool) -> None:
+        """Have the driver wait for the handshake, and not connect().
+
+        It learns then when there is a port, which is before the handshake is done.
+
+        seconds: how long to wait. blocking: whether the socket is to have these seconds as
+        its timeout when it is connected; otherwise it stays non-blocking.
+        """
+        self._apart = seconds, blocking
+        self.sock.settimeout(0)
+
+    def begin(self) -> Steps[None] | None:
+        """Make the first proposal; returns None if the socket is connected, else what is left.
+
+        This is the first step of `_steps`, without an `Attempt`, which would cost as much
+        as two system calls (tests/_connect/test_quick_way.py holds one against the other).
+        Whatever is raised, here or there, leaves nothing behind.
+        """
+        request, sock = self.request, self.sock
+        port = 0
+        try:
+            namespace = NAMESPACES.of(sock)
+            plan = namespace.plans.get((request, self.options))
+            if plan is None:
+                plan = make_plan(namespace, request, self.options)
+            self.plan = plan  # type: ignore[assignment] # what is kept for a request is its plan
+            if self.plan.opening is None or not (port := self.plan.opening.propose()):
+                return self._steps(Attempt(self.plan))
+            try:
+                if request.stream:
+                    self._offer(port, port)
+                    self._connect()
+                else:
+                    self._claim(port)
+            except (OSError, Contested, NotVisible) as error:
+                # Its traceback refers to frames of ours, one of which may come to hold what is
+                # returned here when an interrupt comes in between.
+                return self._steps(Attempt(self.plan, port), error.with_traceback(None))
+            made, port = port, 0
+            self._made(made)
+        except BaseException:
+            if port:
+                self.plan.ledger.released(port)
+            self._failed()
+            raise
+        return None
+
+    def _steps(
+        self, attempt: Attempt, error: OSError | Contested | NotVisible | None = None
+    ) -> Steps[None]:
+        """Do what the attempt says until the socket is connected.
+
+        Where that fails, and what was known of the namespace turns out to be out of date,
+        it is done once more.
+
+        error: why the first proposal has failed, if that was made already.
+        """
+        again = True
+        try:
+            while True:
+                try:
+                    yield from self._walk(attempt, error)
+                    break
+                except ConnectxError as refusal:
+                    error = None
+                    renewed = self._plan_again(refusal) if again else None
+                    if renewed is None:
+                        raise
+                attempt.abandon()
+                self._renew()
+                self.plan, attempt, again = renewed, Attempt(renewed), False
+            self._settle(attempt)
+        except BaseException as failure:
+            if not (self.leaves_handshake and _in_progress(failure)):
+                attempt.abandon()
+                self._failed()
+                raise
+            self._settle(attempt)
+            self.under_way = True
+        finally:
+            # Its traceback refers to this frame: break the cycle.
+            del error
+
+    def _walk(
+        self, attempt: Attempt, error: OSError | Contested | NotVisible | None
+    ) -> Steps[None]:
+        connected = False
+        while not connected:
+            try:
+                if error is None:
+                    connected = yield from self._act(attempt.next_step(), attempt)
+                elif self._apart is not None and _in_progress(error):
+                    yield from self._shake_hands(self._apart[0])
+                    connected = True
+                else:
+                    raise error
+            except (OSError, Contested, NotVisible) as refusal:
+                if not self._learn(attempt, refusal):
+                    raise
+                self.retries = attempt.failures
+            finally:
+                error = None
+
+    def _act(self, action: Action | Verdict, attempt: Attempt) -> Steps[bool]:
+        """Do one thing; returns whether the socket is connected."""
         if isinstance(action, Verdict):
-            raise failure(action, prepared, attempt) from None
-        if action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
-            if sock.getsockname()[1]:
-                renew(sock)
-            if _bind_port(sock, prepared, attempt, action):
-                return Due.CONNECT
+            raise failure(action, self.plan, attempt.failures)
+        if action is Action.CLAIM:
+            self._claim(attempt.low)
+            return True
+        if action in (Action.WINDOW, Action.KERNEL):
+            self._offer(attempt.low, attempt.high, again=bool(attempt.failures))
+        elif action is Action.SURVEY:
+            attempt.feed((yield Work(self._survey)))
+            return False
+        elif action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
+            if self.sock.getsockname()[1]:
+                self._renew()
+            if action is Action.SHARED_BIND:
+                self.sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            self._bind(self.plan.source_at(attempt.low))
         else:
-            attempt.feed(_observe(action, prepared, attempt))
+            attempt.feed(self._observe(action, attempt.low))
+            return False
+        try:
+            self._connect()
+        except BlockingIOError as error:
+            if self._apart is None or not _in_progress(error):
+                raise
+            yield from self._shake_hands(self._apart[0])
+        return True
 
+    def _offer(self, low: int, high: int, *, again: bool = False) -> None:
+        """Have connect() choose a port within low and high; 0 for any."""
+        sock, plan = self.sock, self.plan
+        if not again:
+            if plan.request.stream and plan.request.strategy != "kernel":
+                # It does not help us, it helps others: a tool that binds the port explicitly
+                # gets in beside us, and can take over our TIME_WAIT. Never for datagrams:
+                # the kernel would then not look at the 4-tuple.
+                sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            if plan.binds:
+                # For TCP the port is then connect()'s to choose and to share. UDP knows the
+                # option as well, but chooses an exclusive port all the same.
+                sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                self._bind(plan.any_port)
+        if low == high != 0:
+            sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(low))
+        elif low:
+            set_ip_local_port_range(sock, low, high)
 
-def _leave_to_kernel(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
-    """Let connect() choose the port, out of the attempt's window if it has one."""
-    request = prepared.request
-    if not attempt.failures:
-        if request.stream and request.strategy != "kernel":
-            # Never for datagrams: the kernel would then not look at the 4-tuple.
-            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        bind_source(sock, prepared)
-    if attempt.low:
-        set_ip_local_port_range(sock, attempt.low, attempt.high)
+    def _bind(self, source: Any) -> None:
+        try:
+            self.sock.bind(source)
+        except OSError as error:
+            self._require_local(error)
+            raise
 
+    def _connect(self) -> None:
+        try:
+            self.sock.connect(self.request.address)
+        except BlockingIOError as error:
+            if self.plan.verifies and _in_progress(error):
+                self._verify()
+            raise
+        if self.plan.verifies:
+            self._verify()
 
-def refused(
-    sock: socket.socket,
-    prepared: Prepared,
-    attempt: Attempt,
-    error: OSError | Contested | NotVisible,
-    renew: Callable[[socket.socket], None],
-) -> bool:
-    """Tell the attempt that a step or connect() failed; False if that is not about ports.
+    def _claim(self, port: int) -> None:
+        """Connect a datagram socket from a port, if nobody has the 4-tuple."""
+        plan = self.plan
+        namespace = plan.namespace
+        try:
+            netlink = namespace.sockets.diag
+        except AttributeError:
+            netlink = namespace.diag
+        # Not unpacked, which would take twice the time.
+        source: Any = (plan.host, port) + self.request.source_suffix  # noqa: RUF005
+        claim(self.sock, plan.lookup, netlink, source, self.request.address)
+        if plan.verifies:
+            self._verify()
 
-    The caller then raises the error: doing it here would tie it to this frame.
+    def _shake_hands(self, seconds: float | None) -> Steps[None]:
+        """Have the driver wait for the end of the handshake."""
+        yield Handshake(self.sock, seconds)
+        number = self.sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        if number:
+            raise OSError(number, os.strerror(number))
 
-    renew: as for `advance`.
-    """
-    if isinstance(error, Contested):
-        renew(sock)
-        return attempt.feed(Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN)
-    if isinstance(error, NotVisible):
-        raise prepared.request.error(
-            NotSupported,
-            "the kernel's socket lookup does not show the socket itself, so there is no "
-            "telling whether its 4-tuple is free",
-        ) from error
-    if isinstance(error, ConnectxError):
-        return False
-    if not prepared.request.stream:
-        require_local(prepared, error)
-        if prepared.plan.asked:
-            # Whoever holds the lock on the port may have been preempted.
-            os.sched_yield()
-    outcome = _OUTCOMES.get(error.errno or 0)
-    return outcome is not None and attempt.feed(outcome)
+    def _learn(self, attempt: Attempt, error: OSError | Contested | NotVisible) -> bool:
+        """Tell the attempt why an action failed; False if that is not about ports."""
+        if isinstance(error, Contested):
+            self._renew()
+            return attempt.feed(Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN)
+        if isinstance(error, NotVisible):
+            raise self.request.error(
+                NotSupported,
+                "the kernel's socket lookup does not show the socket itself, so there is no "
+                "telling whether its 4-tuple is free",
+            ) from error
+        if isinstance(error, ConnectxError):
+            return False
+        if not self.request.stream:
+            self._require_local(error)
+            if self.plan.asked:
+                # Whoever holds the lock on the port may have been preempted.
+                os.sched_yield()
+        outcome = _OUTCOMES.get(error.errno or 0)
+        return outcome is not None and attempt.feed(outcome)
 
+    def _require_local(self, error: OSError) -> None:
+        """Raise SourceNotLocal if that is what an error of bind() means."""
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise self.request.error(
+                SourceNotLocal,
+                f"the source address {self.plan.host} is not local in this network namespace: "
+                "add it to an interface, or if it is routed here set IP_FREEBIND on the socket "
+                "(a Dialer: freebind=True)",
+            ) from error
 
-def settle(sock: socket.socket, prepared: Prepared, attempt: Attempt) -> None:
-    """Note which port a connected socket has, and make sure that it is the one asked for."""
-    plan = prepared.plan
-    if plan.asked or prepared.options.ports:
-        _require_honoured(sock, prepared)
-    if plan.proposes:
-        proposed = attempt.low == attempt.high != 0
-        port = attempt.low if proposed else sock.getsockname()[1]
-        if not proposed:
-            plan.ledger.found(port)
-        if isinstance(sock, TrackedSocket):
-            sock.ledger = plan.ledger
-            sock.ledger_port = port
-        else:
-            plan.ledger.held(port)
+    def _survey(self) -> Outcome:
+        """Find out from the kernel which ports are free.
 
+        May be called in another thread of the same network namespace; raises OSError
+        (EXDEV) in one of another.
+        """
+        plan, request = self.plan, self.request
+        from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in namespace.py
 
-def _require_honoured(sock: socket.socket, prepared: Prepared) -> None:
-    """Make sure that the kernel has not ignored a window that fitted a second ago."""
-    plan = prepared.plan
-    wanted = PortRange(plan.asked, plan.asked) if plan.asked else plan.ports
-    port = sock.getsockname()[1]
-    if not wanted.contains(port):
-        raise prepared.request.error(
-            RangeNotHonoured,
-            f"net.ipv4.ip_local_port_range has changed and leaves out {wanted}: "
-            f"the kernel took port {port} instead",
+        in_use = ports_toward(
+            plan.namespace.diag,
+            request.table,
+            request.wire_family,
+            plan.source or None,
+            request.wire_destination,
+            request.destination.port,
+            interface=request.scope,
         )
+        # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
+        # reported as FIN_WAIT2.
+        in_use.pop(TCP_TIME_WAIT, None)
+        in_use.pop(TCP_FIN_WAIT2, None)
+        free = plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
+        return Outcome.SOME_FREE if free else Outcome.NONE_FREE
+
+    def _observe(self, action: Action, port: int) -> Outcome:
+        """Find out who is on a 4-tuple, or have ports again that were contended."""
+        plan = self.plan
+        if action is Action.RETRY:
+            os.sched_yield()
+            return Outcome.SOME_FREE if plan.ledger.retry() else Outcome.NONE_FREE
+        record = plan.lookup.find_record(plan.namespace.diag, port)
+        if record is None or record.state in _UNCONNECTED_STATES:
+            return Outcome.NOTHING
+        return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
+
+    def _plan_again(self, refusal: ConnectxError) -> Plan | None:
+        """Plan anew with sysctls and routes as they are now; None if nothing has changed."""
+        if isinstance(refusal, RangeNotHonoured):
+            # Connected, but from a port that nobody asked for.
+            self._renew()
+        namespace = NAMESPACES.look_again(self.plan.namespace)
+        return make_plan(namespace, self.request, self.options, unlike=self.plan)
+
+    def _verify(self) -> None:
+        """Make sure that the kernel has not ignored a window that fitted a second ago."""
+        plan = self.plan
+        wanted = PortRange(plan.asked, plan.asked) if plan.asked else plan.ports
+        port = self.sock.getsockname()[1]
+        if not wanted.contains(port):
+            raise self.request.error(
+                RangeNotHonoured,
+                f"net.ipv4.ip_local_port_range has changed and leaves out {wanted}: "
+                f"the kernel took port {port} instead",
+            )
+
+    def _settle(self, attempt: Attempt) -> None:
+        """Note which port the connected socket has."""
+        self.retries = attempt.failures
+        port, attempt.low = attempt.low, 0
+        if self.plan.program.proposes and not attempt.proposed:
+            port = self.sock.getsockname()[1]
+            self.plan.ledger.found(port)
+        self._made(port)
+
+    # What differs for a socket that is the caller's.
+
+    def _made(self, port: int) -> None:
+        """Finish the socket, which is connected; port: 0 where nobody keeps account."""
+        sock, plan = self.sock, self.plan
+        if plan.program.proposes:
+            if isinstance(sock, OwnSocket):
+                sock.ledger = plan.ledger
+                sock.ledger_port = port
+            else:
+                plan.ledger.held(port)
+        if self._apart is not None and self._apart[1]:
+            sock.settimeout(self._apart[0])
+
+    def _failed(self) -> None:
+        """Leave nothing behind."""
+        own_socket.discard(self.sock)
+
+    def _renew(self) -> None:
+        """Have a socket without a port."""
+        own_socket.replace(self.sock)
 
 
-def failure(verdict: Verdict, prepared: Prepared, attempt: Attempt) -> ConnectxError:
-    """The error for a verdict."""
-    request = prepared.request
-    kind, stream_errno, datagram_errno = _FAILURES[verdict]
-    source = request.source._replace(host=prepared.host or _routed_host(prepared))
-    subject = FourTuple(request.protocol, source, request.destination)
-    return kind(
-        f"{verdict.value}: {subject}",
-        protocol=request.protocol,
-        source=source,
-        destination=request.destination,
-        ports=prepared.options.ports and prepared.plan.ports,
-        strategy=request.strategy,
-        attempts=attempt.failures,
-        errno=stream_errno if request.stream else datagram_errno,
-        explanation=functools.partial(_explain, verdict, prepared),
-    )
-
-
-def _explain(verdict: Verdict, prepared: Prepared) -> str:
-    try:
-        from connectx._diagnosis.explanation import explain  # noqa: PLC0415 - only where somebody asks
-    except OSError as error:
-        # Without a descriptor nothing can be imported.
-        return f"The cause could not be looked for ({error})."
-    return explain(verdict, prepared)
-
-
-def _routed_host(prepared: Prepared) -> str:
-    """The source that routing chooses, where nobody else has.
-
-    Raises OSError where there is none, as for ::1 with IPv6 switched off: connect()
-    says EADDRNOTAVAIL then, too, but no port would change that.
-    """
-    network, request = prepared.network, prepared.request
-    try:
-        source = network.routed_source(request, prepared.options)
-    except OSError as error:
-        if error.errno not in _CANNOT_ASK:
-            raise
-        return ""
-    return request.source_host(source)
-
-
-def _claim(sock: socket.socket, prepared: Prepared, port: int) -> None:
-    if prepared.options.replaceable:
-        source, address = prepared.source_at(port), prepared.request.address
-        claim(sock, prepared.lookup, prepared.network.diag, source, address)
-    else:
-        claim_for_good(sock, prepared, port)
-
-
-def _bind_port(sock: socket.socket, prepared: Prepared, attempt: Attempt, action: Action) -> bool:
-    """Bind the attempt's port; where it is in use, tell the attempt and return False."""
-    if action is Action.SHARED_BIND:
-        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    try:
-        bind(sock, prepared, attempt.low)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or not attempt.feed(Outcome.IN_USE):
-            raise
-        return False
-    return True
-
-
-def survey(prepared: Prepared) -> Outcome:
-    """Find out from the kernel which ports are free; to be fed to the attempt.
-
-    May be called in another thread of the same network namespace; raises OSError
-    (EXDEV) in one of another.
-    """
-    request = prepared.request
-    from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
-
-    in_use = ports_toward(
-        prepared.network.diag,
-        request.diag_protocol,
-        request.wire_family,
-        prepared.source or None,
-        request.wire_destination,
-        request.destination.port,
-        interface=request.scope,
-    )
-    # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
-    # reported as FIN_WAIT2.
-    in_use.pop(TCP_TIME_WAIT, None)
-    in_use.pop(TCP_FIN_WAIT2, None)
-    free = prepared.plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
-    return Outcome.SOME_FREE if free else Outcome.NONE_FREE
-
-
-def _observe(action: Action, prepared: Prepared, attempt: Attempt) -> Outcome:
-    """Find out who is on a 4-tuple, or have ports again that were contended."""
-    if action is Action.RETRY:
-        os.sched_yield()
-        return Outcome.SOME_FREE if prepared.plan.ledger.retry() else Outcome.NONE_FREE
-    record = prepared.lookup.find_record(prepared.network.diag, attempt.low)
-    if record is None or record.state in _UNCONNECTED_STATES:
-        return Outcome.NOTHING
-    return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
+def _in_progress(error: BaseException) -> bool:
+    return isinstance(error, BlockingIOError) and error.errno == errno.EINPROGRESS

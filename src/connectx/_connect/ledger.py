@@ -13,10 +13,11 @@ one connection to each of a million destinations pays for no map at all.
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from connectx.addresses import PortRange
 
@@ -65,8 +66,6 @@ class Ledger:
     what it prevents: should two threads come to propose the same port, the kernel
     refuses one of them.
 
-    drawn: ports drawn and not yet proposed; for a driver that wants to save itself a
-    call to pop the next one from, while there are any.
     refusals: first proposals refused since the kernel was last asked which ports are
     in use; for `connectx._connect.attempt` to count.
     """
@@ -74,37 +73,36 @@ class Ledger:
     __slots__ = (
         "__weakref__",
         "_batch",
-        "_draw",
+        "_drawn",
         "_given",
         "_low",
+        "_random",
         "_states",
         "_template",
-        "drawn",
         "refusals",
     )
 
-    def __init__(self, low: int, template: bytes, draw: Callable[[int], Sequence[int]]) -> None:
+    def __init__(self, low: int, template: bytes, random: Callable[[int], bytes]) -> None:
         """Begin with nothing open.
 
         low: the first port of the range.
         template: the states of its ports while nothing is open.
-        draw: gives as many numbers as asked for, of 32 bits each, that nobody else
-        can foresee.
+        random: gives as many octets as asked for that nobody else can foresee.
         """
         self._low = low
         self._template = template
         self._states: bytes | bytearray = template
-        self._draw = draw
-        self.drawn: list[int] = []
+        self._random = random
+        self._drawn: list[int] = []
         self._batch = 1
-        # In use or drawn, so that taking a port from the list is all there is to a proposal.
+        # In use or drawn: taking a port from the list then is all there is to a proposal.
         self._given = 0
         self.refusals = 0
 
     @property
     def in_use(self) -> int:
         """How many ports are proposed, or in use by sockets that will report their end."""
-        return self._given - len(self.drawn)
+        return self._given - len(self._drawn)
 
     def propose(self) -> int:
         """A port that may be free, or 0 when none is known to be.
@@ -112,7 +110,7 @@ class Ledger:
         What becomes of it is to be told: `released` or `refused` or `held`.
         """
         try:
-            return self.drawn.pop()
+            return self._drawn.pop()
         except IndexError:
             return self._propose_anew()
 
@@ -138,14 +136,14 @@ class Ledger:
         contended: whoever is in the way may be gone the next moment.
         """
         self._given -= 1
-        if port in self.drawn:
+        if port in self._drawn:
             # Drawn twice, while there was no map to tell.
-            others = [other for other in self.drawn if other != port]
-            self._given -= len(self.drawn) - len(others)
-            self.drawn = others
+            others = [other for other in self._drawn if other != port]
+            self._given -= len(self._drawn) - len(others)
+            self._drawn = others
         if self._states is self._template:
             self._states = bytearray(self._template)
-            for proposal in self.drawn:
+            for proposal in self._drawn:
                 self._mark(proposal, PROPOSED)
         self._mark(port, CONTENDED if contended else TAKEN)
 
@@ -190,7 +188,7 @@ class Ledger:
         again: sockets that were thrown away unclosed have not told us either.
         """
         states = self._states
-        if self.drawn or states.find(FREE) >= 0:
+        if self._drawn or states.find(FREE) >= 0:
             return
         states = states.replace(_CONTENDED_BYTE, _TAKEN_BYTE)
         if states.count(TAKEN) * _FEW >= len(states):
@@ -206,7 +204,7 @@ class Ledger:
         states, low = self._states, self._low
         size = len(states)
         proposals = []
-        for number in self._draw(self._batch):
+        for number in array("I", self._random(4 * self._batch)):
             index = number % size
             if states[index]:
                 index = states.find(FREE, index)
@@ -220,13 +218,13 @@ class Ledger:
         self._batch = min(2 * self._batch, _BATCH)
         self._given += len(proposals)
         port = proposals.pop() if proposals else 0
-        self.drawn = proposals
+        self._drawn = proposals
         return port
 
     def _forget(self, states: bytes | bytearray) -> None:
         self._states = states
-        self._given -= len(self.drawn)
-        self.drawn = []
+        self._given -= len(self._drawn)
+        self._drawn = []
         self._batch = 1
         self.refusals = 0
 

@@ -1,56 +1,64 @@
-"""Sockets that tell the ledger when their port is free again."""
+"""Sockets that we make: they report when their port is free again, and can be replaced."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final
+
+from connectx.linux.sockopts import get_ip_freebind, set_ip_freebind
+from connectx.linux.uapi import SO_LINGER, SOL_SOCKET
 
 if TYPE_CHECKING:
     from typing import Protocol, Self
 
     from connectx._connect.ledger import Ledger
 
-    class Lease(Protocol):
-        """A place that a socket has somewhere, as long as it is open."""
+    class Slot(Protocol):
+        """A connection's place under a limit, for as long as a socket is open."""
 
         def closed(self) -> None:
-            """A socket that has it is closed: give it back if that was the last one."""
+            """Give it back, if that was the last of the sockets that have it."""
 
         def shared(self) -> None:
-            """One more socket has it."""
+            """Have one more socket have it."""
 
         def detached(self, sock: socket.socket) -> None:
-            """The descriptor is about to have another owner, who will not tell of its end."""
+            """Go on without the socket, whose descriptor is about to have another owner."""
 
 
-#: The standard library's class, as it was before anybody patched it.
-STANDARD_SOCKET: Final = socket.socket
+#: struct linger: close() resets the connection.
+_RESET: Final = struct.pack("@ii", 1, 0)
 
 
-class TrackedSocket(socket.socket):
-    """A socket.socket that reports to its ledger when it is closed.
+class OwnSocket(socket.socket):
+    """A socket.socket that reports when it is closed.
 
-    ledger, ledger_port: whom to tell, and which port; unset until it is connected.
-    lease: its place in a dialer's budget; unset if it is not a dialer's.
+    The report is a hint: after dup() or a fork the port stays in use longer, and the
+    kernel says so to whoever tries it. A slot is given back when the last of the sockets
+    that dup() has made of one is closed.
 
-    The report is a hint: after dup() or a fork the port stays in use longer, and
-    the kernel says so to whoever tries it. A place is given back when the last of
-    the sockets that dup() has made of one is closed.
+    Attributes:
+        ledger, ledger_port: Who gets the report, about which port; unset until the socket
+            is connected.
+        slot: The connection's place under a Dialer's limit; unset for other sockets.
     """
 
-    __slots__ = ("lease", "ledger", "ledger_port")
+    __slots__ = ("ledger", "ledger_port", "slot")
 
     ledger: Ledger | None
     ledger_port: int
-    lease: Lease | None
+    slot: Slot | None
 
     def dup(self) -> Self:
-        """As socket.dup(); both sockets have the place in a budget."""
+        """As socket.dup(); both sockets have the slot."""
         copy = super().dup()
-        lease = getattr(self, "lease", None)
-        if lease is not None:
-            lease.shared()
-            copy.lease = lease
+        slot = getattr(self, "slot", None)
+        if slot is not None:
+            slot.shared()
+            copy.slot = slot
         return copy
 
     def detach(self) -> int:
@@ -59,10 +67,10 @@ class TrackedSocket(socket.socket):
         if ledger is not None:
             self.ledger = None
             ledger.held(self.ledger_port)
-        lease = getattr(self, "lease", None)
-        if lease is not None:
-            self.lease = None
-            lease.detached(self)
+        slot = getattr(self, "slot", None)
+        if slot is not None:
+            self.slot = None
+            slot.detached(self)
         return super().detach()
 
     def _real_close(self, *args: Any) -> None:
@@ -72,7 +80,27 @@ class TrackedSocket(socket.socket):
         if ledger is not None:
             self.ledger = None
             ledger.released(self.ledger_port)
-        lease = getattr(self, "lease", None)
-        if lease is not None:
-            self.lease = None
-            lease.closed()
+        slot = getattr(self, "slot", None)
+        if slot is not None:
+            self.slot = None
+            slot.closed()
+
+
+def discard(sock: socket.socket) -> None:
+    """Close a socket that its caller will never see: at once, if it is connected by now.
+
+    Otherwise its port would stay in FIN_WAIT2 or TIME_WAIT for a minute, for nothing.
+    """
+    if sock.type == socket.SOCK_STREAM:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+    sock.close()
+
+
+def replace(sock: socket.socket) -> None:
+    """Put a new socket in the place of one that is stuck on a port, under the same descriptor."""
+    with socket.socket(sock.family, sock.type, sock.proto) as fresh:
+        fresh.settimeout(sock.gettimeout())
+        if get_ip_freebind(sock):
+            set_ip_freebind(fresh, on=True)
+        os.dup2(fresh.fileno(), sock.fileno(), inheritable=False)

@@ -1,75 +1,65 @@
 """What a call asks for, checked: from address tuples to a `Request`.
 
-Everything that can be refused without a system call is refused here, before
-anything touches a socket. Checking costs microseconds and callers repeat
-themselves, so the last few hundred requests are kept: a request is a pure
-function of its arguments.
+Everything that can be refused without a system call is refused here, before anything
+touches a socket. Callers repeat themselves, and checking costs as much as two system
+calls, so the last few hundred requests are kept: a request is a pure function of the
+arguments.
 """
 
 from __future__ import annotations
 
 import functools
-import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx.addresses import HIGHEST_PORT, Address, Endpoint
-from connectx.linux import uapi
+from connectx.addresses import (
+    AF_INET,
+    AF_INET6,
+    HIGHEST_PORT,
+    PROTOCOL_OF,
+    V4_MAPPED,
+    V4_MAPPED_TEXT,
+    Address,
+    Endpoint,
+    packed,
+    resolve_scope,
+    text,
+    unmapped,
+)
 
 if TYPE_CHECKING:
     from connectx.addresses import PortRange
     from connectx.errors import ConnectxError
 
-AF_INET: Final = int(socket.AF_INET)
-AF_INET6: Final = int(socket.AF_INET6)
-SOCK_STREAM: Final = int(socket.SOCK_STREAM)
-SOCK_DGRAM: Final = int(socket.SOCK_DGRAM)
-
-#: (type, proto) of the sockets we serve. SOCK_DIAG and SO_PROTOCOL give the
-#: protocol's own number, socket() takes 0 for the family's default.
-PROTOCOLS: Final = {
-    (SOCK_STREAM, 0): "tcp",
-    (SOCK_STREAM, uapi.IPPROTO_TCP): "tcp",
-    (SOCK_STREAM, uapi.IPPROTO_MPTCP): "mptcp",
-    (SOCK_DGRAM, 0): "udp",
-    (SOCK_DGRAM, uapi.IPPROTO_UDP): "udp",
-    (SOCK_DGRAM, uapi.IPPROTO_UDPLITE): "udplite",
-}
-
-#: The protocol whose hash tables, and so whose ports, a protocol's sockets use.
-#: The first subflow of an MPTCP connection is a TCP socket.
-DIAG_PROTOCOLS: Final = {
-    "tcp": uapi.IPPROTO_TCP,
-    "mptcp": uapi.IPPROTO_TCP,
-    "udp": uapi.IPPROTO_UDP,
-    "udplite": uapi.IPPROTO_UDPLITE,
-}
-
-V4_MAPPED: Final = "::ffff:"
-_IPV4_LENGTH: Final = 4
-_ANY: Final[Address] = ("", 0)
+#: What callers see of an address: a host, a port, and for IPv6 perhaps two numbers more.
+_LIMITS: Final = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
 
 
 class Request:
     """One destination, and the source wanted for it.
 
-    protocol: "tcp", "mptcp", "udp" or "udplite".
-    stream: whether that is a stream protocol.
-    family, type, proto: as socket() takes them.
-    strategy: the name of the strategy to use.
-    source: host "" and port 0 where any will do.
-    destination: where to; `address` is the same as connect() takes it.
-    scope: the interface of a link-local destination: the kernel binds sockets to it, and
-    those of another one are on other tuples (tcp_v6_connect, __ip6_datagram_connect); else 0.
-    source_suffix: what follows host and port in the source's address tuple.
-    wire_family, wire_source, wire_destination: the packed addresses that go on the
-    wire, IPv4 for an IPv4-mapped destination; wire_source is b"" for any.
+    Attributes:
+        protocol: The protocol's name, such as "tcp".
+        stream: Whether that is a stream protocol.
+        table: The IPPROTO_* number of the kernel's table that has its sockets.
+        family, type, proto: As socket() takes them.
+        strategy: The name of the strategy that chooses the source port.
+        source: The source; its host is "" and its port 0 where any will do.
+        destination: The destination; `address` is the same as connect() takes it.
+        key: Names the destination: those that share its ports have the same, MPTCP and TCP
+            or an IPv4 address and its IPv4-mapped form.
+        scope: The interface of a link-local destination, else 0. The kernel binds the
+            socket to it, so another interface has other 4-tuples (tcp_v6_connect,
+            __ip6_datagram_connect).
+        source_suffix: What follows host and port in the source's address tuple.
+        wire_family, wire_source, wire_destination: The addresses that go on the wire,
+            in octets: IPv4 for an IPv4-mapped destination. wire_source is b"" for any.
     """
 
     __slots__ = (
         "address",
         "destination",
-        "diag_protocol",
         "family",
+        "key",
         "proto",
         "protocol",
         "scope",
@@ -77,6 +67,7 @@ class Request:
         "source_suffix",
         "strategy",
         "stream",
+        "table",
         "type",
         "wire_destination",
         "wire_family",
@@ -89,34 +80,54 @@ class Request:
         kind: int,
         proto: int,
         strategy: str,
-        source: Endpoint,
-        destination: Endpoint,
+        source: tuple[Endpoint, bytes],
+        destination: tuple[Endpoint, bytes],
     ) -> None:
-        self.protocol = PROTOCOLS[kind, proto]
-        self.diag_protocol = DIAG_PROTOCOLS[self.protocol]
-        self.stream = kind == SOCK_STREAM
+        protocol = PROTOCOL_OF[kind, proto]
+        self.protocol = protocol.name
+        self.table = protocol.table
+        self.stream = protocol.stream
         self.family = family
         self.type = kind
         self.proto = proto
         self.strategy = strategy
-        self.source = source
-        self.destination = destination
-        self.address = sockaddr(family, destination)
-        mapped = destination.host.startswith(V4_MAPPED)
-        self.wire_family = AF_INET if mapped else family
-        self.wire_destination = self._wire(destination.host)
-        self.wire_source = self._wire(source.host) if source.host else b""
-        linked = self.wire_destination[0] == 0xFE and self.wire_destination[1] & 0xC0 == 0x80
-        self.scope = destination.scope_id if self.wire_family == AF_INET6 and linked else 0
+        self.source, from_octets = source
+        self.destination, to_octets = destination
+        self.address = self.destination.sockaddr(family)
+        name = "tcp" if protocol.name == "mptcp" else protocol.name
+        self.key = name, self.destination
+        self.scope = 0
+        self.source_suffix: tuple[int, ...] = ()
+        if family == AF_INET:
+            self.wire_family = AF_INET
+            self.wire_source = from_octets
+            self.wire_destination = to_octets
+            return
+        self.wire_destination = unmapped(to_octets)
+        self.wire_source = unmapped(from_octets)
+        self.wire_family = AF_INET6
+        if len(self.wire_destination) == 4:
+            self.wire_family = AF_INET
+            self.key = name, self.destination._replace(host=text(self.wire_destination))
         # A link-local source needs a scope, and has the destination's.
-        self.source_suffix = (
-            () if family == AF_INET else (0, source.scope_id or destination.scope_id)
-        )
+        self.source_suffix = (0, self.source.scope_id or self.destination.scope_id)
+        if to_octets[0] == 0xFE and to_octets[1] & 0xC0 == 0x80:
+            self.scope = self.destination.scope_id
+
+    def __repr__(self) -> str:
+        source = "any source" if self.source == ("", 0, 0, 0) else self.source
+        return f"<Request {self.protocol} {source} -> {self.destination}, {self.strategy}>"
+
+    @property
+    def version(self) -> int:
+        """The IP version on the wire, 4 or 6: of an IPv4-mapped address 4."""
+        return 4 if self.wire_family == AF_INET else 6
 
     def source_host(self, wire_source: bytes) -> str:
-        """A source that goes on the wire as bind() takes it on this request's sockets."""
-        host = socket.inet_ntop(self.wire_family, wire_source)
-        return host if self.family == self.wire_family else V4_MAPPED + host
+        """Return a source that goes on the wire as bind() takes it on this request's sockets."""
+        if self.family != self.wire_family:
+            return text(V4_MAPPED + wire_source)
+        return text(wire_source)
 
     def error(
         self,
@@ -125,9 +136,13 @@ class Request:
         number: int | None = None,
         ports: PortRange | None = None,
     ) -> ConnectxError:
-        """An error about this request.
+        """Return an error about this request.
 
-        number: its errno, where that is not its class's own. ports: those asked for.
+        Args:
+            kind: Its class.
+            message: What happened, why, and what to do.
+            number: Its errno, where that is not the class's own.
+            ports: The ports that were asked for.
         """
         return kind(
             message,
@@ -138,16 +153,6 @@ class Request:
             ports=ports,
             strategy=self.strategy,
         )
-
-    def _wire(self, host: str) -> bytes:
-        return socket.inet_pton(self.wire_family, host.removeprefix(V4_MAPPED))
-
-
-def sockaddr(family: int, endpoint: Endpoint) -> Address:
-    """An endpoint as the socket module takes it for a family."""
-    if family == AF_INET:
-        return endpoint.host, endpoint.port
-    return tuple(endpoint)  # type: ignore[return-value]  # a NamedTuple of the four
 
 
 def parse(
@@ -160,15 +165,29 @@ def parse(
 ) -> Request:
     """Check the arguments of a call on a socket of this family, type and protocol.
 
-    family: AF_INET or AF_INET6; 0 takes the destination's own.
-    Raises TypeError or ValueError saying which argument is wrong and why.
+    Args:
+        family: AF_INET or AF_INET6; 0 for the destination's own.
+        kind: SOCK_STREAM or SOCK_DGRAM.
+        proto: The protocol, 0 for the default of the type.
+        strategy: The name of a strategy.
+        source: Where to connect from; None for any address and port.
+        destination: Where to connect to.
+
+    Raises:
+        TypeError: An argument is of the wrong form; the message says which, and why.
+        ValueError: An argument cannot be right.
     """
-    check_forms(destination, source, strategy)
-    return _parse(family, kind, proto, strategy, source, destination)
+    # Before the cache, which takes 443.0 for 443, and cannot hold a list.
+    if not _has_usual_form(destination):
+        _require_form("destination", destination)
+    if source is not None and not _has_usual_form(source):
+        _require_form("source", source)
+    _require_name(strategy)
+    return _parse_once(family, kind, proto, strategy, source, destination)
 
 
 @functools.lru_cache(maxsize=512)
-def _parse(
+def _parse_once(
     family: int,
     kind: int,
     proto: int,
@@ -176,45 +195,12 @@ def _parse(
     source: Address | None,
     destination: Address,
 ) -> Request:
-    """The same for addresses of the right form."""
-    require_served(family or AF_INET, kind, proto)
-    to_family, to = _endpoint("destination", destination)
-    if not to.host:
-        to = _loopback(to, destination)
-    if not to.port:
-        raise ValueError(f"the destination's port is 1 to {HIGHEST_PORT}: {destination!r}")
-    _require_family("destination", destination, to_family, family or to_family)
-    family = family or to_family
-    from_family, wanted = _endpoint("source", _ANY if source is None else source)
-    if wanted.host:
-        _require_family("source", source, from_family, family)
-        if wanted.host.startswith(V4_MAPPED) != to.host.startswith(V4_MAPPED):
-            raise ValueError(
-                f"source {source!r} and destination {destination!r} must both be "
-                "IPv4-mapped, or neither"
-            )
-    return Request(family, kind, proto, strategy, wanted, to)
-
-
-def require_served(family: int, kind: int, proto: int) -> None:
-    """Refuse kinds of sockets that connectx does not know: ValueError."""
-    if family not in (AF_INET, AF_INET6):
-        raise ValueError(f"connectx serves AF_INET and AF_INET6 sockets, not family {family}")
-    if (kind, proto) not in PROTOCOLS:
+    try:
+        return _parse(family, kind, proto, strategy, source, destination)
+    except _NotLiteralError as error:
         raise ValueError(
-            "connectx serves TCP, MPTCP, UDP and UDP-Lite sockets, "
-            f"not type {kind}, protocol {proto}"
-        )
-
-
-def _loopback(to: Endpoint, destination: Address) -> Endpoint:
-    """Where a connection to the wildcard address goes: Linux takes the loopback address."""
-    packed = _packed(destination[0])
-    if packed is None:
-        raise ValueError(f"the destination has no host: {destination!r}")
-    if len(packed) == _IPV4_LENGTH:
-        return to._replace(host="127.0.0.1")
-    return to._replace(host=f"{V4_MAPPED}127.0.0.1" if any(packed) else "::1")
+            f"{error}: create_connection() resolves names, connectx() does not"
+        ) from None
 
 
 @functools.lru_cache(maxsize=512)
@@ -225,98 +211,157 @@ def parse_literal(
     proto: int,
     strategy: str,
 ) -> Request | None:
-    """The request for a destination and a source that need no resolver; None for others.
+    """Return the request for a destination and a source that need no resolver; None for others.
 
-    What equals the arguments of an earlier call, as 443.0 does 443, is taken for them.
+    Raises as `parse` does. Arguments that equal those of an earlier call, as 443.0 equals
+    443, are taken for them.
     """
     # An empty one is none, as for socket.create_connection().
     source = source or None
-    check_forms(destination, source, strategy, resolved=True)
+    check_forms(destination, source, strategy)
     host, port = destination[:2]
-    if not isinstance(port, int) or not is_literal(host):
+    if not host or not isinstance(host, str) or not isinstance(port, int):
         return None
-    if source is not None and source[0] and not is_literal(source[0]):
+    try:
+        return _parse(0, kind, proto, strategy, source, destination)  # type: ignore[arg-type]
+    except _NotLiteralError:
         return None
-    return _parse(0, kind, proto, strategy, source, destination)
 
 
 def check_forms(
-    destination: tuple[str | None, int | str] | Address,
-    source: Address | None,
-    strategy: str,
-    *,
-    resolved: bool = False,
+    destination: tuple[str | None, int | str] | Address, source: Address | None, strategy: str
 ) -> None:
-    """Refuse arguments that are not of the right form: TypeError or ValueError.
-
-    resolved: whether a resolver will see the destination.
-    """
-    _check_form("destination", destination, resolved=resolved)
+    """Refuse arguments that no resolver could make sense of: TypeError or ValueError."""
+    _require_form("destination", destination, resolved=True)
     if source is not None:
-        _check_form("source", source)
-    if not isinstance(strategy, str):
-        raise TypeError(f"the strategy is a name, not {strategy!r}")
+        _require_form("source", source)
+    _require_name(strategy)
 
 
-def is_literal(host: object) -> bool:
-    """Whether a host is an IP address in text form, without a scope."""
-    return isinstance(host, str) and _packed(host) is not None
+def require_served(family: int, kind: int, proto: int) -> None:
+    """Refuse sockets that connectx does not know: ValueError."""
+    if family not in (AF_INET, AF_INET6):
+        raise ValueError(f"connectx serves AF_INET and AF_INET6 sockets, not family {family}")
+    if (kind, proto) not in PROTOCOL_OF:
+        raise ValueError(
+            "connectx serves TCP, MPTCP, UDP and UDP-Lite sockets, "
+            f"not type {kind}, protocol {proto}"
+        )
 
 
 def with_scope_id(address: Address) -> Address:
-    """An address whose host has a scope ("fe80::1%eth0") as the 4-tuple the kernel takes.
+    """Return an address whose host has a scope ("fe80::1%eth0") as the tuple the kernel takes.
 
-    Other values come back as they are. Raises ValueError for an unknown interface.
+    Other values come back as they are.
+
+    Raises:
+        ValueError: There is no such interface.
     """
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return address
-    host, percent, scope = address[0].partition("%")
-    if not percent or not is_literal(host):
+    if "%" not in address[0] or packed(address[0].partition("%")[0]) is None:
         return address
     try:
-        index = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+        host, scope_id = resolve_scope(address[0])
     except OSError as error:
-        raise ValueError(f"no interface {scope!r} for the scope of {address!r}") from error
-    return host, address[1], address[2] if len(address) > 2 else 0, index
+        raise ValueError(f"{error.strerror}, which is the scope of {address!r}") from error
+    return host, address[1], address[2] if len(address) > 2 else 0, scope_id
 
 
 def scoped(address: Any) -> Any:
-    """An address with its scope as a number; uvloop's resolver drops one that is in the text."""
+    """Return the same, but leave an unknown interface for the resolver to name.
+
+    uvloop's resolver drops a scope that is in the text.
+    """
     try:
         return with_scope_id(address)
     except ValueError:
-        # No such interface: the resolver says so.
         return address
 
 
-def resolve_source(source: Address | None, family: int, kind: int) -> Address | None:
-    """A source whose host may be a name, as an address of a family.
+class _NotLiteralError(ValueError):
+    """A host that is no IP address."""
 
-    Raises OSError (socket.gaierror) where the name has no address of the family.
+
+def _parse(
+    family: int,
+    kind: int,
+    proto: int,
+    strategy: str,
+    source: Address | None,
+    destination: Address,
+) -> Request:
+    """Do what `parse` does, for addresses of the right form."""
+    require_served(family or AF_INET, kind, proto)
+    to, to_octets = _end("destination", destination)
+    if not to.host:
+        to, to_octets = _loopback(to, to_octets, destination)
+    if not to.port:
+        raise ValueError(f"the destination's port is 1 to {HIGHEST_PORT}: {destination!r}")
+    to_family = AF_INET if len(to_octets) == 4 else AF_INET6
+    if family and family != to_family:
+        raise _wrong_family("destination", destination, family)
+    wanted, from_octets = _ANY if source is None else _end("source", source)
+    if wanted.host:
+        if len(from_octets) != len(to_octets):
+            raise _wrong_family("source", source, to_family)
+        if from_octets.startswith(V4_MAPPED) != to_octets.startswith(V4_MAPPED):
+            raise ValueError(
+                f"source {source!r} and destination {destination!r} must both be "
+                "IPv4-mapped, or neither"
+            )
+    else:
+        from_octets = b""
+    return Request(to_family, kind, proto, strategy, (wanted, from_octets), (to, to_octets))
+
+
+_ANY: Final = (Endpoint("", 0), b"")
+
+
+def _end(role: str, address: Address) -> tuple[Endpoint, bytes]:
+    """Return an address tuple as an endpoint with the kernel's text, and its octets.
+
+    The host is "" for the wildcard address, and the octets b"" where there is no host.
     """
-    if not source or not source[0]:
-        return source or None
-    return socket.getaddrinfo(source[0], source[1], family, kind)[0][4]  # type: ignore[return-value]
-
-
-def _endpoint(role: str, address: Address) -> tuple[int, Endpoint]:
-    """An address tuple as a family and an endpoint with canonical text; family 0 for no host."""
     host, *numbers = address
     if not host:
-        return 0, Endpoint("", *numbers)
-    packed = _packed(host)
-    if packed is None:
-        raise ValueError(
-            f"the {role}'s host is an IP address, not {host!r}: "
-            "create_connection() resolves names, connectx() does not"
-        )
-    family = AF_INET if len(packed) == _IPV4_LENGTH else AF_INET6
-    if family == AF_INET and len(address) != 2:
-        raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
-    return family, Endpoint(_text(family, packed), *numbers)
+        return Endpoint("", *numbers), b""
+    octets = packed(host)
+    if octets is None:
+        raise _NotLiteralError(f"the {role}'s host is an IP address, not {host!r}")
+    if len(octets) == 4:
+        if len(numbers) > 1:
+            raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
+    else:
+        # There is one way to write an IPv4 address, and several for IPv6.
+        host = text(octets)
+    if not any(unmapped(octets)):
+        host = ""
+    return Endpoint(host, *numbers), octets
 
 
-def _check_form(role: str, address: object, *, resolved: bool = False) -> None:
+def _loopback(to: Endpoint, octets: bytes, destination: Address) -> tuple[Endpoint, bytes]:
+    """Return where a connection to the wildcard address goes: Linux takes the loopback address."""
+    if not octets:
+        raise ValueError(f"the destination has no host: {destination!r}")
+    host = "127.0.0.1"
+    if len(octets) == 16:
+        host = f"{V4_MAPPED_TEXT}{host}" if any(octets) else "::1"
+    return to._replace(host=host), packed(host) or b""
+
+
+def _has_usual_form(address: Any) -> bool:
+    """Return whether an address is a tuple of a host and a port: quick, and true of nearly all."""
+    return (
+        address.__class__ is tuple
+        and len(address) == 2
+        and address[0].__class__ is str
+        and address[1].__class__ is int
+        and 0 <= address[1] <= HIGHEST_PORT
+    )
+
+
+def _require_form(role: str, address: object, *, resolved: bool = False) -> None:
     """Refuse what is no address tuple: TypeError, or ValueError for lengths and numbers.
 
     resolved: whether a resolver will see it, which takes None for a host and the
@@ -333,35 +378,18 @@ def _check_form(role: str, address: object, *, resolved: bool = False) -> None:
         raise TypeError(f"the {role}'s host is text, not {host!r}")
     if resolved and isinstance(numbers[0], str | bytes | None):
         return
-    limits = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
-    for number, (name, highest) in zip(numbers, limits, strict=False):
+    for number, (name, highest) in zip(numbers, _LIMITS, strict=False):
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"the {role}'s {name} is an integer, not {number!r}")
         if not 0 <= number <= highest:
             raise ValueError(f"the {role}'s {name} is 0 to {highest}, not {number}")
 
 
-def _require_family(role: str, address: object, has: int, needs: int) -> None:
-    if has != needs:
-        kind = "IPv4" if needs == AF_INET else "IPv6 (an IPv4 address as ::ffff:192.0.2.1)"
-        raise ValueError(f"the {role} must be {kind} here: {address!r}")
+def _require_name(strategy: object) -> None:
+    if not isinstance(strategy, str):
+        raise TypeError(f"the strategy is a name, not {strategy!r}")
 
 
-def _packed(host: str) -> bytes | None:
-    """The address in network order, or None where the text is no address."""
-    for family in (AF_INET, AF_INET6):
-        try:
-            return socket.inet_pton(family, host)
-        except (OSError, ValueError):  # not of this family, or not text the C library takes
-            continue
-    return None
-
-
-def _text(family: int, packed: bytes) -> str:
-    """The kernel's text for an address, "" for the wildcard."""
-    if not any(packed):
-        return ""
-    if packed[:12] == b"\0" * 10 + b"\xff\xff" and len(packed) == 16:
-        host = socket.inet_ntop(AF_INET, packed[12:])
-        return "" if not any(packed[12:]) else V4_MAPPED + host
-    return socket.inet_ntop(family, packed)
+def _wrong_family(role: str, address: object, needed: int) -> ValueError:
+    kind = "IPv4" if needed == AF_INET else "IPv6 (an IPv4 address as ::ffff:192.0.2.1)"
+    return ValueError(f"the {role} must be {kind} here: {address!r}")

@@ -26,10 +26,12 @@ The rules, in words:
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.addresses import HIGHEST_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Action(enum.Enum):
@@ -94,10 +96,17 @@ class Pick(enum.Enum):
 class State(NamedTuple):
     """One row of a program.
 
-    limit: how many times in a row the state may be entered; `spent` follows
-    after that, and where its pick has no port to offer.
-    passing: outcomes that the next moment may bring to an end: whoever is in the way
-    may only be trying the port.
+    Attributes:
+        action: What to do.
+        pick: Where the ports for it come from.
+        then: The next state for each outcome; an outcome that is not here ends the call
+            with the kernel's own error.
+        limit: How many times the state may be entered; `spent` follows after that, and
+            where its pick has no port to offer.
+        spent: The state or verdict that follows then.
+        passing: Outcomes that may be over in a moment: the socket in the way may only be
+            trying the port.
+        renews: States whose `limit` begins anew when this one is entered.
     """
 
     action: Action
@@ -106,10 +115,44 @@ class State(NamedTuple):
     limit: int = 1
     spent: str | Verdict = Verdict.EXHAUSTED
     passing: frozenset[Outcome] = frozenset([Outcome.IN_USE, Outcome.OVERTAKEN])
+    renews: tuple[str, ...] = ()
 
 
-#: States by name; the first is where an attempt begins.
-Program: TypeAlias = Mapping[str, State]
+class Program(NamedTuple):
+    """A table of states, and what follows from it; made by `_program`.
+
+    Attributes:
+        states: The states by name.
+        start: The name of the state that an attempt begins with.
+        proposes: Whether any state takes its port from the ledger.
+        opens: Whether an attempt begins with a port of the ledger in a one-port window or
+            in the UDP lock. Nearly every attempt ends with that.
+        surveys: Whether a state reads the kernel's list of sockets.
+        looks: Whether a state looks at 4-tuples, for which the source must be known.
+        window: The number of ports in a random window.
+    """
+
+    states: Mapping[str, State]
+    start: str
+    proposes: bool
+    opens: bool
+    surveys: bool
+    looks: bool
+    window: int = 0
+
+
+def _program(states: Mapping[str, State]) -> Program:
+    """Make a program of states; the first one is where an attempt begins."""
+    name, start = next(iter(states.items()))
+    actions = {state.action for state in states.values()}
+    return Program(
+        states,
+        name,
+        proposes=any(state.pick is Pick.LEDGER for state in states.values()),
+        opens=start.pick is Pick.LEDGER and start.action in (Action.WINDOW, Action.CLAIM),
+        surveys=Action.SURVEY in actions,
+        looks=not actions.isdisjoint((Action.LOOK, Action.CLAIM, Action.SURVEY)),
+    )
 
 
 class Case(enum.Enum):
@@ -154,7 +197,7 @@ class Strategy(NamedTuple):
         """The first program that serves the case with what is available, if any does."""
         for row in self.rows:
             if row.case is case and row.needs <= available:
-                return row.program
+                return row.program._replace(window=self.window)
         return None
 
     def missing(self, case: Case, available: frozenset[Need]) -> frozenset[Need]:
@@ -175,19 +218,19 @@ PROPOSALS_BEFORE_SEARCH: Final = 2
 #: millisecond.
 PROPOSALS_BEFORE_SURVEY: Final = 64
 
-#: Refusals in all attempts that cost what reading the list of sockets costs (5 to
-#: 10 ms for a full range). Whoever knows nothing of the sockets of other processes
-#: so pays at most twice what the best choice of moment would have cost.
+#: Refusals in all attempts that cost as much as reading the list of sockets (5 to 10 ms
+#: for a full range). A process that knows nothing of other processes' sockets so pays at
+#: most twice the cost of the best moment to read it.
 REFUSALS_WORTH_A_SURVEY: Final = 512
 
-#: How often an attempt goes through the last ports. Once settles it unless other
-#: processes are at them at the same moment: a claim that is only being tried refuses
-#: us as well, and a port is freed while another is taken.
-ROUNDS: Final = 16
+#: How often an attempt reads the list of sockets. Once settles it, unless other processes
+#: are at the last ports at the same moment: a claim that is only being tried refuses ours
+#: as well, and a port is freed while another is taken.
+SURVEYS: Final = 4
 
-#: Rounds for which one reading of the list of sockets serves; the others go through
-#: the ports again where somebody was in the way, which takes microseconds.
-ROUNDS_A_SURVEY: Final = 4
+#: How often it goes through the ports again, after each survey, where somebody was in the
+#: way. That takes microseconds.
+RETRIES: Final = 3
 
 #: Tries at one asked-for UDP port. EADDRINUSE and being overtaken may be the
 #: passing effect of another claim, which takes some 10 µs.
@@ -202,103 +245,104 @@ DEFAULT_WINDOW: Final = 500
 # Programs.
 
 
-_KERNEL: Final[Program] = {
-    "connect": State(
-        Action.KERNEL,
-        Pick.NONE,
-        {Outcome.UNAVAILABLE: Verdict.EXHAUSTED, Outcome.IN_USE: Verdict.EXHAUSTED},
-    ),
-}
+_KERNEL: Final = _program(
+    {
+        "connect": State(
+            Action.KERNEL,
+            Pick.NONE,
+            {Outcome.UNAVAILABLE: Verdict.EXHAUSTED, Outcome.IN_USE: Verdict.EXHAUSTED},
+        ),
+    }
+)
 
-_EXCLUSIVE: Final[Program] = {
-    "bind": State(
-        Action.EXCLUSIVE_BIND,
-        Pick.ASKED,
-        {Outcome.IN_USE: Verdict.PORT_HELD, Outcome.UNAVAILABLE: Verdict.TUPLE_IN_USE},
-    ),
-}
+_EXCLUSIVE: Final = _program(
+    {
+        "bind": State(
+            Action.EXCLUSIVE_BIND,
+            Pick.ASKED,
+            {Outcome.IN_USE: Verdict.PORT_HELD, Outcome.UNAVAILABLE: Verdict.TUPLE_IN_USE},
+        ),
+    }
+)
 
-_SEARCH: Final[Program] = {
+_SEARCH: Final = {
     "search": State(Action.WINDOW, Pick.FULL_RANGE, {Outcome.UNAVAILABLE: Verdict.EXHAUSTED}),
 }
 
-_PROPOSE_THEN_SEARCH: Final[Program] = {
-    "propose": State(
-        Action.WINDOW,
-        Pick.LEDGER,
-        {Outcome.UNAVAILABLE: "propose"},
-        limit=PROPOSALS_BEFORE_SEARCH,
-        spent="search",
-    ),
-    **_SEARCH,
-}
+_PROPOSE_THEN_SEARCH: Final = _program(
+    {
+        "propose": State(
+            Action.WINDOW,
+            Pick.LEDGER,
+            {Outcome.UNAVAILABLE: "propose"},
+            limit=PROPOSALS_BEFORE_SEARCH,
+            spent="search",
+        ),
+        **_SEARCH,
+    }
+)
 
-_SHIFT: Final[Program] = {
-    "window": State(
-        Action.WINDOW,
-        Pick.RANDOM_WINDOW,
-        {Outcome.UNAVAILABLE: "window"},
-        limit=RANDOM_WINDOWS,
-    ),
-}
+_SHIFT: Final = _program(
+    {
+        "window": State(
+            Action.WINDOW,
+            Pick.RANDOM_WINDOW,
+            {Outcome.UNAVAILABLE: "window"},
+            limit=RANDOM_WINDOWS,
+        ),
+    }
+)
 
 
-def _survey(action: Action, refusals: tuple[Outcome, ...]) -> Program:
-    """Ask the kernel which ports are in use, and try those that look free.
+def _survey(action: Action, refusals: tuple[Outcome, ...]) -> Mapping[str, State]:
+    """Return states that ask the kernel which ports are in use, and try those that look free.
 
-    A refused proposal leaves the ledger, so going through it ends.
+    A refused proposal leaves the ledger, so going through it ends. Then the ports where
+    somebody was in the way get another chance; where nobody was, only another survey can
+    have news.
     """
-    program: dict[str, State] = {}
-    for number in range(1, ROUNDS + 1):
-        settle = f"settle {number}"
-        following = Verdict.EXHAUSTED if number == ROUNDS else _round(number + 1)
-        # Where nobody was in the way, only another survey can have news.
-        later = range(number, ROUNDS + 1)
-        survey = next((_round(n) for n in later if _surveys(n)), Verdict.EXHAUSTED)
-        if _surveys(number):
-            program[_round(number)] = State(
-                Action.SURVEY,
-                Pick.NONE,
-                {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: Verdict.EXHAUSTED},
-            )
-        else:
-            program[_round(number)] = State(
-                Action.RETRY,
-                Pick.NONE,
-                {Outcome.SOME_FREE: settle, Outcome.NONE_FREE: survey},
-            )
-        program[settle] = State(
+    return {
+        "survey": State(
+            Action.SURVEY,
+            Pick.NONE,
+            {Outcome.SOME_FREE: "settle", Outcome.NONE_FREE: Verdict.EXHAUSTED},
+            limit=SURVEYS,
+            renews=("settle", "retry"),
+        ),
+        "settle": State(
             action,
             Pick.LEDGER,
-            dict.fromkeys(refusals, settle),
+            dict.fromkeys(refusals, "settle"),
             limit=HIGHEST_PORT,
-            spent=following,
+            spent="retry",
             # The survey has shown the port to be free, so it was taken just now.
             passing=frozenset(refusals) - {Outcome.OCCUPIED},
-        )
-    return program
-
-
-def _surveys(number: int) -> bool:
-    return number % ROUNDS_A_SURVEY == 1
-
-
-def _round(number: int) -> str:
-    return f"survey {number}" if _surveys(number) else f"retry {number}"
+        ),
+        "retry": State(
+            Action.RETRY,
+            Pick.NONE,
+            {Outcome.SOME_FREE: "settle", Outcome.NONE_FREE: "survey"},
+            limit=RETRIES,
+            spent="survey",
+            renews=("settle",),
+        ),
+    }
 
 
 def _propose_then_survey(action: Action, refusals: tuple[Outcome, ...]) -> Program:
     """Propose from the ledger; when that gets nowhere, from what the kernel shows to be free."""
-    return {
-        "propose": State(
-            action,
-            Pick.LEDGER,
-            dict.fromkeys(refusals, "propose"),
-            limit=PROPOSALS_BEFORE_SURVEY,
-            spent="survey 1",
-        ),
-        **_survey(action, refusals),
-    }
+    return _program(
+        {
+            "propose": State(
+                action,
+                Pick.LEDGER,
+                dict.fromkeys(refusals, "propose"),
+                limit=PROPOSALS_BEFORE_SURVEY,
+                spent="survey",
+            ),
+            **_survey(action, refusals),
+        }
+    )
 
 
 _PROPOSE_WINDOWS: Final = _propose_then_survey(Action.WINDOW, (Outcome.UNAVAILABLE,))
@@ -311,16 +355,18 @@ _PROPOSE_CLAIMS: Final = _propose_then_survey(
     Action.CLAIM, (Outcome.IN_USE, Outcome.OCCUPIED, Outcome.OVERTAKEN)
 )
 
-# The kernel's search in steps of two leaves out one port of an odd number.
-_KERNEL_THEN_BIND: Final[Program] = {
-    "connect": State(Action.KERNEL, Pick.NONE, {Outcome.UNAVAILABLE: "survey 1"}),
-    **_survey(Action.SHARED_BIND, (Outcome.UNAVAILABLE, Outcome.IN_USE)),
-}
+# The kernel's search in steps of two skips one port when the range has an odd size.
+_KERNEL_THEN_BIND: Final = _program(
+    {
+        "connect": State(Action.KERNEL, Pick.NONE, {Outcome.UNAVAILABLE: "survey"}),
+        **_survey(Action.SHARED_BIND, (Outcome.UNAVAILABLE, Outcome.IN_USE)),
+    }
+)
 
 
 # An explicit bind that fails at connect() leaves the socket bound for good
 # (connect(AF_UNSPEC) does not release it), so we look before we bind.
-_LOOK_THEN_BIND: Final[Program] = {
+_BIND_AFTER_A_LOOK: Final = {
     "look": State(
         Action.LOOK,
         Pick.ASKED,
@@ -343,24 +389,30 @@ _LOOK_THEN_BIND: Final[Program] = {
     ),
 }
 
-_WINDOW_THEN_BIND: Final[Program] = {
-    "window": State(Action.WINDOW, Pick.ASKED, {Outcome.UNAVAILABLE: "look"}),
-    **_LOOK_THEN_BIND,
-}
+_LOOK_THEN_BIND: Final = _program(_BIND_AFTER_A_LOOK)
 
-_CLAIM_ASKED: Final[Program] = {
-    "claim": State(
-        Action.CLAIM,
-        Pick.ASKED,
-        {
-            Outcome.OCCUPIED: Verdict.TUPLE_IN_USE,
-            Outcome.IN_USE: "claim",
-            Outcome.OVERTAKEN: "claim",
-        },
-        limit=CLAIMS_OF_ONE_PORT,
-        spent=Verdict.PORT_HELD,
-    ),
-}
+_WINDOW_THEN_BIND: Final = _program(
+    {
+        "window": State(Action.WINDOW, Pick.ASKED, {Outcome.UNAVAILABLE: "look"}),
+        **_BIND_AFTER_A_LOOK,
+    }
+)
+
+_CLAIM_ASKED: Final = _program(
+    {
+        "claim": State(
+            Action.CLAIM,
+            Pick.ASKED,
+            {
+                Outcome.OCCUPIED: Verdict.TUPLE_IN_USE,
+                Outcome.IN_USE: "claim",
+                Outcome.OVERTAKEN: "claim",
+            },
+            limit=CLAIMS_OF_ONE_PORT,
+            spent=Verdict.PORT_HELD,
+        ),
+    }
+)
 
 
 # The table of strategies.
@@ -408,7 +460,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
             "full-range",
             "the kernel's search over the whole range, in steps of one from Linux 6.8 (before, it "
             "leaves out one port of an odd number)",
-            (_row(Case.STREAM_ANY_PORT, _SEARCH, Need.WINDOW), *_ASKED_ROWS),
+            (_row(Case.STREAM_ANY_PORT, _program(_SEARCH), Need.WINDOW), *_ASKED_ROWS),
         ),
         Strategy(
             "shifting-window",

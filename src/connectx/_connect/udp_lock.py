@@ -9,14 +9,20 @@ without an error to anybody. So the check is ours, and it needs a lock:
    or one inside this critical section.
 2. SO_REUSEADDR off: from here on nobody can bind the port.
 3. Look up the 4-tuple. Among bound sockets the kernel prefers a connected one,
-   then the newest. If it finds us, nobody is connected on the 4-tuple, and of all
-   who bound the port before it was locked, we alone may go on: several processes
+   then the newest. If it finds ours, nobody is connected on the 4-tuple, and of all
+   who bound the port before it was locked, ours alone may go on: several processes
    can have passed step 1 together, so the lock is not enough without this.
 4. Connect, and SO_REUSEADDR on, so that the port can be shared again.
 
 A process that dies anywhere in between leaves nothing: its socket goes with it.
-Measured (tests/test_udp_race.py): without the lock, without the
-lookup, or with the lookup after connect() there are duplicates; like this none.
+Measured (tests/test_udp_race.py): without the lock, without the lookup, or with the
+lookup after connect() there are duplicates; like this none.
+
+The three functions differ in what bind() leaves behind when the section fails:
+
+- `claim` binds the port. The socket is stuck on it, so it has to be replaced.
+- `claim_releasable` binds a one-port window, which connect(AF_UNSPEC) gives back.
+- `claim_by_placeholder` has another socket go through the section.
 
 Source: "How to stop running out of ephemeral ports" (2022), and
 udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.c.
@@ -26,8 +32,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from connectx.linux.sockopts import set_ip_local_port_range
-from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET, TCP_ESTABLISHED
+from connectx.linux.uapi import (
+    IP_LOCAL_PORT_RANGE,
+    IPPROTO_IP,
+    SO_COOKIE,
+    SO_REUSEADDR,
+    SOL_SOCKET,
+    TCP_ESTABLISHED,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -45,9 +57,12 @@ _LOOKS: Final = 8
 class Contested(Exception):  # noqa: N818 - an outcome of the section, not a failure
     """Another socket has the 4-tuple, or will.
 
-    connected: it is connected on the 4-tuple; otherwise it bound the port after
-    us and may connect next. The socket at hand is still bound and still locks the
-    port: close it, or release the port, at once.
+    The socket at hand is still bound and still locks the port: close it, or release the
+    port, at once.
+
+    Attributes:
+        connected: Whether the other one is connected on the 4-tuple; otherwise it bound
+            the port after us and may connect next.
     """
 
     def __init__(self, *, connected: bool) -> None:
@@ -88,7 +103,7 @@ def claim_releasable(
     source: Address,
     destination: Address,
 ) -> None:
-    """The same for a socket that must not be lost: its port can be released again.
+    """Do the same for a socket that must not be lost: its port can be released again.
 
     A one-port window and a bind to port 0 take the same port without the lock
     that bind() puts on an explicit one (SOCK_BINDPORT_LOCK), so connect(AF_UNSPEC)
@@ -98,13 +113,42 @@ def claim_releasable(
     """
     port = source[1]
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    set_ip_local_port_range(sock, port, port)
+    sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(port))
     sock.bind((source[0], 0, *source[2:]))
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
     if not lookup.shows(netlink, port, sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise _contested(lookup, netlink, port)
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+
+
+def claim_by_placeholder(
+    sock: socket.socket,
+    placeholder: socket.socket,
+    lookup: TupleLookup,
+    netlink: NetlinkSocket,
+    source: Address,
+    destination: Address,
+) -> None:
+    """Do the same for a port that no window can have, with another socket in the section.
+
+    What bind() is told stays, so the socket comes last: the placeholder holds the 4-tuple
+    until the socket is on it as well.
+    """
+    claim(placeholder, lookup, netlink, source, destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(source)
+    # No lock: whoever looks the 4-tuple up finds the placeholder on it.
+    sock.connect(destination)
+
+
+def one_port(port: int) -> int:
+    """Return IP_LOCAL_PORT_RANGE for a window of one port.
+
+    As an int, which setsockopt() takes quickest: unsigned for the kernel and signed for
+    Python, hence the wrap.
+    """
+    return port * 0x10001 - (port >> 15 << 32)
 
 
 def _contested(lookup: TupleLookup, netlink: NetlinkSocket, port: int) -> Exception:

@@ -6,18 +6,21 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Final
 
-from connectx._connect.namespace import NETWORKS, NEW_SOCKET, windows_work
-from connectx._connect.request import AF_INET, SOCK_STREAM, parse
+from connectx._connect.namespace import NAMESPACES, windows_work
+from connectx._connect.plan import NEW_SOCKET, make_plan, routed_source
+from connectx._connect.request import parse
 from connectx._connect.strategies import Verdict
-from connectx._connect.techniques import offer
+from connectx._connect.udp_lock import one_port
 from connectx._diagnosis import causes
 from connectx._diagnosis.census import Census, describe, of_exhaustion
-from connectx.addresses import Endpoint, FourTuple
+from connectx.addresses import AF_INET, SOCK_STREAM, Endpoint, FourTuple
 from connectx.linux.netlink import MalformedMessage
 from connectx.linux.reuse import read_reuse
 from connectx.linux.socket_dump import UNCONNECTED, Filter, dump, records
 from connectx.linux.uapi import (
+    IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
+    IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
     IPPROTO_TCP,
     SO_REUSEADDR,
@@ -29,14 +32,14 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from connectx._connect.namespace import Prepared
+    from connectx._connect.plan import Plan
 
 #: Destinations that hardly anybody is connected to, and both of them nobody: toward one that
 #: is a port's, the port would be taken whether it is locked or not.
 _NOBODYS: Final = (("127.255.255.254", 9), ("127.255.255.253", 9))
 
 
-def explain(verdict: Verdict, prepared: Prepared) -> str:
+def explain(verdict: Verdict, prepared: Plan) -> str:
     """Why an attempt failed and what would help, in a few plain lines."""
     if verdict is Verdict.TUPLE_IN_USE:
         return causes.advise([causes.TUPLE_IN_USE])
@@ -52,20 +55,20 @@ def explain(verdict: Verdict, prepared: Prepared) -> str:
     return f"{describe(census, subject)}\n{causes.advise(reasons)}"
 
 
-def take_census(prepared: Prepared) -> Census:
+def take_census(prepared: Plan) -> Census:
     """Count the ports toward a request's destination, as they are now.
 
     Raises OSError (EXDEV) where the calling thread is in another network namespace,
     and as netlink does.
     """
     request = prepared.request
-    network = prepared.network
+    network = prepared.namespace
     netlink = network.diag
-    ports = prepared.plan.ports
+    ports = prepared.ports
     within = set(range(ports.low, ports.high + 1))
     toward = dump(
         netlink,
-        request.diag_protocol,
+        request.table,
         request.wire_family,
         source=_wire_source(prepared),
         destination=request.wire_destination,
@@ -76,7 +79,7 @@ def take_census(prepared: Prepared) -> Census:
     connected = within.intersection(r.source_port for r in toward) - time_wait
     # On any address, of either family: a port that is bound is closed to every connect()
     # that is to choose one (__inet_hash_connect looks at no address).
-    everybody = records(netlink, None, Filter(request.diag_protocol))
+    everybody = records(netlink, None, Filter(request.table))
     anywhere = {record.source_port for record in everybody}
     reserved = {
         port for hole in network.reserved for port in range(hole.low, hole.high + 1)
@@ -108,7 +111,7 @@ def take_census(prepared: Prepared) -> Census:
     )
 
 
-def source_of(prepared: Prepared) -> str:
+def source_of(prepared: Plan) -> str:
     """The source address in text form: what was asked for, or what routing chooses.
 
     Raises OSError where there is no route.
@@ -116,13 +119,13 @@ def source_of(prepared: Prepared) -> str:
     return prepared.host or prepared.request.source_host(_wire_source(prepared))
 
 
-def _wire_source(prepared: Prepared) -> bytes:
+def _wire_source(prepared: Plan) -> bytes:
     request = prepared.request
     known = prepared.source or request.wire_source
-    return known or prepared.network.routed_source(request, prepared.options)
+    return known or routed_source(prepared.namespace, request, prepared.options)
 
 
-def shared(prepared: Prepared, port: int) -> bool:
+def shared(prepared: Plan, port: int) -> bool:
     """Whether one more socket toward the destination would be let onto a port, by trying.
 
     Nothing is sent. Raises OSError for anything but a port that is taken.
@@ -138,7 +141,7 @@ def shared(prepared: Prepared, port: int) -> bool:
                 scratch.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
                 scratch.bind(prepared.source_at(port))
             else:
-                offer(scratch, prepared, port)
+                _offer(scratch, prepared, port)
                 scratch.connect(request.address)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
@@ -157,12 +160,21 @@ def locked(ports: Iterable[int]) -> list[int] | None:
     """
     if not tells_binds_apart():
         return None
-    network = NETWORKS.here()
+    network = NAMESPACES.here()
     toward = [
-        network.prepare(parse(AF_INET, SOCK_STREAM, 0, "auto", None, destination), NEW_SOCKET)
+        make_plan(network, parse(AF_INET, SOCK_STREAM, 0, "auto", None, destination), NEW_SOCKET)
         for destination in _NOBODYS
     ]
     return [port for port in sorted(ports) if not any(shared(each, port) for each in toward)]
+
+
+def _offer(scratch: socket.socket, plan: Plan, port: int) -> None:
+    """Have connect() take a port, as a connection of ours would."""
+    scratch.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    if plan.binds:
+        scratch.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        scratch.bind(plan.any_port)
+    scratch.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(port))
 
 
 def tells_binds_apart() -> bool:

@@ -13,11 +13,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx._connect.namespace import NETWORKS, NEW_SOCKET, Options
-from connectx._connect.request import DIAG_PROTOCOLS, parse, sockaddr
+from connectx._connect.namespace import NAMESPACES
+from connectx._connect.plan import NEW_SOCKET, Options, make_plan
+from connectx._connect.request import parse
 from connectx._diagnosis.explanation import locked, source_of, take_census, tells_binds_apart
 from connectx._diagnosis.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
-from connectx.addresses import Endpoint
+from connectx.addresses import PROTOCOLS, Endpoint
 from connectx.errors import RangeNotHonoured
 from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
@@ -380,7 +381,7 @@ def _with_port(
     """The same, with who is on the source port, if that keeps the call from it."""
     port, stream = asked.source.port, asked.protocol in ("tcp", "mptcp")
     chosen = asked.source.host or asked.census_source
-    everybody = with_v6only(netlink, Filter(DIAG_PROTOCOLS[asked.protocol], source_port=port))
+    everybody = with_v6only(netlink, Filter(PROTOCOLS[asked.protocol].table, source_port=port))
     on_tuple = False
     if asked.destination is not None and chosen:
         ends = [packed(host)[1][0] for host in (chosen, asked.destination.host)]
@@ -439,7 +440,7 @@ def _is_local(source: Endpoint) -> bool | None:
         # Without a port, which might be held, and which nobody needs.
         set_ip_bind_address_no_port(scratch, on=True)
         try:
-            scratch.bind(sockaddr(family, source._replace(port=0)))
+            scratch.bind(source._replace(port=0).sockaddr(family))
         except OSError as error:
             return False if error.errno == errno.EADDRNOTAVAIL else None
     return True
@@ -453,7 +454,7 @@ def _with_census(asked: Asked, destination: Endpoint) -> Asked:
     kind, proto = SOCKETS[asked.protocol]
     source = (asked.source.host, 0) if asked.source.host else None
     family = AF_INET6 if ":" in destination.host else AF_INET
-    request = parse(0, kind, proto, "auto", source, sockaddr(family, destination))
+    request = parse(0, kind, proto, "auto", source, destination.sockaddr(family))
     options = Options(ports=asked.ports, replaceable=True) if asked.ports else NEW_SOCKET
-    prepared = NETWORKS.here().prepare(request, options)
+    prepared = make_plan(NAMESPACES.here(), request, options)
     return asked._replace(census=take_census(prepared), census_source=source_of(prepared))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from connectx._connect.namespace import NEW_SOCKET
+from connectx._connect.plan import NEW_SOCKET, routed_source
 from connectx.linux.tcp_states import STATE_NAMES
 
 if TYPE_CHECKING:
-    from connectx._connect.namespace import Network
+    from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
 
 
@@ -44,17 +44,17 @@ class Capacity(NamedTuple):
     sources: tuple[SourceCapacity, ...]
 
 
-def count(network: Network, request: Request, within: set[int]) -> SourceCapacity:
+def count(namespace: Namespace, request: Request, within: set[int]) -> SourceCapacity:
     """The ports of a request's source toward its destination; within: those that may be used.
 
     Raises OSError as routing and netlink do.
     """
     from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
 
-    wire = request.wire_source or network.routed_source(request, NEW_SOCKET)
+    wire = request.wire_source or routed_source(namespace, request, NEW_SOCKET)
     found = ports_toward(
-        network.diag,
-        request.diag_protocol,
+        namespace.diag,
+        request.table,
         request.wire_family,
         wire,
         request.wire_destination,

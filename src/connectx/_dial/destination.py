@@ -1,63 +1,103 @@
-"""What a dialer knows of one destination: what is open, which sources are full, and who waits.
+"""What a dialer knows of its destinations: what is open, what is full, and who waits.
 
-What to make of it is connectx._dial.call's affair.
+All counts change here, under one lock, which is held while something is changed and never
+while something is tried, waited for, or called that could come back.
+
+- A `Slot` is one connection's place, for as long as a socket has it. Its end is noted
+  without the lock, since a socket may be collected as garbage in the middle of anything,
+  and counted by the next call that looks.
+- Calls that wait for a destination stand in wait queues, one for each source that they
+  are bound to, and one for those that may have any. The first of a queue is the only one
+  that tries.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Hashable
+    import threading
+    from collections.abc import Callable, Hashable, Mapping
+    from typing import Protocol
 
+    from connectx._connect.waits import Waiter
     from connectx.addresses import PortRange
+
+    class Queued(Protocol):
+        """A call that waits."""
+
+        queue: Destination | None
+
 
 #: Connections of a destination from which on others' are counted as well: reading the
 #: list of sockets costs as much as opening some of them.
 WORTH_COUNTING: Final = 32
 
-#: Seconds after which a range that was full is tried in its turn again, or who waits for
-#: one of many would search them all each second: this many times as long as the search
-#: took, for each that is full, and within these bounds. An end there tells sooner.
+#: Seconds after which a range that was full is tried in its turn again, or a call that waits
+#: for one of many would search them all each second: this many times as long as the search
+#: took, for each that is full, and within these bounds. An end there ends it sooner.
 _FULL_REST: Final = 50.0
 _FULL_SHORTEST: Final = 1.0
 _FULL_LONGEST: Final = 10.0
 
+#: Seconds for which others' connections are believed to be there still.
+_SEEN_FOR: Final = 10.0
 
-class Turn(Protocol):
-    """A place in the line, which a driver makes: how its caller waits."""
 
-    def wake(self) -> None:
-        """Have it look again; from any thread, at any moment, several times too."""
+class Counters:
+    """What a dialer has done since it was made; see `connectx._dial.policy.Stats`.
 
-    def close(self) -> None:
-        """The call is over; it may be woken all the same."""
+    Attributes:
+        failures: How many tries ended with each errno.
+    """
+
+    __slots__ = (
+        "attempts",
+        "failures",
+        "opened",
+        "retries",
+        "search_seconds",
+        "unserved",
+        "waiting",
+        "waits",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.opened = 0
+        self.retries = 0
+        self.waits = 0
+        self.waiting = 0
+        self.failures: dict[int, int] = {}
+        self.search_seconds = 0.0
+        self.unserved = 0
 
 
 class Destination:
     """What is open, and who waits, toward one destination.
 
-    open: connections by source address. seen: others' connections by source address,
-    as the kernel said last. total: all of `open`.
-    lines: who waits, the first one first, by the source waited for; "" for any. None is empty.
-    ear: what ends were heard by, for the next in line, while nobody hears.
-    full: until when a source's range need not be tried before others, nor by who waits.
-    last: the source address that was tried last. searching: those that are tried now, and
-    where nothing has ended meanwhile.
-    requests: what to ask for, by source address, for a driver in a hurry; names: what
-    callers call the destination, for the same.
+    Attributes:
+        key: Names it.
+        open: Connections by source address.
+        total: All of them.
+        seen: Others' connections by source address, as the kernel said last.
+        queues: Who waits, by the source waited for ("" for any); none is empty.
+        endings: How ends are noticed, left by one first in a queue for the next.
+        full: Until when a source's range need not be tried before others, nor by a call
+            that waits.
+        last: The source address that was tried last.
+        searching: Those that are tried now, and where nothing has ended meanwhile.
     """
 
     __slots__ = (
-        "ear",
+        "endings",
         "full",
         "key",
         "last",
-        "lines",
-        "names",
         "open",
-        "requests",
+        "queues",
         "searching",
         "seen",
         "seen_until",
@@ -66,17 +106,19 @@ class Destination:
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
-        self.names: list[Hashable] = []
-        self.requests: dict[str, Any] = {}
         self.open: dict[str, int] = {}
+        self.total = 0
         self.seen: dict[str, int] = {}
         self.seen_until = 0.0
+        self.queues: dict[str, deque[Waiter]] = {}
+        self.endings: Any = None
         self.full: dict[tuple[str, PortRange | None], float] = {}
         self.last = ""
         self.searching: set[str] = set()
-        self.ear: Any = None
-        self.total = 0
-        self.lines: dict[str, deque[Turn]] = {}
+
+    def __repr__(self) -> str:
+        waiting = sum(map(len, self.queues.values()))
+        return f"<Destination {self.key!r}: {self.total} open, {waiting} waiting>"
 
     @property
     def growing(self) -> bool:
@@ -85,7 +127,7 @@ class Destination:
         return total >= WORTH_COUNTING and not total & (total - 1)
 
     def clear(self, host: str | None) -> None:
-        """Something has ended there, so that its range may not be full any more; None: anywhere."""
+        """Note that something has ended there, so its range may not be full; None: anywhere."""
         if host is None:
             self.full = {}
             self.searching.clear()
@@ -96,22 +138,271 @@ class Destination:
             self.searching.difference_update(here)
 
     def fill(self, host: str, ports: PortRange | None, now: float, begun: float) -> None:
-        """A search that began then has found no port there."""
+        """Note that a search that began then has found no port there."""
         number = len(self.full) + ((host, ports) not in self.full)
         seconds = _FULL_REST * number * (now - begun)
         self.full[host, ports] = now + min(max(seconds, _FULL_SHORTEST), _FULL_LONGEST)
 
     def load(self, host: str) -> int:
-        """How many connections there are from a source address."""
+        """Return how many connections there are from a source address."""
         return self.open.get(host, 0) + self.seen.get(host, 0)
 
+    def first(self, lane: str) -> Waiter | None:
+        """Return who is first in a queue, if anybody is."""
+        queue = self.queues.get(lane)
+        try:
+            return queue[0] if queue else None
+        except IndexError:
+            return None  # It has left in this very moment, and has woken the next one.
+
     def wake(self, host: str | None) -> None:
-        """Have those look again who are first in a line for a source; None: for any of them."""
-        for name in tuple(self.lines) if host is None else {"", host}:
-            line = self.lines.get(name)
-            if line:
-                try:
-                    first = line[0]
-                except IndexError:
-                    continue  # It has left in this very moment, and has woken the next one.
+        """Have those look again who are first in a queue for a source; None: for any of them."""
+        for lane in tuple(self.queues) if host is None else {"", host}:
+            first = self.first(lane)
+            if first is not None:
                 first.wake()
+
+
+class Slot:
+    """One connection's place, for as long as a socket has it.
+
+    Ends with `release`, or when nobody has it any more: a socket thrown away unclosed
+    is closed, too.
+
+    Attributes:
+        owner: Where it counts; None before and after. Set and unset with the counts.
+        destination, host: What it counts for.
+    """
+
+    __slots__ = ("_others", "destination", "host", "owner")
+
+    destination: Destination
+
+    def __init__(self, host: str) -> None:
+        self.owner: Destinations | None = None
+        self.host = host
+        self._others = 0
+
+    def release(self) -> None:
+        """Give the place back; may be called again, and at any moment."""
+        # Unset if an interrupt came in the middle of making it.
+        owner = getattr(self, "owner", None)
+        if owner is not None:
+            self.owner = None
+            owner.ended.append((self.destination, self.host, True))
+            if self.destination.queues:
+                self.destination.wake(self.host)
+
+    __del__ = release
+
+    def shared(self) -> None:
+        """Have one more socket have it, after dup()."""
+        self._others += 1
+
+    def closed(self) -> None:
+        """Note that one of the sockets is closed; the last one gives the place back."""
+        if self._others:
+            self._others -= 1
+        else:
+            self.release()
+
+    def detached(self, sock: Any) -> None:
+        """Go on without the socket, whose descriptor gets an owner such as an SSLSocket.
+
+        From now on the place ends when the socket is found to be gone.
+        """
+        if self.owner is not None:
+            self.owner.on_detached(self, sock)
+
+
+class Destinations:
+    """The destinations of one dialer, and all that is counted.
+
+    Attributes:
+        limit: Connections to one destination at most; 0 for no limit.
+        counters: What was done.
+        on_detached: Called with a slot and a socket whose end nobody will report.
+        ended: Ends that are yet to be counted, and whether they have freed a port.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        lock: threading.Lock,
+        clock: Callable[[], float],
+        on_detached: Callable[[Slot, Any], None],
+    ) -> None:
+        self.limit = limit
+        self.on_detached = on_detached
+        self.counters = Counters()
+        self.ended: deque[tuple[Destination, str, bool]] = deque()
+        self._lock = lock
+        self._clock = clock
+        self._known: dict[Hashable, Destination] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, key: Hashable) -> Destination:
+        """Return what is known of a destination; a new one where there is nothing."""
+        if self.ended:
+            with self._lock:
+                self._count_ended()
+        return self._known.get(key) or Destination(key)
+
+    def open_to(self, key: Hashable) -> dict[str, int]:
+        """Return how many connections are open to a destination now, by source address."""
+        with self._lock:
+            self._count_ended()
+            found = self._known.get(key)
+            return {} if found is None else {host: n for host, n in found.open.items() if n}
+
+    def everything(self) -> list[Destination]:
+        """Return all destinations that something is open to, or waited for."""
+        with self._lock:
+            self._count_ended()
+            return list(self._known.values())
+
+    def saw(self, key: Hashable, counts: Mapping[str, int]) -> None:
+        """Take from the kernel how many connections each source has to a destination in all."""
+        with self._lock:
+            self._count_ended()
+            found = self._known.get(key)
+            if found is not None:
+                found.seen = {
+                    host: max(0, count - found.open.get(host, 0)) for host, count in counts.items()
+                }
+                found.seen_until = self._clock() + _SEEN_FOR
+
+    # Slots.
+
+    def reserve(self, key: Hashable, slot: Slot) -> bool:
+        """Have a slot count, for a connection that is about to be tried; not above the limit."""
+        with self._lock:
+            if self.ended:
+                self._count_ended()
+            destination = self._known.get(key)
+            if destination is None:
+                destination = self._known[key] = Destination(key)
+            if self.limit and destination.total >= self.limit:
+                self._forget(destination)
+                return False
+            count = destination.open.get(slot.host, 0)
+            slot.destination = destination
+            destination.total += 1
+            destination.open[slot.host] = count + 1
+            slot.owner = self
+            self.counters.attempts += 1
+            return True
+
+    def refused(self, slot: Slot, number: int, retries: int, seconds: float) -> None:
+        """Take a place back, since the try has found no port.
+
+        Wakes nobody, unlike the end of a connection.
+
+        number: its errno. retries, seconds: how many ports were refused, in what time.
+        """
+        with self._lock:
+            if slot.owner is not None:
+                slot.owner = None
+                self.ended.append((slot.destination, slot.host, False))
+            self._count_ended()
+            self.counters.retries += retries
+            self.counters.search_seconds += seconds
+            self._count_failure(number)
+
+    def opened(self, retries: int) -> None:
+        """Count a try that was good; retries: how many ports were refused before."""
+        with self._lock:
+            self.counters.opened += 1
+            self.counters.retries += retries
+
+    def failed(self, error: BaseException) -> None:
+        """Count a try that met with an error; not if it was called off."""
+        number = error.errno if isinstance(error, OSError) else 0
+        if not number and isinstance(error, TimeoutError):
+            # Those that Python raises itself have none.
+            number = errno.ETIMEDOUT
+        with self._lock:
+            self._count_failure(number or 0)
+
+    def unserved(self) -> None:
+        """Count a call that has not come to a try."""
+        with self._lock:
+            self.counters.unserved += 1
+
+    # Wait queues.
+
+    def join(self, call: Queued, key: Hashable, waiter: Waiter, lane: str, *, again: bool) -> None:
+        """Have a call wait at the end of one of a destination's queues.
+
+        again: whether it has waited before.
+        """
+        with self._lock:
+            destination = self._known.get(key)
+            if destination is None:
+                destination = self._known[key] = Destination(key)
+            # First, so that an interrupt leaves nobody in the queue who does not know of it.
+            call.queue = destination
+            queue = destination.queues.setdefault(lane, deque())
+            self.counters.waits += not again
+            self.counters.waiting += 1
+            queue.append(waiter)
+
+    def leave(self, destination: Destination, waiter: Waiter, lane: str) -> None:
+        """Have a call wait no longer; the next one is woken, since there may be more.
+
+        May be called again, if it was interrupted.
+        """
+        with self._lock:
+            queue = destination.queues.get(lane)
+            if queue and waiter in queue:
+                self.counters.waiting -= 1
+                queue.remove(waiter)
+            if not queue:
+                destination.queues.pop(lane, None)
+            self._forget(destination)
+        destination.wake(lane)
+
+    def hand_on(self, destination: Destination, endings: object) -> bool:
+        """Keep how ends are noticed for who is next; False if nobody is, or has its own."""
+        with self._lock:
+            if not destination.queues or destination.endings is not None:
+                return False
+            destination.endings = endings
+            return True
+
+    def take_over(self, destination: Destination) -> Any:
+        """Return what the last one to notice ends has handed on; None if that is nothing."""
+        with self._lock:
+            endings, destination.endings = destination.endings, None
+        return endings
+
+    # With the lock held.
+
+    def _count_ended(self) -> None:
+        ended = self.ended
+        while ended:
+            destination, host, freed = ended[0]
+            if freed and (destination.full or destination.searching):
+                destination.clear(host)
+            count = destination.open[host] - 1
+            destination.total -= 1
+            destination.open[host] = count
+            ended.popleft()
+            if not count:
+                del destination.open[host]
+            if not destination.total:
+                self._forget(destination)
+
+    def _count_failure(self, number: int) -> None:
+        if number:
+            failures = self.counters.failures
+            failures[number] = failures.get(number, 0) + 1
+
+    def _forget(self, destination: Destination) -> None:
+        """Keep nothing of a destination that is idle."""
+        if destination.total or destination.queues:
+            return
+        if self._known.get(destination.key) is destination:
+            del self._known[destination.key]

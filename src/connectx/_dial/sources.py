@@ -59,6 +59,14 @@ class Sources:
         self._pools = _pools(sources)
         self.any = not self._pools
 
+    def __str__(self) -> str:
+        if self.any:
+            return "any source"
+        hosts = sum(len(pool.hosts) for pool in self._pools.values())
+        prefixes = sum(len(pool.prefixes) for pool in self._pools.values())
+        counted = [(hosts, "source", "sources"), (prefixes, "prefix", "prefixes")]
+        return ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counted if n)
+
     def serves(self, version: int) -> bool:
         """Whether there is a source of IP version 4 or 6."""
         return self.any or version in self._pools

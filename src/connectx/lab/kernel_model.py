@@ -44,7 +44,7 @@ from connectx.addresses import Endpoint, PortRange
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from connectx._connect.attempt import Plan
+    from connectx._connect.attempt import Terms
 
 #: A source of which nothing has been chosen yet.
 _UNBOUND: Final = Endpoint("", 0)
@@ -545,7 +545,7 @@ class _Driver:
     """Does what an attempt says, as connectx._connect.connection does it with real sockets."""
 
     def __init__(
-        self, kernel: KernelModel, plan: Plan, destination: Endpoint, host: str, *, stream: bool
+        self, kernel: KernelModel, plan: Terms, destination: Endpoint, host: str, *, stream: bool
     ) -> None:
         self.kernel = kernel
         self.plan = plan
@@ -623,7 +623,7 @@ class _Driver:
 
 def drive(
     kernel: KernelModel,
-    plan: Plan,
+    plan: Terms,
     destination: Endpoint,
     *,
     stream: bool = True,

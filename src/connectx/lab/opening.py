@@ -16,8 +16,9 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from connectx._connect import strategies
+from connectx._connect.connection import Connection
 from connectx._connect.request import parse_literal
-from connectx.blocking import open_connection
+from connectx.blocking import run
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_bind_address_no_port, set_ip_local_port_range
 
@@ -108,38 +109,22 @@ def _one_window(size: int, kind: socket.SocketKind, proto: int, ports: PortRange
     return open_one
 
 
-class _Retries:
-    """Is told how often the library was refused (connectx._connect.connection.Watch)."""
-
-    in_line = False
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def leave(self) -> None:
-        """Nobody waits in line here."""
-
-    def retried(self, count: int) -> None:
-        """Note them."""
-        self.count = count
-
-
 def _by_strategy(way: str, kind: socket.SocketKind, proto: int) -> Opener:
     # What connectx.create_connection() does with an IP address, and it says how often it
     # was refused before it succeeded.
-    retries = _Retries()
-
     def open_one(source: Address, destination: Address) -> Opened:
-        retries.count = 0
         begun = time.perf_counter_ns()
         request = parse_literal(destination, source, kind, proto, way)
         if request is None:
             raise ValueError(f"not IP addresses: {source} and {destination}")
         try:
-            sock = open_connection(request, None, None, retries)
+            connection = Connection(request, None)
+            steps = connection.begin()
+            if steps is not None:
+                run(steps)
         except PortsExhausted as error:
             spent = time.perf_counter_ns() - begun
             return Opened(None, spent, max(error.attempts - 1, 0), error.errno or 0)
-        return Opened(sock, time.perf_counter_ns() - begun, retries.count, 0)
+        return Opened(connection.sock, time.perf_counter_ns() - begun, connection.retries, 0)
 
     return open_one

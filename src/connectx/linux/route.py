@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.linux.netlink import MalformedMessage, NetlinkError
+from connectx.linux.sock_diag import address_size
 from connectx.linux.structs import RTATTR, RTMSG
 from connectx.linux.uapi import (
     AF_INET,
-    AF_INET6,
     IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPPROTO_UDPLITE,
@@ -48,69 +49,7 @@ class Route(NamedTuple):
     interface: int
 
 
-class RouteLookup:
-    """Looks one destination up, for a socket with the given options.
-
-    family, destination: AF_INET with 4 octets, AF_INET6 with 16; an IPv4-mapped
-    destination is the caller's to unwrap.
-    mark, tos: the socket's SO_MARK and IP_TOS.
-    interface: the device it is bound to, or the scope of a link-local destination.
-    uid: the socket's owner; None for the calling process.
-    protocol, destination_port: for rules that look at them; 0 leaves them out.
-    source: the address it is bound to, which must be local; b"" for none.
-
-    Immutable, hence shared by threads at will; each brings its own netlink socket
-    (NETLINK_ROUTE).
-    """
-
-    __slots__ = ("_family", "_request", "_source")
-
-    def __init__(
-        self,
-        family: int,
-        destination: bytes,
-        *,
-        mark: int = 0,
-        interface: int = 0,
-        uid: int | None = None,
-        tos: int = 0,
-        protocol: int = 0,
-        destination_port: int = 0,
-        source: bytes = b"",
-    ) -> None:
-        self._family = family
-        self._source = source
-        attributes = {RTA_DST: destination}
-        if source:
-            attributes[RTA_SRC] = source
-        if interface:
-            attributes[RTA_OIF] = _u32(interface)
-        if mark:
-            attributes[RTA_MARK] = _u32(mark)
-        if uid is not None:
-            attributes[RTA_UID] = _u32(uid)
-        if protocol == IPPROTO_MPTCP:
-            protocol = IPPROTO_TCP
-        # rtm_getroute_parse_ip_proto() refuses UDP-Lite, which no rule for UDP matches.
-        if protocol and protocol != IPPROTO_UDPLITE:
-            attributes[RTA_IP_PROTO] = bytes([protocol])
-        if destination_port:
-            attributes[RTA_DPORT] = destination_port.to_bytes(2, "big")
-        self._request = encode_request(family, tos, attributes)
-
-    def find(self, netlink: NetlinkSocket) -> Route:
-        """The route as it is now.
-
-        Raises NetlinkError with the errno connect() would give: ENETUNREACH without
-        a route, EHOSTUNREACH, EACCES or EINVAL for one of type unreachable, prohibit
-        or blackhole, EADDRNOTAVAIL where no source address fits; ENODEV or
-        ENETUNREACH for a device that is not there. MalformedMessage.
-        """
-        reply = netlink.request(RTM_GETROUTE, self._request)
-        return decode_route(self._family, reply, self._source)
-
-
-def source_address(
+def find_route(
     netlink: NetlinkSocket,
     family: int,
     destination: bytes,
@@ -121,42 +60,110 @@ def source_address(
     tos: int = 0,
     protocol: int = 0,
     destination_port: int = 0,
-) -> bytes:
-    """The source address for a destination, packed; arguments and errors as `RouteLookup`."""
-    lookup = RouteLookup(
-        family,
-        destination,
-        mark=mark,
-        interface=interface,
-        uid=uid,
-        tos=tos,
-        protocol=protocol,
-        destination_port=destination_port,
+    source: bytes = b"",
+) -> Route:
+    """Return the route of a socket's packets, as it is now.
+
+    Args:
+        netlink: A NETLINK_ROUTE socket.
+        family: AF_INET or AF_INET6.
+        destination: 4 or 16 octets; an IPv4-mapped one is the caller's to unwrap.
+        mark, tos: The socket's SO_MARK and IP_TOS.
+        interface: The device it is bound to, or the scope of a link-local destination.
+        uid: The socket's owner; None for the calling process.
+        protocol, destination_port: For rules that look at them; 0 leaves them out.
+        source: The address it is bound to, which must be local; b"" for none.
+
+    Raises:
+        NetlinkError: With the errno that connect() would give: ENETUNREACH without a
+            route, EHOSTUNREACH, EACCES or EINVAL for one of type unreachable, prohibit
+            or blackhole, EADDRNOTAVAIL where no source address fits; ENODEV or
+            ENETUNREACH for a device that is not there.
+        MalformedMessage: The kernel's answer makes no sense.
+    """
+    request = encode_request(
+        family, destination, source, tos, mark, interface, uid, protocol, destination_port
     )
-    return lookup.find(netlink).source
+    return decode_route(family, netlink.request(RTM_GETROUTE, request), source)
 
 
-def encode_request(family: int, tos: int, attributes: dict[int, bytes]) -> bytes:
-    """An RTM_GETROUTE request without its netlink header: rtmsg and attributes."""
-    destination = attributes[RTA_DST]
-    if len(destination) != {AF_INET: 4, AF_INET6: 16}.get(family):
+def encode_request(
+    family: int,
+    destination: bytes,
+    source: bytes = b"",
+    tos: int = 0,
+    mark: int = 0,
+    interface: int = 0,
+    uid: int | None = None,
+    protocol: int = 0,
+    destination_port: int = 0,
+) -> bytes:
+    """Return an RTM_GETROUTE request without its netlink header: rtmsg and attributes."""
+    if len(destination) != address_size(family):
         raise ValueError("family and destination do not match")
-    bits = 8 * len(destination)
-    request = RTMSG.pack(family, bits, bits if RTA_SRC in attributes else 0, tos, 0, 0, 0, 0, 0)
-    for kind, value in attributes.items():
-        request += RTATTR.pack(RTATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
+    request = _encode_beginning(family, tos, bool(source)) + destination
+    if source:
+        request += _ATTRIBUTE[RTA_SRC, len(source)] + source
+    request += _encode_options(mark, interface, uid, protocol)
+    if destination_port:
+        request += _ATTRIBUTE[RTA_DPORT, 2] + destination_port.to_bytes(2, "big") + b"\0\0"
     return request
 
 
+#: The headers of attributes, by type and octets of the value.
+_ATTRIBUTE: Final = {
+    (kind, size): RTATTR.pack(RTATTR.size + size, kind)
+    for kind, sizes in {
+        RTA_DST: (4, 16),
+        RTA_SRC: (4, 16),
+        RTA_OIF: (4,),
+        RTA_MARK: (4,),
+        RTA_UID: (4,),
+        RTA_IP_PROTO: (1,),
+        RTA_DPORT: (2,),
+    }.items()
+    for size in sizes
+}
+
+
+@lru_cache(maxsize=32)
+def _encode_beginning(family: int, tos: int, with_source: bool) -> bytes:  # noqa: FBT001
+    """Return an RTM_GETROUTE request without its netlink header, as far as the destination."""
+    size = address_size(family)
+    rtmsg = RTMSG.pack(family, 8 * size, 8 * size * with_source, tos, 0, 0, 0, 0, 0)
+    return rtmsg + _ATTRIBUTE[RTA_DST, size]
+
+
+@lru_cache(maxsize=128)
+def _encode_options(mark: int, interface: int, uid: int | None, protocol: int) -> bytes:
+    """Return the attributes that many destinations have in common."""
+    if protocol == IPPROTO_MPTCP:
+        protocol = IPPROTO_TCP
+    values = {RTA_OIF: interface, RTA_MARK: mark, RTA_UID: uid}
+    attributes = b"".join(
+        _ATTRIBUTE[kind, 4] + value.to_bytes(4, sys.byteorder)
+        for kind, value in values.items()
+        if value or (kind == RTA_UID and value is not None)
+    )
+    # rtm_getroute_parse_ip_proto() refuses UDP-Lite, which no rule for UDP matches.
+    if protocol and protocol != IPPROTO_UDPLITE:
+        attributes += _ATTRIBUTE[RTA_IP_PROTO, 1] + bytes([protocol, 0, 0, 0])
+    return attributes
+
+
 def decode_route(family: int, payload: bytes, asked: bytes = b"") -> Route:
-    """The route in an RTM_NEWROUTE message without its netlink header.
+    """Return the route in an RTM_NEWROUTE message without its netlink header.
 
     asked: the source that was asked for, which the kernel then does not repeat.
     """
     if len(payload) < RTMSG.size or payload[0] != family:
         raise MalformedMessage("not an rtmsg of the family asked for")
-    found = dict(attributes_in(memoryview(payload)[RTMSG.size :]))
-    source, interface = found.get(RTA_PREFSRC, asked), found.get(RTA_OIF, bytes(4))
+    source, interface = asked, bytes(4)
+    for kind, value in attributes_in(payload, RTMSG.size):
+        if kind == RTA_PREFSRC:
+            source = value
+        elif kind == RTA_OIF:
+            interface = value
     if not source:
         # Every address of the device is tentative, or it has none of this family.
         raise NetlinkError(errno.EADDRNOTAVAIL, "no source address fits the destination")
@@ -165,19 +172,15 @@ def decode_route(family: int, payload: bytes, asked: bytes = b"") -> Route:
     return Route(source, int.from_bytes(interface, sys.byteorder))
 
 
-def attributes_in(view: memoryview) -> Iterator[tuple[int, bytes]]:
-    """The types and values of rtattr after rtattr; raises MalformedMessage."""
-    offset = 0
-    while offset < len(view):
-        remaining = len(view) - offset
+def attributes_in(octets: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the types and values of rtattr after rtattr; raises MalformedMessage."""
+    end = len(octets)
+    while offset < end:
+        remaining = end - offset
         if remaining < RTATTR.size:
             raise MalformedMessage(f"{remaining} octets are too few for rtattr")
-        length, kind = RTATTR.unpack_from(view, offset)
+        length, kind = RTATTR.unpack_from(octets, offset)
         if not RTATTR.size <= length <= remaining:
             raise MalformedMessage(f"rta_len {length}, with {remaining} octets left")
-        yield kind, bytes(view[offset + RTATTR.size : offset + length])
+        yield kind, bytes(octets[offset + RTATTR.size : offset + length])
         offset += length + 3 & ~3
-
-
-def _u32(value: int) -> bytes:
-    return value.to_bytes(4, sys.byteorder)

@@ -74,7 +74,7 @@ def record_routes() -> None:
         ("route-ipv6", uapi.AF_INET6, "::1"),
         ("route-none", uapi.AF_INET, "192.0.2.1"),
     ):
-        request = encode_request(family, 0, {uapi.RTA_DST: socket.inet_pton(family, host)})
+        request = encode_request(family, socket.inet_pton(family, host))
         record(name, uapi.NETLINK_ROUTE, uapi.RTM_GETROUTE, request)
 
 

@@ -1,0 +1,72 @@
+"""The error for a verdict: which class, which errno, and how it explains itself."""
+
+from __future__ import annotations
+
+import errno
+import functools
+from typing import TYPE_CHECKING, Final
+
+from connectx._connect.plan import routed_source
+from connectx._connect.strategies import Verdict
+from connectx.addresses import FourTuple
+from connectx.errors import ConnectxError, PortHeld, PortsExhausted, TupleInUse
+
+if TYPE_CHECKING:
+    from connectx._connect.plan import Plan
+
+#: The error of each verdict, with its errno for streams and for datagrams.
+_FAILURES: Final[dict[Verdict, tuple[type[ConnectxError], int, int]]] = {
+    Verdict.EXHAUSTED: (PortsExhausted, errno.EADDRNOTAVAIL, errno.EAGAIN),
+    Verdict.TUPLE_IN_USE: (TupleInUse, errno.EADDRNOTAVAIL, errno.EADDRINUSE),
+    Verdict.PORT_HELD: (PortHeld, errno.EADDRINUSE, errno.EADDRINUSE),
+}
+
+#: Why routing may not be asked: the thread is in another namespace, or there are no
+#: descriptors or memory left. That must not take the place of what the errno is about.
+_CANNOT_ASK: Final = frozenset(
+    {errno.EXDEV, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+)
+
+
+def failure(verdict: Verdict, plan: Plan, attempts: int) -> ConnectxError:
+    """Return the error for a verdict; attempts: how many ports were refused.
+
+    Raises:
+        OSError: There is no route, as for ::1 with IPv6 switched off. connect() says
+            EADDRNOTAVAIL then, too, but no port would change that.
+    """
+    request = plan.request
+    kind, stream_errno, datagram_errno = _FAILURES[verdict]
+    source = request.source._replace(host=plan.host or _routed_host(plan))
+    subject = FourTuple(request.protocol, source, request.destination)
+    return kind(
+        f"{verdict.value}: {subject}",
+        protocol=request.protocol,
+        source=source,
+        destination=request.destination,
+        ports=plan.options.ports and plan.ports,
+        strategy=request.strategy,
+        attempts=attempts,
+        errno=stream_errno if request.stream else datagram_errno,
+        explanation=functools.partial(_explain, verdict, plan),
+    )
+
+
+def _routed_host(plan: Plan) -> str:
+    """Return the source that routing chooses, where nobody else has."""
+    try:
+        source = routed_source(plan.namespace, plan.request, plan.options)
+    except OSError as error:
+        if error.errno not in _CANNOT_ASK:
+            raise
+        return ""
+    return plan.request.source_host(source)
+
+
+def _explain(verdict: Verdict, plan: Plan) -> str:
+    try:
+        from connectx._diagnosis.explanation import explain  # noqa: PLC0415 - only where somebody asks
+    except OSError as error:
+        # Without a descriptor nothing can be imported.
+        return f"The cause could not be looked for ({error})."
+    return explain(verdict, plan)

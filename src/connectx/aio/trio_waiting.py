@@ -1,0 +1,125 @@
+"""How a call waits under trio."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from connectx._connect.own_socket import discard
+from connectx._connect.waits import Handshake, Names, NewWaiter, Pause, Race, Work
+from connectx.aio.waiting import run_by
+
+if TYPE_CHECKING:
+    from connectx._connect.waits import Steps, Wait
+
+
+async def wait(wait: Wait) -> Any:
+    """Wait for one thing; see connectx._connect.waits."""
+    if isinstance(wait, Handshake):
+        with trio.move_on_after(math.inf if wait.seconds is None else wait.seconds) as scope:
+            await trio.lowlevel.wait_writable(wait.sock)
+        if scope.cancelled_caught:
+            raise TimeoutError("timed out")
+        return None
+    if isinstance(wait, Work):
+        return await _work(wait)
+    if isinstance(wait, Names):
+        return await trio.socket.getaddrinfo(wait.host, wait.port, wait.family, wait.type)
+    if isinstance(wait, Race):
+        return await _race(wait)
+    if isinstance(wait, NewWaiter):
+        return _Waiter()
+    return await _pause(wait)
+
+
+async def _work(work: Work) -> Any:
+    if not work.awaited:
+        trio.lowlevel.spawn_system_task(trio.to_thread.run_sync, work.function)
+        return None
+    try:
+        return await trio.to_thread.run_sync(work.function)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # trio's threads were started in another network namespace than ours.
+        return work.function()
+
+
+class _Waiter:
+    """A place in a wait queue, for a task."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._owner = os.getpid()
+        self.changed = trio.Event()
+        self.woken = False
+
+    def wake(self) -> None:
+        """Have the task look again; from any thread, but from no child process."""
+        if self._owner != os.getpid():
+            return
+        self.woken = True
+        # Unless the run is over, and with it the task is gone.
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self.notice)
+
+    def notice(self) -> None:
+        """End the pause at hand."""
+        self.changed.set()
+
+    def close(self) -> None:
+        """Nothing is to be given back."""
+
+
+async def _pause(pause: Pause) -> bool:
+    if pause.waiter is None:
+        await trio.sleep(pause.seconds)
+        return False
+    waiter = cast("_Waiter", pause.waiter)
+    with trio.move_on_after(pause.seconds):
+        async with trio.open_nursery() as nursery:
+            if pause.descriptor >= 0:
+                nursery.start_soon(_notice, waiter, pause.descriptor)
+            await waiter.changed.wait()
+            nursery.cancel_scope.cancel()
+    waiter.changed = trio.Event()
+    woken, waiter.woken = waiter.woken, False
+    return woken
+
+
+async def _notice(waiter: _Waiter, descriptor: int) -> None:
+    await trio.lowlevel.wait_readable(descriptor)
+    waiter.notice()
+
+
+async def _race(race: Race) -> Any:
+    """Return what the first call returns; what the others met with goes into `errors`."""
+    winners: list[Any] = []
+    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        for number, call in enumerate(race.calls):
+            failed = trio.Event()
+            nursery.start_soon(_enter, race, call, winners, nursery.cancel_scope, failed)
+            if number < len(race.calls) - 1:
+                with trio.move_on_after(math.inf if race.delay is None else race.delay):
+                    await failed.wait()
+    for loser in winners[1:]:
+        discard(loser)
+    if winners:
+        return winners[0]
+    raise race.errors[-1]
+
+
+async def _enter(
+    race: Race, call: Steps[Any], winners: list[Any], scope: trio.CancelScope, failed: trio.Event
+) -> None:
+    try:
+        winners.append(await run_by(wait, call))
+        scope.cancel()
+    except OSError as error:
+        race.errors.append(error)
+        failed.set()
