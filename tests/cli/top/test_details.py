@@ -1,18 +1,18 @@
-"""What a closer look at a pair says; tests/cli/test_top.py has pictures of it."""
+"""What a closer look at a pair says; tests/cli/top/test_top.py has pictures of it."""
 
 from __future__ import annotations
 
 from connectx.addresses import Endpoint
-from connectx.cli.live.closer import closer
-from connectx.cli.live.model import Line
+from connectx.cli.top.details import details
+from connectx.cli.top.model import Line
 from connectx.observe.history import Pair
-from tests.cli.live.states import row
+from tests.cli.top.states import row
 
 
 def lines(in_use: int, reusable: int) -> list[str]:
     of = row("tcp", "10.0.0.1", Endpoint("192.0.2.7", 443), in_use)._replace(reusable=reusable)
     line = Line(Pair.of(of), of, None, of.source, str(of.destination))
-    return ["".join(piece.text for piece in each).strip() for each in closer(line, [], None, 80)]
+    return ["".join(piece.text for piece in each).strip() for each in details(line, [], None, 80)]
 
 
 def test_how_many_ports_can_be_had() -> None:

@@ -1,6 +1,9 @@
 """``connectx top``: a live view of the fullest pairs of source and destination.
 
-Built of `connectx.cli.live`, which needs Textual.
+- ``watcher``: a thread that counts again and again, and tells what came of it.
+- ``model``: what is known, and what of it is to be shown; no terminal, no clock.
+- ``drawing``, ``columns``, ``details``: the same as text, in pieces with a style each.
+- ``table``, ``screens``, ``app``: widgets that draw it; they alone import Textual.
 """
 
 from __future__ import annotations
@@ -63,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)):
         print("connectx top: needs a terminal; try connectx usage", file=sys.stderr)
         return WRONG_USAGE
-    from connectx.cli.live.app import TopApp  # noqa: PLC0415 - from the tools extra
-    from connectx.cli.live.model import Model  # noqa: PLC0415 - --help needs none of it
-    from connectx.cli.live.watcher import Watcher  # noqa: PLC0415 - as above
+    from connectx.cli.top.app import TopApp  # noqa: PLC0415 - from the tools extra
+    from connectx.cli.top.model import Model  # noqa: PLC0415 - --help needs none of it
+    from connectx.cli.top.watcher import Watcher  # noqa: PLC0415 - as above
 
     protocols = list(dict.fromkeys(arguments.protocol or DEFAULT_PROTOCOLS))
     watcher = Watcher(arguments.interval, protocols, arguments.netns, arguments.port_range)

@@ -1,7 +1,7 @@
 """``connectx top``: how it looks, what its keys do, and the command on a real terminal.
 
 The pictures are in ``__snapshots__``; after a change that is meant,
-``pytest tests/cli/test_top.py --snapshot-update`` draws them anew, for a person to look at.
+``pytest tests/cli/top/test_top.py --snapshot-update`` draws them anew, for a person to look at.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from textual.widgets import Input
 
-from connectx.cli.live.model import Model, Sort
-from connectx.cli.live.screens import PairScreen, TableScreen
-from connectx.cli.live.table import PairTable
-from connectx.cli.live.watcher import Counted, Failed
 from connectx.cli.main import main
+from connectx.cli.top.model import Model, Sort
+from connectx.cli.top.screens import PairScreen, TableScreen
+from connectx.cli.top.table import PairTable
+from connectx.cli.top.watcher import Counted, Failed
 from tests.api.calls import reset_on_close
-from tests.cli.live.states import DNS, FILLING, Still, busy, counted, snapshot, top
+from tests.cli.top.states import DNS, FILLING, Still, busy, counted, snapshot, top
 from tests.lab.commands import on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from textual.pilot import Pilot
 
-    from connectx.cli.live.app import TopApp
+    from connectx.cli.top.app import TopApp
     from connectx.sandbox.networks import Network
     from connectx.sandbox.servers import Servers
 

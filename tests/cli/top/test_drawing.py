@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectx.cli.live import texts
-from connectx.cli.live.texts import Piece
+from connectx.cli.top import drawing
+from connectx.cli.top.drawing import Piece
 
 
 def plain(pieces: list[Piece]) -> str:
@@ -15,14 +15,14 @@ def plain(pieces: list[Piece]) -> str:
     [(0, "····"), (0.001, "▏···"), (0.5, "██··"), (0.9, "███▌"), (1, "████"), (1.2, "████")],
 )
 def test_bar(share: float, expected: str) -> None:
-    assert plain(texts.bar(share, 4)) == expected
+    assert plain(drawing.bar(share, 4)) == expected
 
 
 @pytest.mark.parametrize(
     "share, style", [(0.69, "green"), (0.94, "yellow"), (0.95, "bold red"), (1, "bold red")]
 )
 def test_colour(share: float, style: str) -> None:
-    assert texts.colour(share) == style
+    assert drawing.colour(share) == style
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_colour(share: float, style: str) -> None:
     ],
 )
 def test_rate(per_second: float, expected: str) -> None:
-    assert texts.rate(per_second) == expected
+    assert drawing.rate(per_second) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_rate(per_second: float, expected: str) -> None:
     ],
 )
 def test_duration(seconds: float, expected: str) -> None:
-    assert texts.duration(seconds) == expected
+    assert drawing.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_duration(seconds: float, expected: str) -> None:
     ],
 )
 def test_time_left(free: int, seconds: float | None, expected: Piece) -> None:
-    assert texts.time_left(free, seconds) == expected
+    assert drawing.time_left(free, seconds) == expected
 
 
 class TestSparkline:
@@ -86,11 +86,11 @@ class TestSparkline:
         ],
     )
     def test_shape(self, values: list[int], expected: str) -> None:
-        assert texts.sparkline(values, 4, 100) == expected
+        assert drawing.sparkline(values, 4, 100) == expected
 
     @given(st.lists(st.integers(0, 70_000)), st.integers(1, 50), st.integers(0, 65_535))
     def test_always_has_its_width(self, values: list[int], width: int, capacity: int) -> None:
-        assert len(texts.sparkline(values, width, capacity)) == width
+        assert len(drawing.sparkline(values, width, capacity)) == width
 
 
 class TestHistogram:
@@ -99,12 +99,12 @@ class TestHistogram:
         [([], "····"), ([0], "▁···"), (range(50), "██··"), ([99], "···▁"), (range(75, 87), "···▄")],
     )
     def test_shape(self, ports: list[int], expected: str) -> None:
-        assert texts.histogram(ports, 0, 99, 4) == expected
+        assert drawing.histogram(ports, 0, 99, 4) == expected
 
     @given(st.integers(1, 300), st.integers(1, 100), st.data())
     def test_all_are_in_use(self, size: int, width: int, data: st.DataObject) -> None:
         low = data.draw(st.integers(1, 65_536 - size))
-        found = texts.histogram(range(low, low + size), low, low + size - 1, width)
+        found = drawing.histogram(range(low, low + size), low, low + size - 1, width)
         assert found == "█" * min(size, width)
 
 
@@ -113,15 +113,15 @@ class TestHistogram:
     [((), []), ((7,), ["7"]), ((7, 8, 9), ["7-9"]), ((1, 3, 4, 9), ["1", "3-4", "9"])],
 )
 def test_runs(ports: tuple[int, ...], expected: list[str]) -> None:
-    assert texts.runs(ports) == expected
+    assert drawing.runs(ports) == expected
 
 
 @given(st.text(min_size=1), st.integers(1, 30))
 def test_a_shortened_text_fits(text: str, width: int) -> None:
-    found = texts.shortened(text, width)
+    found = drawing.shortened(text, width)
     assert len(found) == min(len(text), width)
     assert (found == text) == (len(text) <= width)
 
 
 def test_a_shortened_address_keeps_its_port() -> None:
-    assert texts.shortened("[2001:db8::1:2:3:4]:443", 12) == "[2001…4]:443"
+    assert drawing.shortened("[2001:db8::1:2:3:4]:443", 12) == "[2001…4]:443"

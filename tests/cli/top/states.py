@@ -6,9 +6,9 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 from connectx.addresses import Endpoint, PortRange
-from connectx.cli.live.app import TopApp
-from connectx.cli.live.model import Model
-from connectx.cli.live.watcher import Counted, Looked, Outcome
+from connectx.cli.top.app import TopApp
+from connectx.cli.top.model import Model
+from connectx.cli.top.watcher import Counted, Looked, Outcome
 from connectx.observe.pair import Detail
 from connectx.observe.processes import Process
 from connectx.observe.usage import Row, Snapshot

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectx.addresses import Endpoint, PortRange
-from connectx.cli.live import watcher as module
-from connectx.cli.live.watcher import Counted, Failed, Looked, Watcher
+from connectx.cli.top import watcher as module
+from connectx.cli.top.watcher import Counted, Failed, Looked, Watcher
 from connectx.linux.netlink import DumpInterrupted
 from connectx.observe.history import Pair
-from tests.cli.live.states import snapshot
+from tests.cli.top.states import snapshot
 
 if TYPE_CHECKING:
     import contextlib
 
-    from connectx.cli.live.watcher import Outcome
+    from connectx.cli.top.watcher import Outcome
     from connectx.sandbox.networks import Network
 
 PAIR = Pair("tcp", "127.0.0.1", Endpoint("127.0.0.1", 9))

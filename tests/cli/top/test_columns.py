@@ -1,9 +1,9 @@
 import pytest
 
 from connectx.addresses import Endpoint
-from connectx.cli.live.columns import cells, columns, titles
-from connectx.cli.live.model import Model, Sort
-from tests.cli.live.states import busy, counted, row, snapshot
+from connectx.cli.top.columns import cells, columns, titles
+from connectx.cli.top.model import Model, Sort
+from tests.cli.top.states import busy, counted, row, snapshot
 
 
 def model_of(*protocols: str) -> Model:

@@ -7,8 +7,8 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from connectx._diagnosis.finding import FILLING
-from connectx.cli.live.texts import SOON, Piece, duration, time_left
-from connectx.cli.live.watcher import Counted, Failed, Looked
+from connectx.cli.top.drawing import SOON, Piece, duration, time_left
+from connectx.cli.top.watcher import Counted, Failed, Looked
 from connectx.cli.usage_arguments import percent
 from connectx.observe.history import History, Pair
 from connectx.observe.namespace import path_of
@@ -16,7 +16,7 @@ from connectx.observe.namespace import path_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from connectx.cli.live.watcher import Outcome
+    from connectx.cli.top.watcher import Outcome
     from connectx.observe.pair import Detail
     from connectx.observe.trend import Trend
     from connectx.observe.usage import Row, Snapshot

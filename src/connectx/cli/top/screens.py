@@ -11,9 +11,9 @@ from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Input, Static
 
-from connectx.cli.live.closer import closer
-from connectx.cli.live.table import PairTable, Titles
-from connectx.cli.live.texts import Piece
+from connectx.cli.top.details import details
+from connectx.cli.top.drawing import Piece
+from connectx.cli.top.table import PairTable, Titles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from textual import events
     from textual.binding import BindingType
 
-    from connectx.cli.live.model import Model
+    from connectx.cli.top.model import Model
     from connectx.observe.history import Pair
 
 
@@ -187,7 +187,7 @@ class PairScreen(ModelScreen):
         yield Head(markup=False)
         yield Static(id="verdict")
         with VerticalScroll():
-            yield Static(id="closer")
+            yield Static(id="details")
         yield Footer(show_command_palette=False)
 
     def show(self) -> None:
@@ -197,5 +197,5 @@ class PairScreen(ModelScreen):
         lines = model.verdict() if model.failed else [[Piece(f"  {pair}", "bold")]]
         self.query_one("#verdict", Static).update(text_of(lines), layout=False)
         samples = model.history.samples(pair)
-        about = closer(model.line(pair), samples, model.detail(pair), self.app.size.width)
-        self.query_one("#closer", Static).update(text_of(about))
+        about = details(model.line(pair), samples, model.detail(pair), self.app.size.width)
+        self.query_one("#details", Static).update(text_of(about))

@@ -10,16 +10,16 @@ from textual.app import App
 from textual.binding import Binding
 from textual.message import Message
 
-from connectx.cli.live.screens import ModelScreen, PairScreen, TableScreen
-from connectx.cli.live.table import PairTable
+from connectx.cli.top.screens import ModelScreen, PairScreen, TableScreen
+from connectx.cli.top.table import PairTable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from textual.binding import BindingType
 
-    from connectx.cli.live.model import Model
-    from connectx.cli.live.watcher import Outcome, Watching
+    from connectx.cli.top.model import Model
+    from connectx.cli.top.watcher import Outcome, Watching
     from connectx.observe.history import Pair
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from connectx.cli.live.texts import (
+from connectx.cli.top.drawing import (
     Piece,
     bar,
     colour,
@@ -20,7 +20,7 @@ from connectx.cli.live.texts import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from connectx.cli.live.model import Line
+    from connectx.cli.top.model import Line
     from connectx.observe.pair import Detail
 
 _INDENT: Final = "  "
@@ -33,7 +33,7 @@ _LINES_OF_PORTS: Final = 8
 Lines = list[list[Piece]]
 
 
-def closer(
+def details(
     line: Line | None, samples: Sequence[tuple[float, int]], detail: Detail | None, width: int
 ) -> Lines:
     """What there is to say about a pair.

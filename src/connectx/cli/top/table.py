@@ -13,8 +13,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from connectx.cli.live.columns import WHO, cells, columns, titles
-from connectx.cli.live.texts import Piece
+from connectx.cli.top.columns import WHO, cells, columns, titles
+from connectx.cli.top.drawing import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from textual import events
     from textual.binding import BindingType
 
-    from connectx.cli.live.columns import Columns
-    from connectx.cli.live.model import Line, Model, Sort
+    from connectx.cli.top.columns import Columns
+    from connectx.cli.top.model import Line, Model, Sort
     from connectx.observe.history import Pair
 
 

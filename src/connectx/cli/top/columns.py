@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.cli.live.model import Sort
-from connectx.cli.live.texts import (
+from connectx.cli.top.drawing import (
     Piece,
     bar,
     colour,
@@ -15,11 +14,12 @@ from connectx.cli.live.texts import (
     sparkline,
     time_left,
 )
+from connectx.cli.top.model import Sort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from connectx.cli.live.model import Line
+    from connectx.cli.top.model import Line
 
 #: Of a column of numbers: "28,232", "97.3 %", "+1,204".
 _NUMBER: Final = 6

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectx.addresses import Endpoint
-from connectx.cli.live.model import Model, Sort
-from connectx.cli.live.watcher import Counted, Failed
+from connectx.cli.top.model import Model, Sort
+from connectx.cli.top.watcher import Counted, Failed
 from connectx.observe.history import Pair
 from connectx.observe.namespace import path_of
-from tests.cli.live.states import DNS, FILLING, FULL, PAIRS, QUIET, busy, looked, row, snapshot
+from tests.cli.top.states import DNS, FILLING, FULL, PAIRS, QUIET, busy, looked, row, snapshot
 
 if TYPE_CHECKING:
     from connectx.observe.usage import Row
