@@ -13,6 +13,7 @@ import pytest
 
 import connectx
 from connectx.cli import main as cli
+from connectx.cli.command import FAILED, INTERRUPTED, OK, WRONG_USAGE
 
 Run = Callable[[argparse.Namespace], int]
 Install = Callable[[Run], None]
@@ -125,7 +126,7 @@ class TestHelp:
 
 
 class TestExitStatus:
-    @pytest.mark.parametrize("status", [cli.OK, cli.FAILED])
+    @pytest.mark.parametrize("status", [OK, FAILED])
     def test_is_the_commands(self, status: int, install: Install) -> None:
         install(lambda arguments: status if arguments.often else 99)
         assert cli.main(["fake-command", "--often"]) == status
@@ -134,17 +135,17 @@ class TestExitStatus:
         "arguments", [[], ["no-such-command"], ["--no-such-option"], ["fake-command", "surplus"]]
     )
     def test_wrong_usage(self, arguments: Sequence[str], install: Install) -> None:
-        install(lambda _: cli.OK)
+        install(lambda _: OK)
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
-        assert stopped.value.code == cli.WRONG_USAGE
+        assert stopped.value.code == WRONG_USAGE
 
     def test_interrupted(self, install: Install) -> None:
         def interrupt(_: argparse.Namespace) -> int:
             raise KeyboardInterrupt
 
         install(interrupt)
-        assert cli.main(["fake-command"]) == cli.INTERRUPTED
+        assert cli.main(["fake-command"]) == INTERRUPTED
 
     @pytest.mark.parametrize("package", sorted(cli.TOOLS))
     def test_a_package_of_the_tools_extra_is_missing(
@@ -156,7 +157,7 @@ class TestExitStatus:
     ) -> None:
         install(lambda _: bool(importlib.import_module(package)))
         monkeypatch.setitem(sys.modules, package, None)
-        assert cli.main(["fake-command"]) == cli.WRONG_USAGE
+        assert cli.main(["fake-command"]) == WRONG_USAGE
         assert "pip install 'connectx[tools]'" in capsys.readouterr().err
 
     def test_another_missing_module_is_a_bug_and_shows_as_one(self, install: Install) -> None:
@@ -179,7 +180,7 @@ class TestBrokenPipe:
     ) -> None:
         environment = {"PYTHONUNBUFFERED": unbuffered}
         result = run("-c", FAKE_MAIN, body, "fake", stdout=closed_pipe, environment=environment)
-        assert (result.returncode, result.stderr) == (cli.FAILED, "")
+        assert (result.returncode, result.stderr) == (FAILED, "")
 
     def test_of_the_help_is_quiet(self, closed_pipe: int) -> None:
         # The status is argparse's affair: before Python 3.12 it hides the error itself.
@@ -194,7 +195,7 @@ class TestBrokenPipe:
                 stdout=full.fileno(),
                 environment={"PYTHONUNBUFFERED": unbuffered},
             )
-        assert result.returncode == cli.FAILED
+        assert result.returncode == FAILED
         assert result.stderr.splitlines() == [
             f"connectx: cannot write to standard output: {os.strerror(errno.ENOSPC)}"
         ]

@@ -63,7 +63,7 @@ def found(*arguments: str) -> dict[str, object]:
 class TestTable:
     def test_the_fullest_first(self) -> None:
         (head, unshared, titles, *rows) = lines()
-        assert " ".join(unshared) == ("udp: 8 of 10 ports are free for sockets that do not share")
+        assert " ".join(unshared) == ("udp: 8 of 10 ports are free for sockets without SO_REUSEADDR")
         assert " ".join(head[1:2] + head[3:]) == f"UTC, source ports {LOW}-{HIGH}, 0 reserved"
         assert " ".join(titles) == "protocol source destination in use of full states"
         assert [" ".join(row) for row in rows] == [
@@ -77,12 +77,12 @@ class TestTable:
         servers.listen("127.0.0.1", 20025)
         (head, *_, last) = lines("--port-range", "20020-20029")
         assert " ".join(head[3:]) == "source ports 20020-20029, 2 reserved, 1 held (tcp)"
-        assert " ".join(last) == "No source port of the range is in use."
+        assert " ".join(last) == "No source port in the range is in use."
 
     def test_the_first_only(self) -> None:
         (_, _, _, first, last) = lines("--top", "1")
         assert first[:3] == ["tcp", "127.0.0.1", "127.0.0.1:9000"]
-        assert last == ["2", "more"]
+        assert last == ["2", "more", "rows"]
         assert lines("--top", "3")[-1][0] == "udp"
 
     @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ class TestTable:
         assert row[:3] == ["udp", f"fe80::1%{index}", f"[fe80::9%{index}]:{PORT}"]
         assert len(lines("--destination", "fe80::9")[3:]) == 2
         assert connectx("usage", "--destination", "fe80::9%three").stderr == (
-            "connectx usage: [Errno 19] there is no such device: three\n"
+            "connectx usage: there is no such device: three\n"
         )
 
 

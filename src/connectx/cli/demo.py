@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx.cli.ports import port_range
+from connectx.cli.arguments import unprivileged_port_range
 from connectx.cli.progress import progress_bars
 from connectx.lab import demo
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
@@ -72,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ports",
-        type=port_range,
+        type=unprivileged_port_range,
         default=DEFAULT_PORTS,
         metavar="LOW-HIGH",
         help="the range of source ports (default: %(default)s)",

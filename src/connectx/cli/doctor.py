@@ -11,9 +11,9 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.addresses import HIGHEST_PORT, Endpoint
-from connectx.cli.output import give_up_output
-from connectx.cli.ports import any_port_range, endpoint
-from connectx.cli.usage_arguments import add_netns
+from connectx.cli.arguments import add_json, add_netns, endpoint, port_range, seconds
+from connectx.cli.command import CommandError, errors_reported
+from connectx.cli.output import error_text
 
 if TYPE_CHECKING:
     from connectx._diagnosis.finding import Finding
@@ -58,25 +58,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     asked.add_argument(
         "--port-range",
-        type=any_port_range,
+        type=port_range,
         metavar="LOW-HIGH",
         help="the source ports it asked for",
     )
     add_netns(parser)
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds(0),
         default=1.0,
         help="how long to watch, for rates and the time that is left (1)",
     )
     parser.add_argument(
         "--idle",
-        type=_seconds,
+        type=seconds(0),
         default=300.0,
         metavar="SECONDS",
         help="a connection is idle after so long without data (300)",
     )
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    add_json(parser)
     parser.epilog = (
         f"{parser.epilog}\n\nexit status:\n"
         f"  {NOTHING_FOUND}    nothing found but notes\n"
@@ -87,9 +87,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, and say what was found."""
-    try:
-        from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
+    from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
 
+    with errors_reported(COULD_NOT_LOOK):
         diagnosis = examine(
             protocol=arguments.protocol,
             number=arguments.errno,
@@ -104,11 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(_as_json(diagnosis), indent=2))
         else:
             _show(diagnosis)
+        # Here, since output that is lost must not be taken for findings.
         sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        print(f"connectx doctor: {error}", file=sys.stderr)
-        give_up_output()
-        return COULD_NOT_LOOK
     return NOTHING_FOUND if diagnosis.healthy else FOUND
 
 
@@ -123,7 +120,12 @@ def _destinations(text: str | None) -> list[Endpoint]:
         number = int(port) if port.isascii() and port.isdecimal() else -1
         if not (host and colon and 0 < number <= HIGHEST_PORT) or ":" in host:
             raise ValueError(str(error)) from None
-    found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CommandError(
+            f"cannot resolve {host!r}: {error_text(error)}", COULD_NOT_LOOK
+        ) from error
     return [Endpoint(*address) for *_, address in found]
 
 
@@ -223,10 +225,3 @@ def _errno(text: str) -> int:
     if not isinstance(number, int) or number not in errno.errorcode:
         raise argparse.ArgumentTypeError(f"not an errno such as 99 or EADDRNOTAVAIL: {text!r}")
     return number
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 86400:
-        raise ValueError
-    return seconds

@@ -11,7 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint
-from connectx.cli.ports import endpoint
+from connectx.cli.arguments import add_netns, add_protocols, endpoint, protocols, whole_number
+from connectx.cli.command import INTERRUPTED, OK, CommandError, errors_reported
+from connectx.cli.output import error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,23 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--top",
-        type=_pairs,
+        type=whole_number(_MOST_PAIRS),
         default=0,
         metavar="N",
         help="give the N fullest pairs of a source and a destination too, up to "
         f"{_MOST_PAIRS}, instead of the fullest of each source only",
     )
-    parser.add_argument(
-        "--protocol",
-        action="append",
-        choices=["tcp", "udp", "udplite"],
-        help="count these only; may be given several times (tcp and udp)",
-    )
-    parser.add_argument(
-        "--netns",
-        metavar="NAME",
-        help="look at another network namespace, a name, path or pid, and serve in this one",
-    )
+    add_protocols(parser)
+    add_netns(parser)
     files = parser.add_mutually_exclusive_group()
     files.add_argument("--rules", action="store_true", help="print alert rules for Prometheus")
     files.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana")
@@ -63,33 +56,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C, or print a file."""
-    from connectx.cli.main import FAILED, OK  # noqa: PLC0415 - it imports us
-
     if arguments.rules or arguments.dashboard:
         _print_file("rules.yml" if arguments.rules else "dashboard.json")
         return OK
     from connectx.observe.prometheus import SocketCollector  # noqa: PLC0415 - of the tools extra
 
     collector = SocketCollector(
-        protocols=arguments.protocol or ("tcp", "udp"),
+        protocols=protocols(arguments),
         netns=arguments.netns,
         top=arguments.top,
         report=_complain,
     )
-    try:
-        # What cannot work, such as a namespace that is not there, is said now and not in
-        # a metric.
+    with errors_reported():
+        # Before serving, so that a namespace that does not exist, say, ends the command. Later,
+        # failures show in the metrics.
         collector.look()
-    except (OSError, ValueError) as error:
-        _complain(str(error))
-        return FAILED
     return _serve(arguments.listen, collector)
 
 
 def _serve(address: Endpoint, collector: SocketCollector) -> int:
     from prometheus_client import CollectorRegistry, make_wsgi_app  # noqa: PLC0415 - as above
 
-    from connectx.cli.main import FAILED, INTERRUPTED, OK  # noqa: PLC0415 - as above
     from connectx.observe.serving import Server  # noqa: PLC0415 - --help needs none of it
 
     registry = CollectorRegistry()
@@ -97,8 +84,7 @@ def _serve(address: Endpoint, collector: SocketCollector) -> int:
     try:
         server = Server(address, make_wsgi_app(registry))
     except OSError as error:
-        _complain(f"cannot listen on {address}: {error.strerror or error}")
-        return FAILED
+        raise CommandError(f"cannot listen on {address}: {error_text(error)}") from error
     with server, _signals() as signals:
         print(f"connectx exporter: {server.url}", flush=True)
         server.serve(signals)
@@ -141,9 +127,3 @@ def _address(text: str) -> Endpoint:
             f"not ADDRESS:PORT, such as {_ADDRESS} or [::1]:{_ADDRESS.port}: {text!r}"
         )
     return endpoint(text)
-
-
-def _pairs(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MOST_PAIRS):
-        raise argparse.ArgumentTypeError(f"not a number from 1 to {_MOST_PAIRS}: {text!r}")
-    return int(text)

@@ -11,7 +11,15 @@ from socket import inet_ntop
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint
-from connectx.cli.ports import address, any_port_range, count, endpoint
+from connectx.cli.arguments import (
+    add_addresses,
+    add_json,
+    add_netns,
+    port_range,
+    whole_number,
+)
+from connectx.cli.command import FAILED, OK, WRONG_USAGE, CommandError, errors_reported
+from connectx.cli.output import error_text, plural
 
 if TYPE_CHECKING:
     import argparse
@@ -60,37 +68,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"One of {', '.join(states)}; all but TIME-WAIT need --source or --destination",
     )
     parser.add_argument("--protocol", choices=["tcp", "udp"], default="tcp", help="(tcp)")
-    parser.add_argument(
-        "--source", type=address, metavar="ADDRESS", help="close what has this address"
-    )
-    parser.add_argument(
-        "--destination",
-        type=endpoint,
-        default=Endpoint("", 0),
-        metavar="HOST[:PORT]",
-        help="close what is connected to this address, and this port; :PORT for any address",
-    )
+    add_addresses(parser, "close")
     parser.add_argument(
         "--source-port-range",
-        type=any_port_range,
+        type=port_range,
         metavar="LOW-HIGH",
-        help="close what has a source port in this range",
+        help="close only what has a source port in this range",
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="close N at most")
-    parser.add_argument(
-        "--netns", metavar="NAME", help="in another network namespace: a name, path or pid"
-    )
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument("--limit", type=whole_number(), metavar="N", help="close N at most")
+    add_netns(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """List the sockets, and close them if that is wanted."""
-    from connectx.cli.main import FAILED, OK, WRONG_USAGE  # noqa: PLC0415 - it imports us
     from connectx.observe.kill import kill, require, select  # noqa: PLC0415 - --help needs none
 
     outcome = None
     lacking = ""
-    try:
+    with errors_reported():
         wanted = _wanted(arguments)
         selected = select(wanted, netns=arguments.netns)
         try:
@@ -99,18 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
             # To list them needs no privilege; whoever does learns that closing them would.
             if arguments.yes or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise
-            lacking = str(error)
+            lacking = error_text(error)
         if selected:
             # On standard error, and before anything is done: with --yes and --json as well.
             print("\n\n".join(_warnings(wanted)), end="\n\n", file=sys.stderr)
         if arguments.yes:
             outcome = kill(wanted, selected, netns=arguments.netns)
-    except ValueError as error:
-        print(f"connectx kill: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except OSError as error:
-        print(f"connectx kill: {error}", file=sys.stderr)
-        return FAILED
     if arguments.json:
         print(json.dumps(_as_json(wanted, selected, outcome, lacking), indent=2))
     else:
@@ -122,7 +112,7 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     from connectx.observe.kill import TIME_WAIT, Wanted  # noqa: PLC0415 - as above
 
     if arguments.protocol == "udp" and not arguments.state:
-        raise ValueError("UDP has no TIME-WAIT: say which --state, ESTAB or UNCONN")
+        raise CommandError("UDP has no TIME-WAIT: say which --state, ESTAB or UNCONN", WRONG_USAGE)
     return Wanted(
         arguments.protocol,
         tuple(dict.fromkeys(arguments.state or TIME_WAIT)),
@@ -174,11 +164,11 @@ def _show(
     if len(groups) > _SHOWN:
         print(f"         and to {len(groups) - _SHOWN:,} more destinations")
     if outcome is None:
-        print(f"\nNothing was closed. With --yes, {_sockets(len(selected))} would be.")
+        print(f"\nNothing was closed. With --yes, {plural(len(selected), 'socket')} would be.")
         if lacking:
             print(f"Not by this process, though. {lacking}.")
         return
-    print(f"\n{_sockets(outcome.closed)} closed, {outcome.gone:,} gone meanwhile.")
+    print(f"\n{plural(outcome.closed, 'socket')} closed, {outcome.gone:,} gone meanwhile.")
     for number, times in sorted(outcome.refused.items()):
         if number == errno.ENOENT:
             print(f"{times:,} not closed: the kernel finds another socket in their place.")
@@ -221,7 +211,3 @@ def _end(record: SocketRecord, address: bytes, port: int) -> Endpoint:
 
     scope = record.interface if needs_scope(address) else 0
     return Endpoint(inet_ntop(record.family, address), port, 0, scope)
-
-
-def _sockets(number: int) -> str:
-    return f"{number:,} socket{'' if number == 1 else 's'}"

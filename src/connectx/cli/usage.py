@@ -1,4 +1,8 @@
-"""``connectx usage``: how full the ports are, per source and destination."""
+"""``connectx usage``: how full the ports are, per source and destination.
+
+A column of the table is a line in `_pair_columns`, or in `_group_columns` for ``--by``; a field of
+the JSON is a line in `_pair_as_json` or `_group_as_json`.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,23 @@ import select
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx.addresses import Endpoint
-from connectx.cli.ports import address, count, endpoint
-from connectx.cli.usage_arguments import (
-    DEFAULT_PROTOCOLS,
+from connectx.cli.arguments import (
+    add_addresses,
+    add_json,
     add_netns,
     add_port_range,
-    add_protocol,
-    percent,
+    add_protocols,
+    protocols,
     seconds,
+    whole_number,
 )
+from connectx.cli.command import OK, errors_reported
+from connectx.cli.output import Column, percent, plural, table
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
-    from rich.table import Table
     from rich.text import Text
 
     from connectx.observe.groups import Group
@@ -31,63 +37,53 @@ NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
 EXAMPLE: Final = "connectx usage --top 10 --watch 2"
 
-_UNSEEN: Final = """\
-It cannot see which ports are locked by sockets that were bound before they connected:
-`connectx doctor` tries that out. Connections that were accepted count as ones that were
-made from here, once nobody listens on their port any more."""
+_LIMITS: Final = """\
+It cannot tell which ports are locked by sockets that were bound before they connected;
+`connectx doctor` finds out by trying. Accepted connections whose listener has closed count
+as outgoing ones."""
 
-#: Columns of what is piped.
+#: The width, in columns, of output that is not a terminal.
 _PIPED_WIDTH: Final = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
-    parser.epilog = f"{parser.epilog}\n\n{_UNSEEN}"
+    """Add its arguments."""
+    parser.epilog = f"{parser.epilog}\n\n{_LIMITS}"
     parser.add_argument(
         "--by",
         choices=["pair", "source", "destination", "process", "state"],
         default="pair",
-        help="count together what has this in common (pair: of a source and a destination)",
+        help="add up the connections that have this in common "
+        "(default: pair, a source and a destination)",
     )
-    parser.add_argument("--top", type=count, metavar="N", help="show the first N rows only")
-    add_protocol(parser)
-    parser.add_argument("--source", type=address, metavar="ADDRESS", help="count from this address")
     parser.add_argument(
-        "--destination",
-        type=endpoint,
-        default=Endpoint("", 0),
-        metavar="HOST[:PORT]",
-        help="count toward this address, and this port; :PORT for any address",
+        "--top", type=whole_number(), metavar="N", help="show only the first N rows"
     )
+    add_protocols(parser)
+    add_addresses(parser, "count")
     add_port_range(parser)
     add_netns(parser)
     parser.add_argument(
-        "--processes", action="store_true", help="name the processes; may need root"
+        "--processes",
+        action="store_true",
+        help="name the processes; those of other users need root",
     )
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    add_json(parser)
     parser.add_argument(
         "--watch",
-        type=seconds,
+        type=seconds(0.1),
         nargs="?",
         const=2.0,
         metavar="SECONDS",
-        help="count again every so many seconds (2), until interrupted",
+        help="count again every SECONDS (2) until interrupted",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Count and show, once or again and again."""
-    from connectx.cli.main import FAILED, OK, WRONG_USAGE  # noqa: PLC0415 - it imports us
-
     while True:
-        try:
-            taken = _take(arguments)
-        except ValueError as error:
-            print(f"connectx usage: {error}", file=sys.stderr)
-            return WRONG_USAGE
-        except OSError as error:
-            print(f"connectx usage: {error}", file=sys.stderr)
-            return FAILED
+        with errors_reported():
+            taken = _count(arguments)
         if arguments.json:
             print(json.dumps(_as_json(taken, arguments), indent=None if arguments.watch else 2))
             sys.stdout.flush()
@@ -95,34 +91,42 @@ def run(arguments: argparse.Namespace) -> int:
             _show(taken, arguments)
         if not arguments.watch:
             return OK
-        # No sleep: who reads our output may have gone, and then nothing is left to do.
+        # Not time.sleep(): when the reader of our output leaves, this returns at once.
         poll = select.poll()
         poll.register(sys.stdout, 0)
         if poll.poll(arguments.watch * 1000):
             return OK
 
 
-def _take(arguments: argparse.Namespace) -> Snapshot:
+def _count(arguments: argparse.Namespace) -> Snapshot:
     from connectx.observe.usage import snapshot  # noqa: PLC0415 - --help needs none of it
 
     return snapshot(
-        protocols=arguments.protocol or DEFAULT_PROTOCOLS,
+        protocols=protocols(arguments),
         netns=arguments.netns,
         port_range=arguments.port_range,
         source=arguments.source or "",
         destination=arguments.destination,
-        processes=arguments.processes or arguments.by == "process",
+        processes=_with_processes(arguments),
     )
 
 
+def _with_processes(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.processes) or arguments.by == "process"
+
+
+# As JSON.
+
+
 def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
+    processes = _with_processes(arguments)
     if arguments.by == "pair":
-        rows = [_row_as_json(row, arguments) for row in taken.rows[: arguments.top]]
+        rows = [_pair_as_json(row, processes=processes) for row in taken.rows[: arguments.top]]
     else:
         from connectx.observe.groups import group  # noqa: PLC0415 - as above
 
         groups = group(taken.rows, arguments.by)[: arguments.top]
-        rows = [_group_as_json(each, arguments) for each in groups]
+        rows = [_group_as_json(each, arguments.by, processes=processes) for each in groups]
     return {
         "taken_at": taken.taken_at.isoformat(),
         "netns": taken.netns,
@@ -134,7 +138,7 @@ def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _row_as_json(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
+def _pair_as_json(row: Row, *, processes: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "protocol": row.protocol,
         "source": row.source,
@@ -145,7 +149,7 @@ def _row_as_json(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
         "utilisation": round(row.utilisation, 3),
         "states": dict(row.states),
     }
-    if arguments.processes or arguments.by == "process":
+    if processes:
         fields["processes"] = [
             {
                 "pid": process and process.pid,
@@ -158,17 +162,20 @@ def _row_as_json(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-def _group_as_json(each: Group, arguments: argparse.Namespace) -> dict[str, Any]:
+def _group_as_json(each: Group, by: str, *, processes: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "protocol": each.protocol,
-        arguments.by: each.name,
+        by: each.name,
         "in_use": each.in_use,
         "pairs": each.pairs,
     }
     if each.capacity is not None:
         fields["capacity"] = each.capacity
-    fields["fullest"] = _row_as_json(each.fullest, arguments)
+    fields["fullest"] = _pair_as_json(each.fullest, processes=processes)
     return fields
+
+
+# As text.
 
 
 def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
@@ -176,100 +183,75 @@ def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
 
     from connectx.observe.groups import group  # noqa: PLC0415 - as above
 
-    # Piped, a row is a line, which grep and awk can take; a terminal has it folded.
+    # In a pipe, each row is one line, for grep and awk; a terminal folds it.
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    # An address such as 2001:db8:a:b::1 has the name of an emoji in it, and a process may have
-    # markup in its own.
+    # No markup, no emoji: "2001:db8:a:b::1" contains the name of one, and a process's name may
+    # contain anything.
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     if arguments.watch and console.is_terminal:
         console.clear()
-    held = ", ".join(f"{number} held ({name})" for name, number in taken.held.items() if number)
+    usable = taken.ports.size - taken.reserved
+    held = "".join(f", {number:,} held ({name})" for name, number in taken.held.items() if number)
     console.print(
         f"{taken.taken_at:%H:%M:%S} UTC, {taken.netns}: source ports {taken.ports}, "
-        f"{taken.reserved} reserved{', ' + held if held else ''}"
+        f"{taken.reserved:,} reserved{held}"
     )
     for name, free in taken.unshared.items():
-        if free < taken.ports.size - taken.reserved:
+        if free < usable:
             console.print(
-                f"{name}: {free:,} of {taken.ports.size - taken.reserved:,} ports are free for "
-                "sockets that do not share"
+                f"{name}: {free:,} of {usable:,} ports are free for sockets without SO_REUSEADDR"
             )
     if arguments.by == "pair":
-        number = len(taken.rows)
-        table = _table_of_rows(taken.rows[: arguments.top], arguments)
+        shown = taken.rows[: arguments.top]
+        left_out = len(taken.rows) - len(shown)
+        console.print(table(_pair_columns(shown, processes=arguments.processes), shown))
     else:
         groups = group(taken.rows, arguments.by)
-        number = len(groups)
-        table = _table_of_groups(groups[: arguments.top], arguments.by)
-    console.print(table)
-    if not number:
-        console.print("No source port of the range is in use.")
-    elif arguments.top and arguments.top < number:
-        console.print(f"{number - arguments.top} more")
+        left_out = len(groups) - len(groups[: arguments.top])
+        console.print(table(_group_columns(arguments.by), groups[: arguments.top]))
+    if not taken.rows:
+        console.print("No source port in the range is in use.")
+    elif left_out:
+        console.print(f"{plural(left_out, 'more row')}")
 
 
-def _table(*columns: tuple[str, bool]) -> Table:
-    """A table; columns: their titles, and whether they are numbers."""
-    from rich.table import Table  # noqa: PLC0415 - as above
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, numeric in columns:
-        table.add_column(
-            title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
-        )
-    return table
-
-
-def _table_of_rows(rows: tuple[Row, ...], arguments: argparse.Namespace) -> Table:
-    some_reusable = any(row.reusable for row in rows)
-    table = _table(
-        ("protocol", False),
-        ("source", False),
-        ("destination", False),
-        ("in use", True),
-        *[("reusable", True)] * some_reusable,
-        ("of", True),
-        ("full", True),
-        ("states", False),
-        *[("processes", False)] * arguments.processes,
-    )
-    for row in rows:
-        owners = [f"{process or '?'} {number}" for process, number in row.processes.items()]
-        table.add_row(
-            row.protocol,
-            row.source,
-            str(row.destination),
-            f"{row.in_use:,}",
-            *[f"{row.reusable:,}"] * some_reusable,
-            f"{row.capacity:,}",
-            _share(row.utilisation),
-            ", ".join(f"{state} {number:,}" for state, number in row.states.items()),
-            *[", ".join(owners)] * arguments.processes,
-        )
-    return table
+def _pair_columns(rows: tuple[Row, ...], *, processes: bool) -> list[Column[Row]]:
+    return [
+        Column("protocol", lambda row: row.protocol),
+        Column("source", lambda row: row.source),
+        Column("destination", lambda row: str(row.destination)),
+        Column("in use", lambda row: f"{row.in_use:,}", numeric=True),
+        Column(
+            "reusable",
+            lambda row: f"{row.reusable:,}",
+            numeric=True,
+            shown=any(row.reusable for row in rows),
+        ),
+        Column("of", lambda row: f"{row.capacity:,}", numeric=True),
+        Column("full", lambda row: _share(row.utilisation), numeric=True),
+        Column("states", lambda row: _numbers(row.states)),
+        Column("processes", lambda row: _numbers(row.processes), shown=processes),
+    ]
 
 
-def _table_of_groups(groups: list[Group], by: str) -> Table:
-    table = _table(
-        ("protocol", False),
-        (by, False),
-        ("in use", True),
-        ("of", True),
-        ("pairs", True),
-        ("fullest pair", False),
-        ("full", True),
-    )
-    for each in groups:
-        table.add_row(
-            each.protocol,
-            each.name,
-            f"{each.in_use:,}",
-            "" if each.capacity is None else f"{each.capacity:,}",
-            f"{each.pairs:,}",
-            f"{each.fullest.source} to {each.fullest.destination}",
-            _share(each.fullest.utilisation),
-        )
-    return table
+def _group_columns(by: str) -> list[Column[Group]]:
+    return [
+        Column("protocol", lambda each: each.protocol),
+        Column(by, lambda each: each.name),
+        Column("in use", lambda each: f"{each.in_use:,}", numeric=True),
+        Column(
+            "of",
+            lambda each: "" if each.capacity is None else f"{each.capacity:,}",
+            numeric=True,
+        ),
+        Column("pairs", lambda each: f"{each.pairs:,}", numeric=True),
+        Column("fullest pair", lambda each: f"{each.fullest.source} to {each.fullest.destination}"),
+        Column("full", lambda each: _share(each.fullest.utilisation), numeric=True),
+    ]
+
+
+def _numbers(numbers: Mapping[Any, int]) -> str:
+    return ", ".join(f"{name or '?'} {number:,}" for name, number in numbers.items())
 
 
 def _share(share: float) -> Text:

@@ -10,7 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.strategies import STRATEGIES
-from connectx.cli.ports import port_range
+from connectx.cli.arguments import unprivileged_port_range
 from connectx.cli.progress import progress_bars
 from connectx.errors import NotSupported
 from connectx.lab import latency
@@ -96,7 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ports",
-        type=port_range,
+        type=unprivileged_port_range,
         default=DEFAULT_PORTS,
         metavar="LOW-HIGH",
         help="the range of source ports (default: %(default)s)",

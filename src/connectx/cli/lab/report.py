@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from connectx.cli.ports import port_range
+from connectx.cli.arguments import unprivileged_port_range
 from connectx.cli.progress import progress_bars
 from connectx.lab.machine import describe
 from connectx.lab.resources import CannotStartError, in_first_network, require
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ports",
-        type=port_range,
+        type=unprivileged_port_range,
         # The range of the article "connect() - why are you so slow?".
         default="9024-65535",
         metavar="LOW-HIGH",

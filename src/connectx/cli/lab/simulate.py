@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from connectx.addresses import PortRange
+from connectx.cli.arguments import unprivileged_port_range
 from connectx.cli.lab.strip import Segment, Strips
-from connectx.cli.ports import port_range
 from connectx.cli.progress import progress_bars
 from connectx.lab import simulate
 from connectx.linux.sysctl import parse_reserved_ports
@@ -82,7 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error)
     parser.add_argument(
         "--ports",
-        type=port_range,
+        type=unprivileged_port_range,
         default=DEFAULT_PORTS,
         metavar="LOW-HIGH",
         help="the range of source ports (default: %(default)s)",

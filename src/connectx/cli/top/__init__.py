@@ -11,13 +11,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from connectx.cli.usage_arguments import (
-    DEFAULT_PROTOCOLS,
-    add_netns,
-    add_port_range,
-    add_protocol,
-    seconds,
-)
+from connectx.cli.arguments import add_netns, add_port_range, add_protocols, protocols, seconds
+from connectx.cli.command import FAILED, OK, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     import argparse
@@ -48,31 +43,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument(
         "--interval",
-        type=seconds,
+        type=seconds(0.1),
         default=2.0,
         metavar="SECONDS",
         help="count every so many seconds (2); less often where that takes long",
     )
-    add_protocol(parser)
+    add_protocols(parser)
     add_port_range(parser)
     add_netns(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the view until somebody quits."""
-    from connectx.cli.main import FAILED, OK, WRONG_USAGE  # noqa: PLC0415 - it imports us
-
     # Textual reads the first and draws on the last of them.
     if not all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)):
-        print("connectx top: needs a terminal; try connectx usage", file=sys.stderr)
-        return WRONG_USAGE
+        raise CommandError("needs a terminal; try connectx usage", WRONG_USAGE)
     from connectx.cli.top.app import TopApp  # noqa: PLC0415 - from the tools extra
     from connectx.cli.top.model import Model  # noqa: PLC0415 - --help needs none of it
     from connectx.cli.top.watcher import Watcher  # noqa: PLC0415 - as above
 
-    protocols = list(dict.fromkeys(arguments.protocol or DEFAULT_PROTOCOLS))
-    watcher = Watcher(arguments.interval, protocols, arguments.netns, arguments.port_range)
-    app = TopApp(Model(protocols, arguments.netns), watcher)
+    counted = protocols(arguments)
+    watcher = Watcher(arguments.interval, counted, arguments.netns, arguments.port_range)
+    app = TopApp(Model(counted, arguments.netns), watcher)
     try:
         app.run()
     finally:

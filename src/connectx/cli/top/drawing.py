@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis.finding import FILLING, FULL
-from connectx.cli.usage_arguments import percent
+from connectx.cli.output import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from connectx._diagnosis.finding import FILLING
+from connectx.cli.output import percent
 from connectx.cli.top.drawing import SOON, Piece, duration, time_left
 from connectx.cli.top.watcher import Counted, Failed, Looked
-from connectx.cli.usage_arguments import percent
 from connectx.observe.history import History, Pair
 from connectx.observe.namespace import path_of
 
