@@ -63,7 +63,7 @@ def found(*arguments: str) -> dict[str, object]:
 class TestTable:
     def test_the_fullest_first(self) -> None:
         (head, unshared, titles, *rows) = lines()
-        assert " ".join(unshared) == ("udp: 8 of 10 ports are free for sockets without SO_REUSEADDR")
+        assert " ".join(unshared) == "udp: 8 of 10 ports are free for sockets without SO_REUSEADDR"
         assert " ".join(head[1:2] + head[3:]) == f"UTC, source ports {LOW}-{HIGH}, 0 reserved"
         assert " ".join(titles) == "protocol source destination in use of full states"
         assert [" ".join(row) for row in rows] == [

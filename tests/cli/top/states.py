@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from connectx.addresses import Endpoint, PortRange
 from connectx.cli.top.app import TopApp
 from connectx.cli.top.model import Model
-from connectx.cli.top.watcher import Counted, Looked, Outcome
+from connectx.cli.top.watcher import Counted, Looked, Outcome, Watcher
 from connectx.observe.pair import Detail
 from connectx.observe.processes import Process
 from connectx.observe.usage import Row, Snapshot
@@ -60,10 +60,11 @@ def looked(pair: Pair) -> Looked:
     return Looked(pair, Detail({"ESTAB": 840, "TIME-WAIT": 12}, processes, 0, PORTS, ports))
 
 
-class Still:
-    """A watcher that tells what it is given, and answers each look."""
+class Still(Watcher):
+    """A watcher without a thread: it delivers what it is given, and answers each look."""
 
     def __init__(self, *outcomes: Outcome) -> None:
+        super().__init__(1.0, ["tcp", "udp"])
         self._outcomes = outcomes
         self.tell: Callable[[Outcome], object] = print
         self.pair: Pair | None = None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from connectx.addresses import Endpoint
 from connectx.cli.top.details import details
-from connectx.cli.top.model import Line
+from connectx.cli.top.model import Entry
 from connectx.observe.history import Pair
 from tests.cli.top.states import row
 
 
 def lines(in_use: int, reusable: int) -> list[str]:
     of = row("tcp", "10.0.0.1", Endpoint("192.0.2.7", 443), in_use)._replace(reusable=reusable)
-    line = Line(Pair.of(of), of, None, of.source, str(of.destination))
+    line = Entry(Pair.of(of), of, None, str(of.destination))
     return ["".join(piece.text for piece in each).strip() for each in details(line, [], None, 80)]
 
 

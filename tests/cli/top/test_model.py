@@ -26,7 +26,7 @@ def model() -> Model:
 
 
 def hosts(model: Model) -> list[str]:
-    return [line.row.destination.host for line in model.lines()]
+    return [line.row.destination.host for line in model.entries()]
 
 
 def verdict(model: Model) -> list[str]:
@@ -45,9 +45,9 @@ def pair_with(in_use: int) -> Row:
     return row("tcp", "10.0.0.1", Endpoint(FULL, 443), in_use)
 
 
-class TestLines:
+class TestEntries:
     def test_the_fullest_first(self, model: Model) -> None:
-        assert len(model.lines()) == len(PAIRS)
+        assert len(model.entries()) == len(PAIRS)
         assert hosts(model)[:4] == [FULL, FILLING, DNS, QUIET]
 
     @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ class TestLines:
     )
     def test_filtered_by_words(self, model: Model, text: str, number: int) -> None:
         model.text = text
-        assert len(model.lines()) == number
+        assert len(model.entries()) == number
 
     def test_filtered_by_protocol(self, model: Model) -> None:
         found = []
         for _ in range(3):
             model.next_protocol()
-            found.append((model.protocol, len(model.lines())))
+            found.append((model.protocol, len(model.entries())))
         assert found == [("tcp", 33), ("udp", 1), ("", 34)]
 
     def test_sorted_by_rate(self, model: Model) -> None:
@@ -74,18 +74,18 @@ class TestLines:
         model = model_of(pair_with(5), pair_with(3))
         model.take(Counted(2, 1.0, snapshot([pair_with(2), row("tcp", "::1", PAIRS[3][2], 1)])))
         model.sort = Sort.RATE
-        assert [line.trend is None for line in model.lines()] == [False, True]
+        assert [line.trend is None for line in model.entries()] == [False, True]
 
     def test_sorted_by_number(self, model: Model) -> None:
         tight = row("tcp", "10.9.9.9", Endpoint(QUIET, 1), 9)._replace(capacity=9)
         model.take(Counted(1000, 2.0, snapshot([tight, pair_with(500)])))
-        assert [line.row.in_use for line in model.lines()] == [9, 500]
+        assert [line.row.in_use for line in model.entries()] == [9, 500]
         model.sort = Sort.IN_USE
-        assert [line.row.in_use for line in model.lines()] == [500, 9]
+        assert [line.row.in_use for line in model.entries()] == [500, 9]
 
     def test_sorted_by_name(self, model: Model) -> None:
         model.sort = Sort.NAME
-        sources = [line.source for line in model.lines()]
+        sources = [entry.row.source for entry in model.entries()]
         # As numbers, not as text: 10.0.1.2 comes before 10.0.1.10.
         assert sources[:4] == ["10.0.0.1", "10.0.0.1", "10.0.0.12", "10.0.1.1"]
         assert sources.index("10.0.1.2") < sources.index("10.0.1.10")
@@ -98,7 +98,7 @@ class TestLines:
         ]
         model.take(Counted(1000, 2.0, snapshot(rows)))
         model.sort = Sort.NAME
-        assert [line.destination for line in model.lines()] == [
+        assert [line.destination for line in model.entries()] == [
             "[fe80::9%2]:80",
             "[fe80::9%2]:443",
             "[fe80::9%3]:80",
@@ -120,7 +120,7 @@ class TestVerdict:
     def test_what_is_full_and_what_will_be(self, model: Model) -> None:
         assert verdict(model) == [
             f"FULL  tcp 10.0.0.1 to {FULL}:443",
-            f"full in 37 s, as it goes: tcp 10.0.0.12 to {FILLING}:8443",
+            f"full in 37 s at this rate: tcp 10.0.0.12 to {FILLING}:8443",
         ]
 
     def test_more_than_one_is_full(self, model: Model) -> None:
@@ -138,7 +138,7 @@ class TestVerdict:
     )
     def test_before_anything_is_full(self, in_use: int, expected: str) -> None:
         model = model_of(pair_with(in_use), pair_with(in_use))
-        assert verdict(model) == [expected, "none will be full within the hour, as it goes"]
+        assert verdict(model) == [expected, "at this rate, none will be full within an hour"]
 
     def test_time_waits_that_can_be_taken_over_leave_room(self) -> None:
         free = pair_with(1000)._replace(reusable=900)
@@ -160,10 +160,10 @@ class TestProblems:
         model = model_of(pair_with(1), netns="blue")
         model.take(Failed(30.0, self.GONE))
         assert verdict(model) == [
-            "NOT COUNTED  the network namespace blue has gone",
-            "this is from 30 s before; trying again",
+            "NOT COUNTED  the network namespace blue no longer exists",
+            "these numbers are 30 s old; trying again",
         ]
-        assert len(model.lines()) == 1
+        assert len(model.entries()) == 1
         model.take(Counted(31.0, 1.0, snapshot([pair_with(2)])))
         assert verdict(model)[0].startswith("OK")
         assert model.samples(Pair.of(pair_with(2))) == [1, 2]
@@ -181,14 +181,14 @@ class TestProblems:
 
 class TestDetail:
     def test_belongs_to_its_pair(self, model: Model) -> None:
-        first, second = (line.pair for line in model.lines()[:2])
+        first, second = (line.pair for line in model.entries()[:2])
         assert model.detail(first) is None
         model.take(looked(first))
         assert model.detail(first) == looked(first).detail
         assert model.detail(second) is None
 
     def test_a_pair_that_is_not_there_any_more(self, model: Model) -> None:
-        pair = model.lines()[0].pair
-        assert model.line(pair) == model.lines()[0]
+        pair = model.entries()[0].pair
+        assert model.entry(pair) == model.entries()[0]
         model.take(Counted(1000, 2.0, snapshot([])))
-        assert model.line(pair) is None
+        assert model.entry(pair) is None

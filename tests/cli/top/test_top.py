@@ -108,7 +108,7 @@ def table(pilot: Pilot[Any]) -> PairTable:
 class TestKeys:
     def test_the_cursor_moves_and_stays_within_the_lines(self) -> None:
         async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
-            lines = model.lines()
+            lines = model.entries()
             for keys, expected in (
                 (["up"], 0),
                 (["down", "j"], 2),
@@ -131,12 +131,12 @@ class TestKeys:
             await pilot.press("down", "down")
             pair = table(pilot).pair
             assert pair is not None
-            rows = [line.row for line in model.lines()]
+            rows = [line.row for line in model.entries()]
             rows[2] = rows[2]._replace(in_use=0)
             watcher.tell(Counted(500.0, 2.0, snapshot(rows)))
             await pilot.pause()
             assert table(pilot).pair == pair
-            assert model.lines()[-1].pair == pair
+            assert model.entries()[-1].pair == pair
             watcher.tell(Counted(502.0, 2.0, snapshot([])))
             await pilot.pause()
             assert table(pilot).pair is None
@@ -148,12 +148,12 @@ class TestKeys:
     def test_at_the_top_it_stays_there(self) -> None:
         async def script(pilot: Pilot[Any], model: Model, watcher: Still) -> None:
             assert table(pilot).pair is not None
-            rows = [line.row for line in model.lines()][1:]
+            rows = [line.row for line in model.entries()][1:]
             watcher.tell(Counted(500.0, 2.0, snapshot(rows)))
             await pilot.pause()
             watcher.tell(counted(21))
             await pilot.pause()
-            assert table(pilot).pair == model.lines()[0].pair
+            assert table(pilot).pair == model.entries()[0].pair
 
         play(script, *top(*busy()))
 
@@ -161,14 +161,14 @@ class TestKeys:
         async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
             await pilot.press("slash", *"udp q")
             # What is typed is no command.
-            assert (model.text, len(model.lines())) == ("udp q", 0)
+            assert (model.text, len(model.entries())) == ("udp q", 0)
             await pilot.press("backspace", "backspace", "enter")
             assert table(pilot).has_focus
             pair = table(pilot).pair
             assert pair is not None
             assert pair.destination.host == DNS
             await pilot.press("escape")
-            assert (model.text, len(model.lines())) == ("", 34)
+            assert (model.text, len(model.entries())) == ("", 34)
             await pilot.press("slash", *"x", "escape")
             assert table(pilot).has_focus
             assert (model.text, pilot.app.screen.query_one(Input).value) == ("", "")
@@ -201,17 +201,17 @@ class TestKeys:
             await pilot.press("escape")
             assert watcher.pair is None
             assert isinstance(pilot.app.screen, TableScreen)
-            assert model.lines() == []
+            assert model.entries() == []
 
         play(script, *top(*busy()))
 
     def test_a_click_moves_the_cursor_and_two_look_closer(self) -> None:
         async def script(pilot: Pilot[Any], model: Model, watcher: Still) -> None:
             await pilot.click(PairTable, offset=(5, 2))
-            assert table(pilot).pair == model.lines()[2].pair
+            assert table(pilot).pair == model.entries()[2].pair
             await pilot.click(PairTable, offset=(5, 1), times=2)
             await pilot.pause()
-            assert watcher.pair == model.lines()[1].pair
+            assert watcher.pair == model.entries()[1].pair
 
         play(script, *top(*busy()))
 
@@ -303,7 +303,7 @@ class TestOnATerminal:
         with on_a_terminal("top", "--netns", str(child.pid), "--interval", "0.1") as (_, screen):
             read_until(screen, b"90.0 %")
             child.communicate()
-            read_until(screen, b"has gone")
+            read_until(screen, b"no longer exists")
             os.write(screen, b"q")
             read_to_end(screen)
 
@@ -327,7 +327,10 @@ class TestRefusal:
             timeout=60,
         )
         assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr == "connectx top: needs a terminal; try connectx usage\n"
+        assert result.stderr == (
+            "connectx top: standard input, output and error must be a terminal; "
+            "without one, use connectx usage\n"
+        )
 
     @pytest.mark.parametrize(
         "arguments",

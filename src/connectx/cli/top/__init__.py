@@ -1,9 +1,9 @@
 """``connectx top``: a live view of the fullest pairs of source and destination.
 
-- ``watcher``: a thread that counts again and again, and tells what came of it.
-- ``model``: what is known, and what of it is to be shown; no terminal, no clock.
-- ``drawing``, ``columns``, ``details``: the same as text, in pieces with a style each.
-- ``table``, ``screens``, ``app``: widgets that draw it; they alone import Textual.
+- ``watcher``: a thread that counts source ports again and again and delivers the results.
+- ``model``: the latest results, and which of them to show. It knows no terminal and no clock.
+- ``drawing``, ``columns``, ``details``: turn numbers into styled text.
+- ``table``, ``screens``, ``app``: the widgets. Only they import Textual.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     import argparse
 
 NAME: Final = "top"
-HELP: Final = "Watch the fullest destinations live: what is full, and when the next will be."
+HELP: Final = "Watch the fullest destinations live: which are full, and which will be next."
 EXAMPLE: Final = "connectx top --protocol tcp --interval 5"
 
 _DESCRIPTION: Final = f"""\
 {HELP}
 
-Each line is a source address and a destination, with the share of the source ports
-that is in use between them, how fast it changes, and at that rate the time until
-none is left. A closer look has its states, processes and source ports.
+Each line is a source address and a destination. It shows the share of the source ports in
+use between them, how fast that share changes, and at that rate the time until no port is
+left. Press Enter for the states, processes and source ports of one pair.
 
 keys:
   up, down, page up, page down, home, end   move
-  enter      look closer; escape to come back
-  /          filter by words of protocol, source and destination; escape for all
+  enter      show the details of a pair; escape to go back
+  /          filter by words in protocol, source and destination; escape for all
   p          filter by protocol
   s          sort by share, number in use, rate, or name
   q, Ctrl-C  quit
@@ -39,14 +39,14 @@ keys:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
+    """Add its arguments."""
     parser.description = _DESCRIPTION
     parser.add_argument(
         "--interval",
         type=seconds(0.1),
         default=2.0,
         metavar="SECONDS",
-        help="count every so many seconds (2); less often where that takes long",
+        help="count every SECONDS (default: 2); less often where counting takes long",
     )
     add_protocols(parser)
     add_port_range(parser)
@@ -54,10 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the view until somebody quits."""
-    # Textual reads the first and draws on the last of them.
+    """Show the view until the user quits."""
+    # Textual reads from the first of these and draws on the last.
     if not all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)):
-        raise CommandError("needs a terminal; try connectx usage", WRONG_USAGE)
+        raise CommandError(
+            "standard input, output and error must be a terminal; without one, use connectx usage",
+            WRONG_USAGE,
+        )
     from connectx.cli.top.app import TopApp  # noqa: PLC0415 - from the tools extra
     from connectx.cli.top.model import Model  # noqa: PLC0415 - --help needs none of it
     from connectx.cli.top.watcher import Watcher  # noqa: PLC0415 - as above
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         app.run()
     finally:
-        # Only now, with the terminal as it was: the last round may take a moment.
+        # The last round may take a moment: wait for it once the terminal is restored.
         watcher.stop()
         watcher.join()
     return FAILED if app.return_code else OK

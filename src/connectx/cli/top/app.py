@@ -1,4 +1,4 @@
-"""The application: keys that work everywhere, and the way from the watcher to the screens."""
+"""The application: keys that work on every screen; passes results from watcher to screens."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
 
     from connectx.cli.top.model import Model
-    from connectx.cli.top.watcher import Outcome, Watching
+    from connectx.cli.top.watcher import Outcome, Watcher
     from connectx.observe.history import Pair
 
 
 class TopApp(App[None]):
     """The live view.
 
-    It is drawn in the terminal's own colours. With NO_COLOR, Textual then leaves colours
-    out; in its themes' colours it would turn them into greys, which are colours too.
+    It uses the terminal's own 16 colours. With those, Textual honours NO_COLOR by printing
+    no colours at all; with the colours of its themes it would print greys instead.
 
-    model: what is shown. watcher: who fills it; started and stopped here.
+    Args:
+        model: What the screens show.
+        watcher: Its results go into the model. The application starts and stops it.
     """
 
     TITLE = "connectx top"
@@ -62,48 +64,48 @@ class TopApp(App[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
-        # Before any widget: Textual's own asks to press another key instead.
+        # With priority over Textual's own binding, which only suggests another key.
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
 
-    class Told(Message):
-        """The watcher has something new."""
+    class Delivered(Message):
+        """The watcher has a result."""
 
         def __init__(self, outcome: Outcome) -> None:
             super().__init__()
             self.outcome = outcome
 
-    def __init__(self, model: Model, watcher: Watching) -> None:
+    def __init__(self, model: Model, watcher: Watcher) -> None:
         super().__init__(ansi_color=True)
         self._model = model
         self._watcher = watcher
         self._table = TableScreen(model)
 
     def get_default_screen(self) -> TableScreen:
-        """The screen that is there at first, for Textual."""
+        """Return the first screen."""
         return self._table
 
     def on_mount(self) -> None:
-        """Begin to count."""
+        """Start counting."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # By default they would leave the terminal as it is now.
+            # Their default action would not restore the terminal.
             loop.add_signal_handler(number, self.exit)
-        # post_message() may be called in any thread.
-        self._watcher.start(lambda outcome: self.post_message(self.Told(outcome)))
+        # post_message() is safe to call from any thread.
+        self._watcher.start(lambda outcome: self.post_message(self.Delivered(outcome)))
 
     def on_unmount(self) -> None:
-        """Stop counting: from now on nobody takes a message."""
+        """Stop counting: messages are no longer processed."""
         self._watcher.stop()
 
-    def on_top_app_told(self, message: Told) -> None:
-        """Take it in and show it."""
+    def on_top_app_delivered(self, message: Delivered) -> None:
+        """Record and show a result."""
         self._model.take(message.outcome, self._followed())
         if isinstance(self.screen, ModelScreen):
             self.screen.show()
 
     def on_pair_table_opened(self, message: PairTable.Opened) -> None:
-        """Look closer at a pair."""
+        """Show the details of a pair."""
         self._watcher.look(message.pair)
         self.push_screen(PairScreen(self._model, message.pair))
 

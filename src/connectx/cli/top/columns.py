@@ -1,4 +1,4 @@
-"""The columns of the table, for the width there is."""
+"""The columns of the table of pairs, fitted to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from connectx.cli.top.model import Sort
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from connectx.cli.top.model import Line
+    from connectx.cli.top.model import Entry
 
-#: Of a column of numbers: "28,232", "97.3 %", "+1,204".
+#: The width of a column of numbers: "28,232", "97.3 %", "+1,204".
 _NUMBER: Final = 6
-#: Its title is longer than what is in it.
+#: The width of "full in", the title; the times below it are shorter.
 _LEFT: Final = 7
-#: How many of a line's pieces say whose it is: protocol, source and destination.
+#: The number of pieces that identify a pair: protocol, source and destination.
 WHO: Final = 3
 _LEAST_BAR, _LARGEST_BAR = 3, 30
 _LEAST_TREND, _LARGEST_TREND = 5, 40
 
 
 class Columns(NamedTuple):
-    """Widths in characters; 0 for a column that is left out."""
+    """The widths of the columns in characters; 0 for one that is left out."""
 
     protocol: int
     source: int
@@ -42,22 +42,22 @@ class Columns(NamedTuple):
     trend: int
 
 
-def columns(width: int, lines: Sequence[Line]) -> Columns:
-    """The columns that a width has room for.
+def columns(width: int, entries: Sequence[Entry]) -> Columns:
+    """Return the widths that fill `width` characters.
 
-    Addresses come first, whole if possible: from 80 on, any of IPv4 are. What is left goes
-    to the capacity, and then to the bar and the sparkline.
+    Addresses come first, unabridged if they fit, which all IPv4 addresses do from 80
+    characters on. What is left goes to the capacity, then to the bar and the sparkline.
     """
-    protocol = max((len(line.row.protocol) for line in lines), default=3)
-    source = max((len(line.source) for line in lines), default=0)
-    destination = max((len(line.destination) for line in lines), default=0)
+    protocol = max((len(entry.row.protocol) for entry in entries), default=3)
+    source = max((len(entry.row.source) for entry in entries), default=0)
+    destination = max((len(entry.destination) for entry in entries), default=0)
     source, destination = max(source, len("source")), max(destination, len("destination"))
-    # Each but the last is followed by a blank.
+    # A blank follows each column but the last.
     numbers = 3 * (_NUMBER + 1) + _LEFT + 1
     room = width - protocol - 1 - numbers - (_LEAST_BAR + 1) - _LEAST_TREND
     addresses = source + destination + 2
     if addresses > room:
-        # Each gives up its share.
+        # Both are shortened in proportion.
         source = max(4, (room - 2) * source // (source + destination))
         destination = max(4, room - 2 - source)
     spare = max(0, room - addresses)
@@ -71,7 +71,7 @@ def columns(width: int, lines: Sequence[Line]) -> Columns:
 
 
 def titles(widths: Columns, sort: Sort) -> list[Piece]:
-    """The line above the table; what it is sorted by is marked."""
+    """Return the line above the table, in which the column that it is sorted by is marked."""
     cells = [
         (f"{'':{widths.protocol}}", None),
         (f"{shortened('source', widths.source):{widths.source}}", Sort.NAME),
@@ -93,16 +93,16 @@ def titles(widths: Columns, sort: Sort) -> list[Piece]:
     return pieces
 
 
-def cells(line: Line, samples: Sequence[int], widths: Columns) -> list[Piece]:
-    """A line of the table; samples: ports taken, the newest last."""
-    row, trend = line.row, line.trend
+def cells(entry: Entry, samples: Sequence[int], widths: Columns) -> list[Piece]:
+    """Return a line of the table; `samples` are the ports taken over time, the latest last."""
+    row, trend = entry.row, entry.trend
     left = time_left(row.free, trend.seconds_left if trend else None)
     style = colour(row.utilisation)
     moving = trend is not None and abs(trend.rate) >= 0.05
     return [
         Piece(f"{row.protocol:{widths.protocol}} "),
-        Piece(f"{shortened(line.source, widths.source):{widths.source}} "),
-        Piece(f"{shortened(line.destination, widths.destination):{widths.destination}} "),
+        Piece(f"{shortened(row.source, widths.source):{widths.source}} "),
+        Piece(f"{shortened(entry.destination, widths.destination):{widths.destination}} "),
         *bar(row.utilisation, widths.bar),
         Piece(f" {short_percent(row.utilisation):>{_NUMBER}} ", style),
         Piece(f"{row.in_use:>{_NUMBER},} "),

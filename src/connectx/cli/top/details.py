@@ -1,4 +1,4 @@
-"""One pair, closer: its history, states, processes and source ports, as lines of text."""
+"""The details of one pair: history, states, processes and source ports, as styled text."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from connectx.cli.top.drawing import (
     sparkline,
     time_left,
 )
+from connectx.observe.groups import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from connectx.cli.top.model import Line
+    from connectx.cli.top.model import Entry
     from connectx.observe.pair import Detail
 
 _INDENT: Final = "  "
-#: Of what is counted by state or process: names may be longer, bars are not.
+#: The width of a bar beside a state or a process.
 _BAR: Final = 20
-#: Processes and lines of ports that are listed; there may be thousands.
+#: How many processes and lines of ports are listed: there may be thousands.
 _PROCESSES: Final = 20
 _LINES_OF_PORTS: Final = 8
 
@@ -34,23 +35,26 @@ Lines = list[list[Piece]]
 
 
 def details(
-    line: Line | None, samples: Sequence[tuple[float, int]], detail: Detail | None, width: int
+    entry: Entry | None, samples: Sequence[tuple[float, int]], detail: Detail | None, width: int
 ) -> Lines:
-    """What there is to say about a pair.
+    """Return the lines about a pair.
 
-    line: None when it has no port in use any more. samples: its history.
-    detail: None until it has been looked at.
+    Args:
+        entry: None if it has no port in use.
+        samples: Its history: seconds, and the ports taken then.
+        detail: None if it is not known yet.
+        width: The width of the terminal, in characters.
     """
-    lines: Lines = _filling(line, samples, width) if line else [_note("No port is in use.")]
+    lines: Lines = _filling(entry, samples, width) if entry else [_note("No port is in use.")]
     if detail is None:
-        return [*lines, [], _note("Looking closer …")]
+        return [*lines, [], _note("reading states, processes and ports …")]
     if not detail.ports:
         return lines
     return [*lines, *_states(detail), *_processes(detail), *_ports(detail, width)]
 
 
-def _filling(line: Line, samples: Sequence[tuple[float, int]], width: int) -> Lines:
-    row, trend = line.row, line.trend
+def _filling(entry: Entry, samples: Sequence[tuple[float, int]], width: int) -> Lines:
+    row, trend = entry.row, entry.trend
     share = short_percent(row.utilisation)
     left = time_left(row.free, trend.seconds_left if trend else None)
     lines: Lines = [
@@ -93,12 +97,12 @@ def _states(detail: Detail) -> Lines:
 
 def _processes(detail: Detail) -> Lines:
     named = {
-        "nobody's, or hidden" if process is None else str(process): number
+        UNKNOWN if process is None else str(process): number
         for process, number in detail.processes.items()
     }
     lines = [*_title("processes"), *_counted(named, _PROCESSES)]
     if detail.hidden and None in detail.processes:
-        lines.append(_note(f"{detail.hidden:,} processes may only be seen by root"))
+        lines.append(_note(f"{detail.hidden:,} processes are visible only to root"))
     return lines
 
 
@@ -107,7 +111,7 @@ def _ports(detail: Detail, width: int) -> Lines:
     low, high = detail.within
     texts = runs(detail.ports)
     lines: Lines = [
-        *_title(f"source ports of {detail.within}: where they are, and which"),
+        *_title(f"source ports in use within {detail.within}"),
         [Piece(_INDENT + histogram(detail.ports, low, high, room), "cyan")],
     ]
     line = ""
@@ -124,7 +128,7 @@ def _ports(detail: Detail, width: int) -> Lines:
 
 
 def _counted(numbers: Mapping[str, int], most: int = 100) -> Lines:
-    """Each with its number and share, the largest first."""
+    """Return a line for each name, with its number and share, the largest first."""
     total = sum(numbers.values())
     ranked = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     lines = [

@@ -1,4 +1,4 @@
-"""Numbers as a few characters: bars, sparklines, rates and times left."""
+"""Numbers in a few characters: bars, sparklines, rates and times left."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """A piece of a line, and a style as rich names it.
+    """A piece of a line, and its style as rich names it.
 
-    Only the terminal's own colours, so that it is readable on any background; and nothing
-    that only the colour says.
+    Styles use only the terminal's own colours, which are readable on any background. No
+    colour carries information that the text lacks.
     """
 
     text: str
     style: str = ""
 
 
-#: Of a bar's last character, by eighths that are full.
+#: The last character of a bar, by how many eighths of it are full.
 _EIGHTHS: Final = "▏▎▍▌▋▊▉█"
 _HEIGHTS: Final = "▁▂▃▄▅▆▇█"
 _EMPTY: Final = "·"
 
-#: Seconds left, from which on it is urgent, and soon.
+#: Fewer seconds left than these are urgent, and soon.
 _URGENT: Final = 600
 SOON: Final = 3600
 
@@ -38,7 +38,7 @@ _DAY: Final = 86400
 
 
 def bar(share: float, width: int) -> list[Piece]:
-    """A bar of a width in characters, full to a share; anything above nothing is visible."""
+    """Return a bar of so many characters; any share above 0 is visible."""
     eighths = min(8 * width, int(share * 8 * width))
     if share > 0:
         eighths = max(1, eighths)
@@ -48,17 +48,17 @@ def bar(share: float, width: int) -> list[Piece]:
 
 
 def colour(share: float) -> str:
-    """The style of a share in use."""
+    """Return the style for a share in use."""
     return "bold red" if share >= FULL else "yellow" if share >= FILLING else "green"
 
 
 def short_percent(share: float) -> str:
-    """A share in up to six characters: "97.3 %", "100 %"."""
+    """Return a share in up to six characters: "97.3 %", "100 %"."""
     return percent(share) if share < 1 else f"{int(share * 100)} %"
 
 
 def rate(per_second: float) -> str:
-    """Ports per second in up to six characters: "+0.4", "-1,204", "+28.2k"; "0" for none."""
+    """Return ports per second in up to six characters: "+0.4", "-1,204", "+28.2k", "0"."""
     size = abs(per_second)
     if size < 0.05:
         return "0"
@@ -70,20 +70,20 @@ def rate(per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in up to six characters: "40 s", "12 min", "13 h", "4 d"."""
+    """Return a time in up to six characters: "40 s", "12 min", "13 h", "4 d"."""
     for limit, unit, name in (
         (2 * _MINUTE, 1, "s"),
         (2 * _HOUR, _MINUTE, "min"),
         (2 * _DAY, _HOUR, "h"),
     ):
         if seconds < limit:
-            # Down: who reads it has at least as much time.
+            # Rounded down: the reader has at least this much time.
             return f"{int(seconds // unit)} {name}"
     return f"{int(seconds // _DAY)} d"
 
 
 def time_left(free: int, seconds: float | None) -> Piece:
-    """How long until none of the free ports is left, in up to six characters."""
+    """Return the time until the free ports are used up, in up to six characters."""
     if not free:
         return Piece("now", "bold red")
     if seconds is None or seconds >= 100 * _DAY:
@@ -93,10 +93,10 @@ def time_left(free: int, seconds: float | None) -> Piece:
 
 
 def sparkline(values: Sequence[int], width: int, capacity: int) -> str:
-    """Values over time, the newest on the right, in a width of characters.
+    """Return values over time, the latest on the right, in so many characters.
 
-    From the lowest to the highest, but by at least a fiftieth of the capacity: a connection
-    more or less is no mountain.
+    Its height spans the values, or a fiftieth of the capacity if that is more: one connection
+    more or less must not look like a mountain.
     """
     if not values:
         return " " * width
@@ -110,7 +110,7 @@ def sparkline(values: Sequence[int], width: int, capacity: int) -> str:
 
 
 def histogram(ports: Iterable[int], low: int, high: int, width: int) -> str:
-    """How densely a range of ports is in use, in a width of characters."""
+    """Return how densely a range of ports is in use, in so many characters."""
     size = high - low + 1
     width = min(width, size)
     counts = [0] * width
@@ -118,14 +118,14 @@ def histogram(ports: Iterable[int], low: int, high: int, width: int) -> str:
         counts[(port - low) * width // size] += 1
     line = []
     for cell, count in enumerate(counts):
-        # Cells differ by one port in what they stand for.
-        there = -((cell + 1) * -size // width) + cell * -size // width
-        line.append(_HEIGHTS[min(7, (count * 8 - 1) // there)] if count else _EMPTY)
+        # How many ports the cell covers: cells differ by at most one.
+        covered = -((cell + 1) * -size // width) + cell * -size // width
+        line.append(_HEIGHTS[min(7, (count * 8 - 1) // covered)] if count else _EMPTY)
     return "".join(line)
 
 
 def runs(ports: Sequence[int]) -> list[str]:
-    """Ports in order as ranges: "32768", "32770-32799"."""
+    """Return ascending ports as ranges: "32768", "32770-32799"."""
     found: list[str] = []
     start = 0
     for index, port in enumerate(ports):
@@ -137,7 +137,7 @@ def runs(ports: Sequence[int]) -> list[str]:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text without its middle where it is too long; an address tells most at its ends."""
+    """Return a text without its middle if it is too long: an address differs at its ends."""
     if len(text) <= width:
         return text
     head = max(0, width - 1) // 2

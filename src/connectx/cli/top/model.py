@@ -1,4 +1,4 @@
-"""What the view knows and what of it is to be shown: no terminal, no thread, no clock."""
+"""The latest results, and which of them to show. It knows no terminal, no thread and no clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from connectx._diagnosis.finding import FILLING
-from connectx.cli.output import percent
+from connectx.cli.output import error_text, percent
 from connectx.cli.top.drawing import SOON, Piece, duration, time_left
 from connectx.cli.top.watcher import Counted, Failed, Looked
 from connectx.observe.history import History, Pair
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Sort(enum.Enum):
-    """What comes first; the value says it in words."""
+    """The order of the table; the value is its description on the screen."""
 
     UTILISATION = "the fullest first"
     IN_USE = "the most in use first"
@@ -31,26 +31,42 @@ class Sort(enum.Enum):
     NAME = "by source and destination"
 
     def next(self) -> Sort:
-        """The one after it, and at the end the first."""
+        """Return the order after this one, and after the last the first."""
         every = list(Sort)
         return every[(every.index(self) + 1) % len(every)]
 
 
-class Line(NamedTuple):
-    """A pair as the table shows it; trend: None where nothing is known of it yet."""
+class Entry(NamedTuple):
+    """A pair in the table.
+
+    Attributes:
+        pair: Its protocol, source and destination.
+        row: What the last snapshot counted.
+        trend: Where it is going; None before there are two samples.
+        destination: The destination as text.
+    """
 
     pair: Pair
     row: Row
     trend: Trend | None
-    source: str
     destination: str
 
 
 class Model:
-    """All that was counted last, the history of the fullest pairs, and what is asked for.
+    """The last snapshot, the history of the fullest pairs, and the user's filter and order.
 
-    protocols: those that are counted, for the filter to choose from.
-    netns: the name of the namespace that is looked at; None for our own.
+    Args:
+        protocols: The protocols that are counted; the filter steps through them.
+        netns: The name of the namespace on show; None for this process's own.
+
+    Attributes:
+        history: How many ports each of the fullest pairs had taken, over time.
+        counted: The last snapshot; None before the first.
+        failed: The error since then; None without one.
+        looked: The details of the pair that was looked at last.
+        sort: The order of the entries.
+        protocol: Show only this protocol; "" for all.
+        text: Show only pairs that contain each of these words.
     """
 
     def __init__(self, protocols: Sequence[str], netns: str | None = None) -> None:
@@ -59,83 +75,83 @@ class Model:
         self.history = History()
         self.counted: Counted | None = None
         self.failed: Failed | None = None
-        #: Of the pair that was looked at last.
         self.looked: Looked | None = None
         self.sort = Sort.UTILISATION
-        #: "" for all of them.
         self.protocol = ""
-        #: Words that a pair must all have in it.
         self.text = ""
-        self._every: list[Line] = []
+        self._every: list[Entry] = []
 
     def take(self, outcome: Outcome, shown: Collection[Pair] = ()) -> None:
-        """Take in what the watcher tells; shown: pairs to follow even if they are not full."""
+        """Record a result of the watcher. Follow the pairs in `shown` even when they are empty."""
         if isinstance(outcome, Failed):
             self.failed = outcome
         elif isinstance(outcome, Looked):
             self.looked = outcome
         else:
             if self.snapshot is not None and self.snapshot.netns != outcome.snapshot.netns:
-                # Another one of that name: a container that was started anew, say.
+                # The name now means another namespace: a container was restarted, say.
                 self.history.clear()
             self.counted = outcome
             self.failed = None
             rows = outcome.snapshot.rows
             self.history.record(outcome.seconds, rows, frozenset(shown))
-            self._every = [self._line(row) for row in rows]
+            self._every = [
+                Entry(Pair.of(row), row, self.history.trend(row), str(row.destination))
+                for row in rows
+            ]
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What was counted last."""
+        """The last snapshot."""
         return self.counted.snapshot if self.counted else None
 
     def next_protocol(self) -> None:
-        """Filter by the protocol after this one, and after the last one by none."""
+        """Filter by the next protocol, and after the last by none."""
         every = ["", *self._protocols]
         self.protocol = every[(every.index(self.protocol) + 1) % len(every)]
 
-    def lines(self) -> list[Line]:
-        """What the filter lets pass, in order."""
+    def entries(self) -> list[Entry]:
+        """Return the entries that match the filter, in order."""
         words = self.text.lower().split()
-        lines = [
-            line
-            for line in self._every
-            if (not self.protocol or line.row.protocol == self.protocol)
-            and all(word in f"{line.pair.protocol} {line.source} {line.destination}"
+        entries = [
+            entry
+            for entry in self._every
+            if (not self.protocol or entry.row.protocol == self.protocol)
+            and all(word in f"{entry.row.protocol} {entry.row.source} {entry.destination}"
                     for word in words)
         ]  # fmt: skip
         if self.sort is Sort.IN_USE:
-            lines.sort(key=lambda line: -line.row.in_use)
+            entries.sort(key=lambda entry: -entry.row.in_use)
         elif self.sort is Sort.RATE:
-            # Those that are not followed last: they are the emptiest.
-            lines.sort(key=lambda line: -line.trend.rate if line.trend else float("inf"))
+            # Those without a history last: they are the emptiest.
+            entries.sort(key=lambda entry: -entry.trend.rate if entry.trend else float("inf"))
         elif self.sort is Sort.NAME:
-            lines.sort(key=_by_name)
-        return lines
+            entries.sort(key=_by_name)
+        return entries
 
-    def line(self, pair: Pair) -> Line | None:
-        """A pair, if it has a port in use."""
-        return next((line for line in self._every if line.pair == pair), None)
+    def entry(self, pair: Pair) -> Entry | None:
+        """Return a pair's entry; None if it has no port in use."""
+        return next((entry for entry in self._every if entry.pair == pair), None)
 
     def samples(self, pair: Pair) -> list[int]:
-        """Ports of a pair that were taken, the newest last."""
+        """Return how many ports of a pair were taken, the latest last."""
         return [used for _, used in self.history.samples(pair)]
 
     def detail(self, pair: Pair) -> Detail | None:
-        """What was found out about a pair, if it was looked at."""
+        """Return a pair's details; None if they are not known."""
         return self.looked.detail if self.looked and self.looked.pair == pair else None
 
     def verdict(self) -> list[list[Piece]]:
-        """Two lines: what is full, and what will be next."""
+        """Return two lines: what is full, and what will be next."""
         if self.failed is not None:
             return self._problem(self.failed)
         if not self._every:
             return [[], []]
-        full = [line for line in self._every if not line.row.free]
+        full = [entry for entry in self._every if not entry.row.free]
         filling = [
-            (line.trend.seconds_left, line)
-            for line in self._every
-            if line.trend and line.trend.seconds_left is not None and line.row.free
+            (entry.trend.seconds_left, entry)
+            for entry in self._every
+            if entry.trend and entry.trend.seconds_left is not None and entry.row.free
         ]
         left, soonest = min(filling, key=lambda each: each[0], default=(float("inf"), None))
         fullest = self._every[0]
@@ -153,37 +169,34 @@ class Model:
                 Piece(f" the fullest is at {percent(fullest.row.utilisation)}: {fullest.pair}"),
             ]
         if soonest is None or left >= SOON:
-            return [now, [Piece("none will be full within the hour, as it goes", "dim")]]
+            return [now, [Piece("at this rate, none will be full within an hour", "dim")]]
         style = time_left(soonest.row.free, left).style
         return [
             now,
-            [Piece(f"full in {duration(left)}", style), Piece(f", as it goes: {soonest.pair}")],
+            [Piece(f"full in {duration(left)}", style), Piece(f" at this rate: {soonest.pair}")],
         ]
 
     def _problem(self, failed: Failed) -> list[list[Piece]]:
         error = failed.error
-        text = str(error)
+        text = error_text(error)
         if isinstance(error, PermissionError):
-            text = f"{error}; it may need root"
+            text = f"{text}; it may need root"
         elif (
             self._netns is not None
             and self.counted is not None
             and isinstance(error, FileNotFoundError)
             and error.filename == path_of(self._netns)
         ):
-            text = f"the network namespace {self._netns} has gone"
+            text = f"the network namespace {self._netns} no longer exists"
         head = [Piece(" NOT COUNTED ", "bold red reverse"), Piece(f" {text}", "bold")]
         if self.counted is None:
             return [head, [Piece("trying again", "dim")]]
-        ago = duration(failed.seconds - self.counted.seconds)
-        return [head, [Piece(f"this is from {ago} before; trying again", "dim")]]
-
-    def _line(self, row: Row) -> Line:
-        return Line(Pair.of(row), row, self.history.trend(row), row.source, str(row.destination))
+        age = duration(failed.seconds - self.counted.seconds)
+        return [head, [Piece(f"these numbers are {age} old; trying again", "dim")]]
 
 
-def _by_name(line: Line) -> tuple[object, ...]:
-    row = line.row
+def _by_name(entry: Entry) -> tuple[object, ...]:
+    row = entry.row
     source, host = _octets(row.source), _octets(row.destination.host)
     return len(source), source, host, row.source, row.destination, row.protocol
 

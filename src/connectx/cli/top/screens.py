@@ -1,4 +1,4 @@
-"""What fills the terminal: the table of all pairs, and a closer look at one."""
+"""The two screens: the table of all pairs, and the details of one."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 
 def text_of(lines: Iterable[Iterable[Piece]]) -> Text:
-    """Lines of pieces as rich's text, each line on one line."""
+    """Return lines of pieces as rich's text; a line that is too long is cut."""
     return Text("\n", no_wrap=True, overflow="ellipsis").join(
         Text.assemble(*line) for line in lines
     )
 
 
 class Head(Static):
-    """The line at the top: what is counted, and when that was."""
+    """The line at the top: what was counted, and when."""
 
     DEFAULT_CSS = "Head { height: 1; text-style: reverse; }"
 
     def show(self, model: Model) -> None:
-        """Draw it."""
+        """Draw what the model knows."""
         left, right = " connectx top", ""
         if model.counted is not None:
             taken = model.counted.snapshot
@@ -49,7 +49,7 @@ class Head(Static):
 
 
 class ModelScreen(Screen[None]):
-    """A screen that shows the model, again whenever there is something new or another size."""
+    """A screen that draws the model, and draws it again when it is resized or resumed."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -60,15 +60,15 @@ class ModelScreen(Screen[None]):
         raise NotImplementedError
 
     def on_mount(self) -> None:
-        """Draw it once."""
+        """Draw for the first time."""
         self.show()
 
     def on_screen_resume(self) -> None:
-        """Draw it again after another screen."""
+        """Draw what changed while another screen was shown."""
         self.show()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Draw it for another size."""
+        """Draw for the new size."""
         del event
         self.show()
 
@@ -86,7 +86,7 @@ class TableScreen(ModelScreen):
     ]
 
     def compose(self) -> ComposeResult:
-        """Make the widgets, from top to bottom."""
+        """Yield the widgets from top to bottom."""
         yield Head(markup=False)
         yield Static(id="verdict")
         yield Titles()
@@ -94,7 +94,7 @@ class TableScreen(ModelScreen):
         yield Static(id="shown")
         yield Input(
             id="filter",
-            placeholder="words of protocol, source, destination; Escape for all",
+            placeholder="words in protocol, source and destination; Escape for all",
             select_on_focus=False,
         )
         yield Footer(show_command_palette=False)
@@ -102,20 +102,20 @@ class TableScreen(ModelScreen):
     def show(self) -> None:
         """Draw what the model knows."""
         model = self.model
-        lines = model.lines()
+        entries = model.entries()
         self.query_one(Head).show(model)
         self.query_one("#verdict", Static).update(text_of(model.verdict()), layout=False)
-        self.query_one("#shown", Static).update(self._shown(len(lines)), layout=False)
+        self.query_one("#shown", Static).update(self._shown(len(entries)), layout=False)
         table = self.query_one(PairTable)
-        table.show(lines, self._instead())
+        table.show(entries, self._instead())
         self.query_one(Titles).show(table.widths, model.sort)
 
     def _instead(self) -> str:
-        """What to say where there is no line."""
+        """Return the text for an empty table."""
         taken = self.model.snapshot
         if taken is None:
             return "" if self.model.failed else "counting …"
-        return "no pair matches" if taken.rows else f"ports {taken.ports}: none is in use"
+        return "no pair matches" if taken.rows else f"no port of {taken.ports} is in use"
 
     def _shown(self, number: int) -> Text:
         model = self.model
@@ -129,25 +129,25 @@ class TableScreen(ModelScreen):
         return Text(f"{about}; {model.sort.value}", "dim", no_wrap=True, overflow="ellipsis")
 
     def on_pair_table_refitted(self) -> None:
-        """Have the titles above their columns."""
+        """Move the titles above their columns."""
         self.query_one(Titles).show(self.query_one(PairTable).widths, self.model.sort)
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter by what has been typed so far."""
+        """Filter by the words typed so far."""
         self.model.text = event.value
         self.show()
 
     def on_input_submitted(self) -> None:
-        """Keep the filter, and go on in the table."""
+        """Keep the filter and return to the table."""
         self._leave_filter()
 
     def action_filter(self) -> None:
-        """Ask for words to filter by."""
+        """Let the user type words to filter by."""
         self.add_class("filtering")
         self.set_focus(self.query_one("#filter", Input))
 
     def action_everything(self) -> None:
-        """Take all filters away."""
+        """Remove all filters."""
         self.model.protocol = self.model.text = ""
         self.query_one("#filter", Input).value = ""
         self._leave_filter()
@@ -158,7 +158,7 @@ class TableScreen(ModelScreen):
         self.show()
 
     def action_sort(self) -> None:
-        """Sort by something else."""
+        """Sort in the next order."""
         self.model.sort = self.model.sort.next()
         self.query_one(PairTable).action_first()
         self.show()
@@ -170,7 +170,7 @@ class TableScreen(ModelScreen):
 
 
 class PairScreen(ModelScreen):
-    """One pair."""
+    """The details of one pair."""
 
     AUTO_FOCUS = "VerticalScroll"
 
@@ -183,7 +183,7 @@ class PairScreen(ModelScreen):
         self.pair = pair
 
     def compose(self) -> ComposeResult:
-        """Make the widgets, from top to bottom."""
+        """Yield the widgets from top to bottom."""
         yield Head(markup=False)
         yield Static(id="verdict")
         with VerticalScroll():
@@ -191,11 +191,11 @@ class PairScreen(ModelScreen):
         yield Footer(show_command_palette=False)
 
     def show(self) -> None:
-        """Draw what the model knows of the pair."""
+        """Draw what the model knows about the pair."""
         model, pair = self.model, self.pair
         self.query_one(Head).show(model)
         lines = model.verdict() if model.failed else [[Piece(f"  {pair}", "bold")]]
         self.query_one("#verdict", Static).update(text_of(lines), layout=False)
         samples = model.history.samples(pair)
-        about = details(model.line(pair), samples, model.detail(pair), self.app.size.width)
+        about = details(model.entry(pair), samples, model.detail(pair), self.app.size.width)
         self.query_one("#details", Static).update(text_of(about))

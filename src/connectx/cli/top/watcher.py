@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from connectx.linux.netlink import MalformedMessage
 from connectx.observe.pair import look
@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from connectx.observe.pair import Detail
     from connectx.observe.usage import Snapshot
 
-#: Rest after each round, in times of what it took: however much there is to count, it takes
-#: a fifth of a core at most, and is counted less often instead.
+#: The rest after each round, as a multiple of the time that the round took. So the thread uses
+#: at most a fifth of a core: where there is more to count, it counts less often.
 _REST: Final = 4
 
 
 class Counted(NamedTuple):
-    """A snapshot; seconds: when, by time.monotonic(). every: seconds until the next one."""
+    """A snapshot.
+
+    Attributes:
+        seconds: When it was taken, by time.monotonic().
+        every: The seconds until the next one.
+        snapshot: What was counted.
+    """
 
     seconds: float
     every: float
@@ -32,14 +38,19 @@ class Counted(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """What was found out about a pair."""
+    """The details of one pair."""
 
     pair: Pair
     detail: Detail
 
 
 class Failed(NamedTuple):
-    """Why nothing could be counted, and when; it is tried again all the same."""
+    """The error of a round; the next round tries again.
+
+    Attributes:
+        seconds: When the round began, by time.monotonic().
+        error: Why nothing was counted.
+    """
 
     seconds: float
     error: Exception
@@ -48,24 +59,12 @@ class Failed(NamedTuple):
 Outcome: TypeAlias = Counted | Looked | Failed
 
 
-class Watching(Protocol):
-    """What the view needs of a `Watcher`, as the tests have one that counts nothing."""
-
-    def start(self, deliver: Callable[[Outcome], object]) -> None:
-        """Begin; deliver is called in another thread, and never again after stop()."""
-
-    def look(self, pair: Pair | None) -> None:
-        """Find out about a pair too, from now on and at once; None for no pair any more."""
-
-    def stop(self) -> None:
-        """Deliver nothing any more; the last round may still be going on."""
-
-
 class Watcher:
-    """A `Watching` that counts in a thread of its own, which alone visits the namespace.
+    """Counts in a thread of its own, the only one that enters another namespace.
 
-    interval: seconds from one round to the next; where counting is slow, more.
-    protocols, netns, port_range: as for `connectx.observe.snapshot`.
+    Args:
+        interval: The seconds from one round to the next; more where counting is slow.
+        protocols: As for `connectx.observe.snapshot`, like `netns` and `port_range`.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Watcher:
         self._netns = netns
         self._port_range = port_range
         self._thread: threading.Thread | None = None
-        # Guards the three below it, and is notified when one of them changes.
+        # Guards the next three attributes, and is notified when one of them changes.
         self._changed = threading.Condition()
         self._stopped = False
         self._pair: Pair | None = None
@@ -88,27 +87,27 @@ class Watcher:
         self._crash: BaseException | None = None
 
     def start(self, deliver: Callable[[Outcome], object]) -> None:
-        """Begin, as `Watching` has it."""
+        """Begin. `deliver` is called in the thread, and never again once stop() has returned."""
         self._thread = threading.Thread(target=self._run, args=(deliver,), name="connectx-top")
         self._thread.start()
 
     def look(self, pair: Pair | None) -> None:
-        """Find out about a pair too, as `Watching` has it."""
+        """Read the details of a pair too, at once and in every round; None ends this."""
         with self._changed:
             self._pair = pair
             self._asked = pair is not None
             self._changed.notify()
 
     def stop(self) -> None:
-        """Deliver nothing any more, as `Watching` has it."""
+        """Deliver nothing more; a round that has begun may still be running."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait for the last round, after stop(). Raises what ended the thread early, if anything.
+        """Wait for the last round after stop(), and raise what ended the thread early, if any.
 
-        No OSError does: that is delivered.
+        An OSError does not end it: it is delivered as `Failed`.
         """
         if self._thread is not None:
             self._thread.join()
@@ -122,22 +121,22 @@ class Watcher:
                 rest = self._round(deliver)
         except BaseException as error:  # noqa: BLE001 - join() raises it, in the main thread
             self._crash = error
-            self._tell(deliver, Failed(time.monotonic(), RuntimeError(f"a mistake: {error!r}")))
+            self._tell(deliver, Failed(time.monotonic(), RuntimeError(f"a bug: {error!r}")))
 
     def _stopped_within(self, seconds: float) -> bool:
-        """Wait, for no longer than until somebody asks for something."""
+        """Wait so long, or until stop() or look() is called; return whether it was stop()."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._asked, seconds)
             self._asked = False
             return self._stopped
 
     def _round(self, deliver: Callable[[Outcome], object]) -> float:
-        """Look and count once; how many seconds to rest then."""
+        """Count once, and return how many seconds to rest."""
         start = time.monotonic()
         pair = self._pair
         try:
             if pair is not None:
-                # First, since somebody waits for it.
+                # First, since the user is waiting for it.
                 detail = look(pair, netns=self._netns, port_range=self._port_range)
                 self._tell(deliver, Looked(pair, detail))
             counting = time.monotonic()
