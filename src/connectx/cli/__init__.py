@@ -1,1 +1,7 @@
-"""The command line: one module per subcommand, listed in :data:`connectx.cli.main.COMMANDS`."""
+"""The command line: a module for each command, or a package for a large one.
+
+- ``main``: finds the command and returns its exit status.
+- ``command``: what a command's module defines, and how a command ends.
+- ``arguments``: the arguments that commands share, and the types of their values.
+- ``output``: numbers, errors and tables as commands print them; ``progress``: progress bars.
+"""

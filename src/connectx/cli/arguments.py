@@ -157,7 +157,7 @@ def add_netns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--netns",
         metavar="NAME",
-        help="look at another network namespace: its name, its path, or a process id in it",
+        help="look at another network namespace: its name, its path, or the pid of a process in it",
     )
 
 

@@ -1,4 +1,4 @@
-"""``connectx doctor``: what is wrong with the source ports here, and what helps."""
+"""``connectx doctor``: what is wrong with the source ports here, and what helps against it."""
 
 from __future__ import annotations
 
@@ -20,73 +20,76 @@ if TYPE_CHECKING:
     from connectx.observe.doctor import Diagnosis
 
 NAME: Final = "doctor"
-HELP: Final = "Find out what is wrong with the source ports here, or why a call has failed."
+HELP: Final = "Find out what is wrong with the source ports here, or why a call failed."
 EXAMPLE: Final = "connectx doctor --errno 99 --destination 198.51.100.9:443"
 
 NOTHING_FOUND: Final = 0
 FOUND: Final = 1
 COULD_NOT_LOOK: Final = 2
 
-#: Columns that lines of text have at most.
+#: The greatest width of the text, in columns.
 _WIDEST: Final = 100
 
 _COLOURS: Final = {"critical": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
-    asked = parser.add_argument_group("a call that has failed")
+    """Add its arguments."""
+    asked = parser.add_argument_group("about a call that failed")
     asked.add_argument(
         "--errno",
         type=_errno,
         default=0,
-        metavar="NUMBER",
-        help="the errno it failed with, as a number or a name: 99 or EADDRNOTAVAIL",
+        metavar="ERRNO",
+        help="the errno it failed with, as a name or a number: EADDRNOTAVAIL or 99",
     )
     asked.add_argument(
-        "--destination", metavar="HOST:PORT", help="where it was to go: an address, or a name"
+        "--destination", metavar="HOST:PORT", help="where it went: an address or a hostname"
     )
     asked.add_argument(
         "--source",
         type=endpoint,
         default=Endpoint("", 0),
         metavar="ADDRESS[:PORT]",
-        help="where it was to come from; :PORT for any address",
+        help="its source; :PORT for any address",
     )
     asked.add_argument(
-        "--protocol", choices=["tcp", "mptcp", "udp", "udplite"], default="tcp", help="(tcp)"
+        "--protocol",
+        choices=["tcp", "mptcp", "udp", "udplite"],
+        default="tcp",
+        help="(default: tcp)",
     )
     asked.add_argument(
         "--port-range",
         type=port_range,
         metavar="LOW-HIGH",
-        help="the source ports it asked for",
+        help="the range of source ports that it asked for",
     )
     add_netns(parser)
     parser.add_argument(
         "--seconds",
         type=seconds(0),
         default=1.0,
-        help="how long to watch, for rates and the time that is left (1)",
+        help="how long to observe, for rates and the time left (default: 1)",
     )
     parser.add_argument(
         "--idle",
         type=seconds(0),
         default=300.0,
         metavar="SECONDS",
-        help="a connection is idle after so long without data (300)",
+        help="count a connection as idle after so long without data (default: 300)",
     )
     add_json(parser)
     parser.epilog = (
         f"{parser.epilog}\n\nexit status:\n"
-        f"  {NOTHING_FOUND}    nothing found but notes\n"
+        f"  {NOTHING_FOUND}    no findings, or only notes\n"
         f"  {FOUND}    findings\n"
-        f"  {COULD_NOT_LOOK}    could not look, or wrong usage"
+        f"  {COULD_NOT_LOOK}    the examination failed, or wrong usage"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look, and say what was found."""
+    """Examine the machine, and print the findings."""
     from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
 
     with errors_reported(COULD_NOT_LOOK):
@@ -104,13 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(_as_json(diagnosis), indent=2))
         else:
             _show(diagnosis)
-        # Here, since output that is lost must not be taken for findings.
+        # Now: the exit status of a lost output must not be that of findings.
         sys.stdout.flush()
     return NOTHING_FOUND if diagnosis.healthy else FOUND
 
 
 def _destinations(text: str | None) -> list[Endpoint]:
-    """What HOST:PORT stands for. Raises ValueError, or OSError for a name that there is not."""
+    """Return the end that HOST:PORT means; every address of a hostname."""
     if text is None:
         return []
     try:
@@ -176,7 +179,7 @@ def _show(diagnosis: Diagnosis) -> None:
 
 
 def _show_finding(finding: Finding, page: _Page, *, brief: bool) -> None:
-    """All of it; brief: but for what another finding of the same cause has said."""
+    """Print a finding; a brief one leaves out what another of the same cause has said."""
     severity = finding.severity.value
     page.paragraph(f"{severity}: {finding.title}", rest="  ", style=_COLOURS[severity])
     for line in finding.evidence if brief else (*finding.evidence, finding.cause.summary):
@@ -199,7 +202,7 @@ def _show_folklore(page: _Page) -> None:
 
 
 class _Page:
-    """Standard output, in paragraphs no wider than it, and coloured on a terminal."""
+    """Standard output: text wrapped to its width, with colours on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415 - from the tools extra
@@ -208,13 +211,13 @@ class _Page:
         self._width = max(40, min(self._console.width, _WIDEST))
 
     def paragraph(self, text: str, first: str = "", rest: str = "", style: str = "") -> None:
-        """Lines that begin with `first`, and from the second on with `rest` or as far in."""
+        """Print wrapped text. `first` begins the first line, `rest` or blanks the others."""
         rest = rest or " " * len(first)
         lines = textwrap.wrap(text, self._width, initial_indent=first, subsequent_indent=rest)
         self._console.print("\n".join(lines), style=style)
 
     def unbroken(self, text: str) -> None:
-        """A line in one piece, to be pasted."""
+        """Print a line that is never wrapped, so that it can be copied."""
         self._console.print(text, style="bold")
 
 
@@ -223,5 +226,5 @@ def _errno(text: str) -> int:
     if number is None and text.isascii() and text.isdecimal():
         number = int(text)
     if not isinstance(number, int) or number not in errno.errorcode:
-        raise argparse.ArgumentTypeError(f"not an errno such as 99 or EADDRNOTAVAIL: {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an errno, such as EADDRNOTAVAIL or 99")
     return number

@@ -1,4 +1,4 @@
-"""``connectx exporter``: metrics for Prometheus over HTTP."""
+"""``connectx exporter``: serve metrics to Prometheus over HTTP."""
 
 from __future__ import annotations
 
@@ -24,34 +24,40 @@ NAME: Final = "exporter"
 HELP: Final = "Serve metrics to Prometheus: how full the source ports are, counted at each scrape."
 EXAMPLE: Final = "connectx exporter --listen 127.0.0.1:9764 --top 20"
 
-#: Outside of the default ip_local_port_range, 32768 to 60999, so that no connection has it.
+#: Below the default ip_local_port_range, 32768-60999, so that no connection takes it.
 _ADDRESS: Final = Endpoint("127.0.0.1", 9764)
 
+#: connectx.observe.prometheus.MOST_PAIRS, imported only when it runs.
 _MOST_PAIRS: Final = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
+    """Add its arguments."""
     parser.add_argument(
         "--listen",
         type=_address,
         default=_ADDRESS,
         metavar="ADDRESS:PORT",
-        help=f"where to serve; :PORT for all addresses, port 0 for any ({_ADDRESS})",
+        help="where to listen; :PORT for every address, port 0 for any free port "
+        f"(default: {_ADDRESS})",
     )
     parser.add_argument(
         "--top",
         type=whole_number(_MOST_PAIRS),
         default=0,
         metavar="N",
-        help="give the N fullest pairs of a source and a destination too, up to "
-        f"{_MOST_PAIRS}, instead of the fullest of each source only",
+        help=f"export the N fullest pairs of source and destination too (at most {_MOST_PAIRS:,}), "
+        "not only the fullest pair of each source",
     )
     add_protocols(parser)
     add_netns(parser)
     files = parser.add_mutually_exclusive_group()
-    files.add_argument("--rules", action="store_true", help="print alert rules for Prometheus")
-    files.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana")
+    files.add_argument(
+        "--rules", action="store_true", help="print alert rules for Prometheus, and exit"
+    )
+    files.add_argument(
+        "--dashboard", action="store_true", help="print a dashboard for Grafana, and exit"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,10 +99,10 @@ def _serve(address: Endpoint, collector: SocketCollector) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor that gives the numbers of SIGTERM and SIGINT, which do nothing else."""
+    """Yield a descriptor to read the numbers of SIGTERM and SIGINT from, as they come."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     numbers = [signal.SIGTERM]
-    # Where it is ignored, as in a shell's background job, it stays so.
+    # A shell's background job ignores SIGINT; it keeps doing so.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         numbers.append(signal.SIGINT)
     former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -124,6 +130,6 @@ def _complain(text: str) -> None:
 def _address(text: str) -> Endpoint:
     if not re.fullmatch(r"(\[[^]]+\]|[^:]*):\d+", text, re.ASCII):
         raise argparse.ArgumentTypeError(
-            f"not ADDRESS:PORT, such as {_ADDRESS} or [::1]:{_ADDRESS.port}: {text!r}"
+            f"{text!r} is not ADDRESS:PORT, such as {_ADDRESS} or [::1]:{_ADDRESS.port}"
         )
     return endpoint(text)

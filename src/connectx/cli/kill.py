@@ -1,4 +1,4 @@
-"""``connectx kill``: close sockets in TIME_WAIT, or others by their addresses."""
+"""``connectx kill``: list sockets in TIME-WAIT, or others by their addresses, and close them."""
 
 from __future__ import annotations
 
@@ -28,46 +28,49 @@ if TYPE_CHECKING:
     from connectx.observe.kill import Outcome, Wanted
 
 NAME: Final = "kill"
-HELP: Final = "Close sockets in TIME-WAIT, or others by their addresses; without --yes, list them."
+HELP: Final = "Close sockets in TIME-WAIT, or others by address; without --yes, only list them."
 EXAMPLE: Final = "connectx kill --destination 198.51.100.9:443 --yes"
 
-_OF_TIME_WAIT: Final = """\
+_TIME_WAIT_WARNING: Final = """\
 TIME-WAIT keeps late segments of an old connection out of a new one on the same addresses and
-ports, and answers a peer that has not heard the end (RFC 9293, RFC 1337). Without it, such a
-segment can end the new connection or get into its data."""
+ports, and answers a peer that missed the last acknowledgement (RFC 9293, RFC 1337). Without
+it, such a segment can reset the new connection or corrupt its data."""
 
-_OF_OTHERS: Final = {
+_OPEN_SOCKET_WARNINGS: Final = {
     "tcp": """\
-Closing a connection resets it: what is not delivered is lost, its owner gets ECONNABORTED, and
-its peer a reset.""",
+Closing a connection resets it: undelivered data is lost, its owner gets ECONNABORTED, and its
+peer gets a reset.""",
     "udp": """\
-A UDP socket's owner gets ECONNABORTED, and the socket is no longer connected. A port that
-bind() gave it stays taken until its owner closes it.""",
+Closing a UDP socket disconnects it, and its owner gets ECONNABORTED. A port chosen by bind()
+stays taken until the owner closes the socket.""",
 }
 
-_OF_LISTENERS: Final = (
-    "Closing a listener ends what waits in its queue, and nobody listens there any more."
+_LISTENER_WARNING: Final = (
+    "Closing a listener drops the connections in its queue, and nothing listens on its port."
 )
 
-#: Lines of the list; there may be thousands.
+#: How many lines of the list are printed: there may be thousands.
 _SHOWN: Final = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
-    from connectx.observe.kill import STATES  # noqa: PLC0415 - of it, this alone
+    """Add its arguments."""
+    from connectx.observe.kill import STATES  # noqa: PLC0415 - other commands need none of it
 
     states = tuple(dict.fromkeys(state for some in STATES.values() for state in some))
-    parser.add_argument("--yes", action="store_true", help="close them; otherwise only list them")
+    parser.add_argument(
+        "--yes", action="store_true", help="close the sockets instead of listing them"
+    )
     parser.add_argument(
         "--state",
         action="append",
         choices=states,
         metavar="STATE",
-        help=f"close what is in this state; may be given several times (TIME-WAIT). "
-        f"One of {', '.join(states)}; all but TIME-WAIT need --source or --destination",
+        help="close only what is in this state; may be given several times "
+        f"(default: TIME-WAIT). One of {', '.join(states)}; every state but TIME-WAIT needs "
+        "--source or --destination",
     )
-    parser.add_argument("--protocol", choices=["tcp", "udp"], default="tcp", help="(tcp)")
+    parser.add_argument("--protocol", choices=["tcp", "udp"], default="tcp", help="(default: tcp)")
     add_addresses(parser, "close")
     parser.add_argument(
         "--source-port-range",
@@ -75,13 +78,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LOW-HIGH",
         help="close only what has a source port in this range",
     )
-    parser.add_argument("--limit", type=whole_number(), metavar="N", help="close N at most")
+    parser.add_argument("--limit", type=whole_number(), metavar="N", help="close at most N sockets")
     add_netns(parser)
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the sockets, and close them if that is wanted."""
+    """List the sockets, and close them with --yes."""
     from connectx.observe.kill import kill, require, select  # noqa: PLC0415 - --help needs none
 
     outcome = None
@@ -92,12 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             require(wanted.protocol, netns=arguments.netns)
         except OSError as error:
-            # To list them needs no privilege; whoever does learns that closing them would.
+            # Listing needs no privilege. The list says which one closing would need.
             if arguments.yes or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise
             lacking = error_text(error)
         if selected:
-            # On standard error, and before anything is done: with --yes and --json as well.
+            # On standard error, so that it is seen with --json too, and before anything closes.
             print("\n\n".join(_warnings(wanted)), end="\n\n", file=sys.stderr)
         if arguments.yes:
             outcome = kill(wanted, selected, netns=arguments.netns)
@@ -112,7 +115,9 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     from connectx.observe.kill import TIME_WAIT, Wanted  # noqa: PLC0415 - as above
 
     if arguments.protocol == "udp" and not arguments.state:
-        raise CommandError("UDP has no TIME-WAIT: say which --state, ESTAB or UNCONN", WRONG_USAGE)
+        raise CommandError(
+            "UDP has no TIME-WAIT; choose --state ESTAB or --state UNCONN", WRONG_USAGE
+        )
     return Wanted(
         arguments.protocol,
         tuple(dict.fromkeys(arguments.state or TIME_WAIT)),
@@ -152,7 +157,7 @@ def _as_json(
 def _show(
     wanted: Wanted, selected: list[SocketRecord], outcome: Outcome | None, lacking: str
 ) -> None:
-    # Plain lines, not rich's tables: this works without the tools extra.
+    # Plain lines, since this must work without the tools extra.
     if not selected:
         print(f"No {wanted.protocol.upper()} socket in {' or '.join(wanted.states)} matches.")
         return
@@ -162,33 +167,33 @@ def _show(
     for (state, source, destination), number in groups.most_common(_SHOWN):
         print(f"{number:>7,}  {state:<10}  {source} to {destination}")
     if len(groups) > _SHOWN:
-        print(f"         and to {len(groups) - _SHOWN:,} more destinations")
+        print(f"         {plural(len(groups) - _SHOWN, 'more row')}")
     if outcome is None:
-        print(f"\nNothing was closed. With --yes, {plural(len(selected), 'socket')} would be.")
+        print(f"\nNothing was closed. --yes would close {plural(len(selected), 'socket')}.")
         if lacking:
-            print(f"Not by this process, though. {lacking}.")
+            print(f"This process cannot close them: {lacking}.")
         return
-    print(f"\n{plural(outcome.closed, 'socket')} closed, {outcome.gone:,} gone meanwhile.")
+    print(f"\n{plural(outcome.closed, 'socket')} closed, {outcome.gone:,} already gone.")
     for number, times in sorted(outcome.refused.items()):
         if number == errno.ENOENT:
-            print(f"{times:,} not closed: the kernel finds another socket in their place.")
+            print(f"{times:,} not closed: the kernel finds another socket on the same 4-tuple.")
         elif number == errno.EOPNOTSUPP:
-            # Linux 5.10 says so of a TIME_WAIT, 6.1 closes it (tcp_abort).
-            print(f"{times:,} not closed: this kernel closes no sockets in such a state.")
+            # Linux 5.10 refuses a TIME_WAIT so; 6.1 closes it (tcp_abort).
+            print(f"{times:,} not closed: this kernel cannot close sockets in that state.")
         else:
             print(f"{times:,} not closed: {os.strerror(number)}.")
 
 
 def _warnings(wanted: Wanted) -> list[str]:
-    """What closing such sockets violates."""
+    """Return what closing such sockets breaks."""
     states = set(wanted.states)
     texts = []
     if "TIME-WAIT" in states:
-        texts.append(_OF_TIME_WAIT)
+        texts.append(_TIME_WAIT_WARNING)
     if states - {"TIME-WAIT", "LISTEN"}:
-        texts.append(_OF_OTHERS[wanted.protocol])
+        texts.append(_OPEN_SOCKET_WARNINGS[wanted.protocol])
     if "LISTEN" in states:
-        texts.append(_OF_LISTENERS)
+        texts.append(_LISTENER_WARNING)
     return texts
 
 

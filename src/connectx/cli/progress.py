@@ -1,4 +1,4 @@
-"""Progress bars for what takes over a second, on standard error and only on a terminal."""
+"""Progress bars for experiments: on standard error, and only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ if TYPE_CHECKING:
 
     from connectx.lab.progress import Watch
 
-#: Seconds between two redraws of the progress bars.
+#: The seconds between two redraws.
 _REDRAW_EVERY: Final = 0.1
 
-
-#: How many tasks are shown, besides the first one: the latest.
+#: How many tasks are shown besides the first: the latest ones.
 _SHOWN: Final = 8
 
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Watch]:
-    """Show a bar for each task that an experiment tells of, with an estimate of its end."""
+    """Show a bar and the remaining time for each task that an experiment reports."""
     from rich.console import Console  # noqa: PLC0415 -- from the tools extra
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -32,8 +31,8 @@ def progress_bars() -> Iterator[Watch]:
         TimeRemainingColumn,
     )
 
-    # Without auto_refresh, since its thread would still be there at each fork,
-    # and since only a process of one thread may enter a user namespace.
+    # Without auto_refresh, which needs a thread: experiments fork, and only a process with a
+    # single thread may enter a user namespace.
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
