@@ -11,6 +11,8 @@ SIZES = {
     "NETLINK_STATUS": 4,
     "RTATTR": 4,  # linux/rtnetlink.h
     "RTMSG": 12,
+    "IFINFOMSG": 16,
+    "IFADDRMSG": 8,  # linux/if_addr.h
     "TCP_INFO_IDLE": 56,
     "INET_DIAG_SOCKID": 48,  # linux/inet_diag.h
     "INET_DIAG_REQ": 60,

@@ -1,12 +1,12 @@
-"""Private network namespaces: make one, enter it, configure it, go back.
+"""Network namespaces: which one a thread is in, how to enter one, and how to make one.
 
-Experiments and tests change sysctls, addresses and devices, and none of that
-may ever happen to the machine's own network. So configuring is a method of
-PrivateNetwork, a value that only making a namespace yields, and each such
-method first checks that the calling thread is still inside that namespace.
+Experiments and tests change sysctls, addresses and devices. They must never change those of
+the machine itself. So every change is a method of `PrivateNetwork`, a value that exists only
+for a namespace that was made here; each method first checks that the calling thread is in
+that namespace.
 
-A namespace belongs to a thread, not to a process: unshare(2) and setns(2) move
-the calling thread alone, and a new thread starts in its creator's namespace.
+A namespace belongs to a thread, not to a process. unshare(2) and setns(2) move only the
+calling thread, and a new thread starts in the namespace of the thread that creates it.
 """
 
 from __future__ import annotations
@@ -14,36 +14,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import ipaddress
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux import uapi
-from connectx.linux.netlink import messages, status
-from connectx.linux.structs import NLMSGHDR, RTATTR, RTMSG, layout
+from connectx.linux import rtnetlink, uapi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
+#: Of the thread, not of the process.
+_OWN_NAMESPACE: Final = Path("/proc/thread-self/ns/net")
 
-#: linux/rtnetlink.h ``ifinfomsg``: family, type, index, flags, which flags to change.
-_IFINFOMSG = layout("BxHiII", 16)
-
-#: linux/if_addr.h ``ifaddrmsg``: family, prefix length, flags, scope, index.
-_IFADDRMSG = layout("BBBBI", 8)
-
-#: How long the kernel may take to route a new IPv6 address, in seconds.
-_ROUTE_TIMEOUT = 10.0
-
-_CREATE = uapi.NLM_F_CREATE | uapi.NLM_F_EXCL
-
-#: The settings that forbid an ordinary user a namespace: path, the value that
-#: forbids, what to do. Missing files mean that this kernel has no such setting.
-_FORBIDDING_SYSCTLS = (
+#: The settings that forbid ordinary users a namespace: the path, the value that forbids, and
+#: the remedy. A kernel that lacks the setting lacks the file.
+_FORBIDDING_SYSCTLS: Final = (
     ("user/max_user_namespaces", "0", "set user.max_user_namespaces above 0"),
     ("user/max_net_namespaces", "0", "set user.max_net_namespaces above 0"),
     ("kernel/unprivileged_userns_clone", "0", "set kernel.unprivileged_userns_clone to 1"),
@@ -56,9 +42,9 @@ _FORBIDDING_SYSCTLS = (
 
 
 class Identity(NamedTuple):
-    """What tells namespaces apart: the device and inode of their /proc/*/ns/net file.
+    """What identifies a namespace: the device and the inode of its /proc/*/ns/net file.
 
-    Unique among the namespaces alive; the kernel reuses the inode of a dead one
+    It is unique among live namespaces. The kernel reuses the inode of a dead one
     (namespaces(7)).
     """
 
@@ -67,31 +53,34 @@ class Identity(NamedTuple):
 
 
 def current() -> Identity:
-    """The network namespace that the calling thread is in."""
+    """Return the identity of the calling thread's network namespace."""
     status = _OWN_NAMESPACE.stat()
     return Identity(status.st_dev, status.st_ino)
 
 
 def identify(descriptor: int) -> Identity:
-    """The network namespace that a descriptor from open_namespace() stands for."""
+    """Return the identity of the namespace behind a descriptor from open_namespace()."""
     status = os.fstat(descriptor)
     return Identity(status.st_dev, status.st_ino)
 
 
 def open_namespace() -> int:
-    """Open the calling thread's network namespace; the caller closes the descriptor.
+    """Open the calling thread's network namespace and return the descriptor.
 
-    The descriptor keeps the namespace alive, also when no thread is left in it.
+    The descriptor keeps the namespace alive, even when no thread is left in it. The caller
+    closes it.
     """
     return os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def enter(descriptor: int) -> None:
-    """Move the calling thread into the namespace that a descriptor stands for: setns(2).
+    """Move the calling thread into the namespace behind a descriptor: setns(2).
 
-    Raises PermissionError (EPERM) without CAP_SYS_ADMIN in the user namespace
-    that owns the target. An ordinary user who has entered a user namespace of
-    its own lacks it for the namespace it came from: there is no way back.
+    Raises:
+        PermissionError: EPERM without CAP_SYS_ADMIN in the user namespace that owns the
+            target. An ordinary user who has entered a user namespace lacks it for the
+            namespace they came from, and so cannot go back.
+        OSError: EINVAL if the descriptor is not of a network namespace.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, uapi.CLONE_NEWNET) != 0:
@@ -101,85 +90,50 @@ def enter(descriptor: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PrivateNetwork:
-    """A network namespace that this process made, and what may be changed in it.
+    """A network namespace that this process made, and the changes that may be made to it.
 
-    identity: which namespace it is.
-    rootless: whether a user namespace had to be made for it, with the user as
-        its root; the thread can then not return to the namespace it came from.
+    Every method raises RuntimeError, and changes nothing, if the calling thread is in another
+    namespace.
 
-    Every method raises RuntimeError when the calling thread is in another
-    namespace, before anything is changed.
+    Attributes:
+        identity: Which namespace it is.
+        rootless: Whether it came with a user namespace in which the user is root. The thread
+            can then not return to the namespace that it came from.
     """
 
     identity: Identity
     rootless: bool
 
     def get_sysctl(self, name: str) -> str:
-        """The value of a "net." sysctl in this namespace, as /proc/sys shows it."""
+        """Return the value of a "net." sysctl in this namespace, as /proc/sys shows it."""
         return self._sysctl(name).read_text().strip()
 
     def set_sysctl(self, name: str, value: str | int) -> None:
         """Set a "net." sysctl in this namespace.
 
-        Raises ValueError for a name outside of "net.", since only these belong
-        to a network namespace, and OSError as the kernel gives it: EINVAL for a
-        value out of range, EROFS where /proc/sys is mounted read-only, EACCES
-        for a setting that only the machine's own namespace may change.
+        Raises:
+            ValueError: The name does not begin with "net.": it would belong to the machine.
+            OSError: EINVAL for a value out of range, EROFS if /proc/sys is mounted read-only,
+                EACCES for a setting that only the machine's own namespace may change.
         """
         path = self._sysctl(name)
         try:
-            # The line end matters: the kernel takes a write of no bytes as no
-            # write at all, and a list of ports could then not be emptied.
+            # With a line end: the kernel ignores a write of no octets, so without it a list of
+            # ports could not be emptied.
             path.write_text(f"{value}\n")
         except OSError as error:
             error.add_note(f"while setting {name} to {value!r}")
             raise
 
     def add_address(self, address: str, prefix: int | None = None, device: str = "lo") -> None:
-        """Give a device another IPv4 or IPv6 address, usable at once.
-
-        prefix: the length of the network's prefix in bits; by default all of
-            the address, so that no route but the local one comes with it.
-
-        device: must be up.
-
-        Raises OSError: EEXIST when the device has it, ENODEV for an unknown one;
-        TimeoutError when the kernel does not route a new IPv6 address.
-        """
+        """Give a device an address; arguments and errors as `rtnetlink.add_address`."""
         self._require_inside()
-        ip = ipaddress.ip_address(address)
-        length = ip.max_prefixlen if prefix is None else prefix
-        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-        # Without NODAD an IPv6 address is tentative, and bind() refuses it, for
-        # a second or two of duplicate address detection.
-        header = _IFADDRMSG.pack(family, length, uapi.IFA_F_NODAD, 0, socket.if_nametoindex(device))
-        local = _attribute(uapi.IFA_LOCAL, ip.packed)
-        body = header + local + _attribute(uapi.IFA_ADDRESS, ip.packed)
-        # A new IPv6 address is routed by a work item that runs some time later
-        # (addrconf_dad_work); until then connecting to it gives ENETUNREACH.
-        route = _attribute(uapi.RTA_DST, ip.packed) if ip.version == 6 else b""
-        _rtnetlink(uapi.RTM_NEWADDR, body, _CREATE, awaited=route)
+        rtnetlink.add_address(address, prefix, device)
 
     def add_device_pair(self, name: str, peer: str) -> None:
-        """Make two Ethernet devices joined by a cable (veth), both up, without addresses.
-
-        Raises OSError: EEXIST for a name in use, EOPNOTSUPP on a kernel without veth.
-        """
+        """Add two joined devices; errors as `rtnetlink.add_device_pair`."""
         self._require_inside()
-        # veth and not dummy, although one device would often do: kernels for
-        # containers and small guests are built without dummy.
-        peer_info = _link_header() + _attribute(uapi.IFLA_IFNAME, peer.encode() + b"\0")
-        kind = _attribute(uapi.IFLA_INFO_KIND, b"veth")
-        data = _attribute(uapi.IFLA_INFO_DATA, _attribute(uapi.VETH_INFO_PEER, peer_info))
-        _rtnetlink(
-            uapi.RTM_NEWLINK,
-            _link_header()
-            + _attribute(uapi.IFLA_IFNAME, name.encode() + b"\0")
-            + _attribute(uapi.IFLA_LINKINFO, kind + data),
-            _CREATE,
-        )
-        for device in (name, peer):
-            _set_up(device)
+        rtnetlink.add_device_pair(name, peer)
 
     def _sysctl(self, name: str) -> Path:
         self._require_inside()
@@ -187,8 +141,8 @@ class PrivateNetwork:
             raise ValueError(
                 f"{name!r} is not a sysctl of a network namespace, such as 'net.core.somaxconn'"
             )
-        # /proc/sys/net shows each thread the namespace that it is in
-        # (net_ctl_header_lookup), whatever namespace /proc was mounted from.
+        # /proc/sys/net shows each thread the namespace that it is in (net_ctl_header_lookup),
+        # whichever namespace /proc was mounted from.
         return Path("/proc/sys", *name.split("."))
 
     def _require_inside(self) -> None:
@@ -199,15 +153,15 @@ class PrivateNetwork:
 
 
 def unshare_network() -> PrivateNetwork:
-    """Move the calling thread into a new network namespace with the loopback up.
+    """Move the calling thread into a new network namespace, and set its loopback up.
 
-    With CAP_SYS_ADMIN that is all. Without it, a process of one thread also
-    gets a user namespace of its own, in which it appears as root and may do as
-    it likes with the new network.
+    Without CAP_SYS_ADMIN, the process also gets a user namespace of its own, in which it is
+    root and may change the new network. Only a process with a single thread can.
 
-    Raises OSError, most often PermissionError, saying which privilege or sysctl
-    is missing: EPERM, ENOSPC for a limit on namespaces, EINVAL for an ordinary
-    user's process that has other threads.
+    Raises:
+        OSError: EPERM; ENOSPC for a limit on namespaces; EINVAL for an ordinary user's process
+            that has more than one thread. The message names the missing privilege or the
+            sysctl.
     """
     before = current()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -215,7 +169,7 @@ def unshare_network() -> PrivateNetwork:
     if libc.unshare(uapi.CLONE_NEWNET) != 0:
         if ctypes.get_errno() != errno.EPERM:
             raise _refusal(ctypes.get_errno())
-        # In the new user namespace all ids read as nobody's until mapped.
+        # Before: in the new user namespace, every id reads as nobody's until it is mapped.
         user, group = os.geteuid(), os.getegid()
         if libc.unshare(uapi.CLONE_NEWUSER | uapi.CLONE_NEWNET) != 0:
             raise _refusal(ctypes.get_errno())
@@ -223,8 +177,8 @@ def unshare_network() -> PrivateNetwork:
         _become_root(user, group)
     identity = current()
     if identity == before:
-        raise RuntimeError("unshare(2) succeeded and yet the network namespace is the same")
-    _set_up("lo")
+        raise RuntimeError("unshare(2) succeeded, but the network namespace is the same")
+    rtnetlink.set_up("lo")
     return PrivateNetwork(identity, rootless)
 
 
@@ -232,12 +186,12 @@ def unshare_network() -> PrivateNetwork:
 def private_network() -> Iterator[PrivateNetwork]:
     """Run a block in a new network namespace, then return to the former one.
 
-    Enter and leave it in the same thread. An ordinary user's first private
-    network comes with a user namespace, from which there is no way back
-    (``rootless``): the thread then stays in it, so give it a process of its own,
-    or nest the others in the first, between which it can come and go.
+    Enter and leave it in the same thread. There is no way back from a ``rootless`` one: the
+    thread stays in it. So give an ordinary user's private network a process of its own, or
+    nest others in it, between which the thread can come and go.
 
-    Raises as unshare_network().
+    Raises:
+        OSError: As `unshare_network` does.
     """
     former = open_namespace()
     try:
@@ -252,8 +206,8 @@ def private_network() -> Iterator[PrivateNetwork]:
 
 
 def _become_root(user: int, group: int) -> None:
-    # setgroups must go first: the kernel refuses an ordinary user's gid_map as
-    # long as setgroups(2) could drop a group that denies access (CVE-2014-8989).
+    # setgroups first: the kernel refuses an ordinary user's gid_map as long as setgroups(2)
+    # could drop a group that denies access (CVE-2014-8989).
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"0 {user} 1"),
@@ -282,43 +236,3 @@ def _refusal(number: int) -> OSError:
 def _reads(path: str, value: str) -> bool:
     setting = Path("/proc/sys", path)
     return setting.exists() and setting.read_text().strip() == value
-
-
-def _set_up(device: str) -> None:
-    _rtnetlink(uapi.RTM_NEWLINK, _link_header(socket.if_nametoindex(device), uapi.IFF_UP))
-
-
-def _link_header(index: int = 0, flags: int = 0) -> bytes:
-    return _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, flags, flags)
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    # struct rtattr: length (without the padding to 4 bytes), type, payload.
-    return RTATTR.pack(RTATTR.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def _is_local(route: memoryview) -> bool:
-    # A prefix of the address's full length has two routes to it: first one out of
-    # the device, then the one that makes the address ours.
-    *_, kind, _flags = RTMSG.unpack_from(route)
-    return bool(kind == uapi.RTN_LOCAL)
-
-
-def _rtnetlink(kind: int, body: bytes, flags: int = 0, *, awaited: bytes = b"") -> None:
-    # Not NetlinkSocket.request(), which may send a request again if its reply is
-    # lost: that is harmless for the questions it is made for, not for changes.
-    length = NLMSGHDR.size + len(body)
-    header = NLMSGHDR.pack(length, kind, uapi.NLM_F_REQUEST | uapi.NLM_F_ACK | flags, 0, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, uapi.NETLINK_ROUTE) as channel:
-        channel.settimeout(_ROUTE_TIMEOUT)
-        channel.bind((0, uapi.RTMGRP_IPV6_ROUTE if awaited else 0))
-        channel.send(header + body)
-        acknowledged = False
-        while not acknowledged or awaited:
-            for message in messages(channel.recv(8192)):
-                if message.type == uapi.NLMSG_ERROR:
-                    if number := status(message.payload):
-                        raise OSError(number, os.strerror(number))
-                    acknowledged = True
-                elif _is_local(message.payload) and awaited in bytes(message.payload):
-                    awaited = b""

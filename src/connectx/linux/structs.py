@@ -59,6 +59,12 @@ INET_DIAG_HOSTCOND: Final = layout("BBxxi", 8)
 #: tos, table, protocol, scope, type, flags.
 RTMSG: Final = layout("BBBBBBBBI", 12)
 
+#: linux/rtnetlink.h ``ifinfomsg``: family, type, index, flags, which flags to change.
+IFINFOMSG: Final = layout("BxHiII", 16)
+
+#: linux/if_addr.h ``ifaddrmsg``: family, prefix length, flags, scope, index.
+IFADDRMSG: Final = layout("BBBBI", 8)
+
 #: include/net/ip.h: the value of IP_LOCAL_PORT_RANGE is one u32, ``low | high << 16``.
 LOCAL_PORT_RANGE: Final = layout("I", 4)
 
