@@ -1,10 +1,11 @@
-"""What this kernel can do, found by trying: yes, no, or could not tell.
+"""What this kernel can do, found out by trying: yes, no, or could not tell.
 
-A version says little: distributions carry features back (IP_LOCAL_PORT_RANGE is
-in 6.1.32) or leave them out. So a feature is tried the first time somebody asks,
-on a scratch socket that is neither bound nor connected. Yes and no are
-remembered; what could not be told now, for want of a descriptor or because a
-sysctl of this namespace switches the feature off, is tried again.
+A kernel's version says little: distributions backport features (IP_LOCAL_PORT_RANGE is in
+6.1.32) or leave them out. So each feature is tried when it is first asked about, on a scratch
+socket that is neither bound nor connected.
+
+"Yes" and "no" are remembered. A trial that was inconclusive is repeated the next time: no
+descriptor was left, say, or a sysctl of this namespace switches the feature off.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class Probe(enum.Enum):
 
 
 class Feature(NamedTuple):
-    """Something that kernels have or lack.
+    """Something that some kernels have and others lack.
 
-    name: what it is called.
-    since: the least mainline version with it.
-    gives: what it is good for here.
-    trial: use it once and say whether it is there; OSError where that shows nothing.
+    Attributes:
+        name: What it is called.
+        since: The first mainline version that has it, for people to read.
+        gives: What connectx can do with it.
+        trial: Uses it once, and returns whether the kernel has it. Raises OSError if the trial
+            was inconclusive.
     """
 
     name: str
@@ -62,7 +65,7 @@ class Feature(NamedTuple):
 
 
 def probe(feature: Feature) -> Probe:
-    """Whether the running kernel has a feature; tries it unless that is known already."""
+    """Return whether the running kernel has a feature. Tries it unless the answer is known."""
     try:
         return Probe.YES if _known(feature) else Probe.NO
     except OSError:
@@ -71,103 +74,102 @@ def probe(feature: Feature) -> Probe:
 
 @functools.cache
 def _known(feature: Feature) -> bool:
-    # functools.cache remembers no exception: an inconclusive trial is repeated.
+    # functools.cache remembers no exception, so an inconclusive trial is repeated.
     return feature.trial()
 
 
 def kernel_version() -> tuple[int, int]:
-    """The running kernel's version, major and minor; (0, 0) where uname does not say."""
+    """Return the running kernel's version, major and minor; (0, 0) if uname(2) does not say."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _lacking(error: OSError, *numbers: int) -> bool:
-    """False if the error means that the kernel lacks the feature; raises any other."""
-    if error.errno not in numbers:
-        raise error
-    return False
+# Trials.
 
 
-def _takes(option: Callable[[socket.socket], object]) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as scratch:
-        try:
-            option(scratch)
-        except OSError as error:
-            return _lacking(error, errno.ENOPROTOOPT)
+def _works(use: Callable[[], object], *refusals: int) -> bool:
+    """Return False if a use fails with an errno that means "no"; any other error is raised."""
+    try:
+        use()
+    except OSError as error:
+        if error.errno not in refusals:
+            raise
+        return False
     return True
 
 
-def _try_netns_cookie() -> bool:
+def _has_option(use: Callable[[socket.socket], object]) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as scratch:
+        return _works(lambda: use(scratch), errno.ENOPROTOOPT)
+
+
+def _has_netns_cookie() -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as scratch:
         return get_so_netns_cookie(scratch) is not None
 
 
-def _try_mptcp() -> bool:
-    # ENOPROTOOPT is net.mptcp.enabled=0 in this namespace, and says nothing of the
-    # kernel; kernels before 5.6 take no protocol above 255 (EINVAL).
-    return _makes(socket.SOCK_STREAM, IPPROTO_MPTCP)
+def _has_protocol(kind: int, protocol: int) -> bool:
+    # EINVAL: kernels before 5.6 take no protocol above 255, as MPTCP's is. ENOPROTOOPT is
+    # inconclusive: net.mptcp.enabled is 0 in this namespace.
+    return _works(
+        lambda: socket.socket(socket.AF_INET, kind, protocol).close(),
+        errno.EPROTONOSUPPORT,
+        errno.EINVAL,
+    )
 
 
-def _makes(kind: int, protocol: int) -> bool:
-    try:
-        socket.socket(socket.AF_INET, kind, protocol).close()
-    except OSError as error:
-        return _lacking(error, errno.EPROTONOSUPPORT, errno.EINVAL)
-    return True
-
-
-def _try_range_for_mptcp() -> bool:
-    if not _try_mptcp():
+def _has_range_for_mptcp() -> bool:
+    if not _has_protocol(socket.SOCK_STREAM, IPPROTO_MPTCP):
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as scratch:
-        try:
-            set_ip_local_port_range(scratch, 0, 0)
-        except OSError as error:
-            return _lacking(error, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
-    return True
+        return _works(
+            lambda: set_ip_local_port_range(scratch, 0, 0), errno.ENOPROTOOPT, errno.EOPNOTSUPP
+        )
 
 
-def _dumps(protocol: int) -> bool:
-    # A dump, not a lookup: a kernel without tcp_diag or udp_diag refuses both with
-    # ENOENT, but only to a lookup could that also mean "no such socket". With no
-    # state asked for, the answer is empty.
+def _has_dump(protocol: int) -> bool:
+    # A dump, not a lookup: without tcp_diag or udp_diag the kernel answers both with ENOENT, but
+    # for a lookup that could also mean "no such socket". The dump asks for sockets in no state,
+    # so that it is empty.
     # Imported here, since what most programs probe needs no netlink.
     from connectx.linux.netlink import NetlinkSocket  # noqa: PLC0415
     from connectx.linux.socket_dump import Filter, encode_dump  # noqa: PLC0415
 
     request = encode_dump(AF_INET, AF_INET, Filter(protocol, states=0))
-    try:
+
+    def dump() -> None:
         with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
             for _ in netlink.dump(SOCK_DIAG_BY_FAMILY, request):
                 pass
-    except OSError as error:
-        return _lacking(error, errno.ENOENT, errno.EPROTONOSUPPORT)
-    return True
+
+    return _works(dump, errno.ENOENT, errno.EPROTONOSUPPORT)
 
 
 def _searches_in_steps_of_one() -> bool:
-    # Nothing shows it but the time a search takes. It tunes speed only, which is
-    # why a version may decide.
+    # Only the time that a search takes shows it. A version may decide here, because the answer
+    # tunes speed and nothing else.
     return kernel_version() >= (6, 8)
 
+
+# Features.
 
 IP_BIND_ADDRESS_NO_PORT: Final = Feature(
     "IP_BIND_ADDRESS_NO_PORT",
     (4, 2),
     "TCP sockets bound to an address share ports between destinations",
-    lambda: _takes(lambda sock: set_ip_bind_address_no_port(sock, on=True)),
+    lambda: _has_option(lambda sock: set_ip_bind_address_no_port(sock, on=True)),
 )
 IP_LOCAL_PORT_RANGE: Final = Feature(
     "IP_LOCAL_PORT_RANGE",
     (6, 3),
-    "a socket chooses its source ports, down to a single one, without blocking them for others",
-    lambda: _takes(lambda sock: set_ip_local_port_range(sock, 0, 0)),
+    "a socket chooses its source ports, even a single one, without blocking them for others",
+    lambda: _has_option(lambda sock: set_ip_local_port_range(sock, 0, 0)),
 )
 IP_LOCAL_PORT_RANGE_MPTCP: Final = Feature(
     "IP_LOCAL_PORT_RANGE for MPTCP",
     (6, 8),
-    "the same for MPTCP sockets",
-    _try_range_for_mptcp,
+    "an MPTCP socket chooses its source ports without blocking them for others",
+    _has_range_for_mptcp,
 )
 STEP_OF_ONE: Final = Feature(
     "search in steps of one",
@@ -179,42 +181,47 @@ SO_COOKIE: Final = Feature(
     "SO_COOKIE",
     (4, 12),
     "a socket recognises itself in what SOCK_DIAG finds",
-    lambda: _takes(get_so_cookie),
+    lambda: _has_option(get_so_cookie),
 )
 SO_NETNS_COOKIE: Final = Feature(
     "SO_NETNS_COOKIE",
     (5, 14),
-    "a socket names its network namespace",
-    _try_netns_cookie,
+    "a socket tells which network namespace it is in",
+    _has_netns_cookie,
 )
 SOCK_DIAG_TCP: Final = Feature(
     "SOCK_DIAG for TCP",
     (3, 3),
-    "which source ports are in use toward a destination",
-    lambda: _dumps(IPPROTO_TCP),
+    "listing the source ports in use toward a destination",
+    lambda: _has_dump(IPPROTO_TCP),
 )
 SOCK_DIAG_UDP: Final = Feature(
     "SOCK_DIAG for UDP",
     (3, 3),
-    "whether a UDP 4-tuple is taken, without which UDP ports cannot be shared safely",
-    lambda: _dumps(IPPROTO_UDP),
+    "finding out whether a UDP 4-tuple is in use, which sharing UDP ports safely requires",
+    lambda: _has_dump(IPPROTO_UDP),
 )
-MPTCP: Final = Feature("MPTCP", (5, 6), "connections over several paths", _try_mptcp)
+MPTCP: Final = Feature(
+    "MPTCP",
+    (5, 6),
+    "connections over several paths",
+    lambda: _has_protocol(socket.SOCK_STREAM, IPPROTO_MPTCP),
+)
 UDP_LITE: Final = Feature(
     "UDP-Lite",
     (2, 6),
     "datagrams with partial checksums; gone from Linux 7.1",
-    lambda: _makes(socket.SOCK_DGRAM, IPPROTO_UDPLITE),
+    lambda: _has_protocol(socket.SOCK_DGRAM, IPPROTO_UDPLITE),
 )
 TCP_FASTOPEN_CONNECT: Final = Feature(
     "TCP_FASTOPEN_CONNECT",
     (4, 11),
-    "the first data goes out with the SYN",
-    # EOPNOTSUPP is bit 0 of net.ipv4.tcp_fastopen, which a namespace may set.
-    lambda: _takes(lambda sock: set_tcp_fastopen_connect(sock, on=True)),
+    "the first data is sent with the SYN",
+    # EOPNOTSUPP is inconclusive: bit 0 of net.ipv4.tcp_fastopen is off in this namespace.
+    lambda: _has_option(lambda sock: set_tcp_fastopen_connect(sock, on=True)),
 )
 
-#: All of them, the ones that most depends on first.
+#: All features, the most important first.
 FEATURES: Final = (
     IP_BIND_ADDRESS_NO_PORT,
     IP_LOCAL_PORT_RANGE,
