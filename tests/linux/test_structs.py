@@ -30,7 +30,7 @@ def test_sizes() -> None:
 
 
 def test_a_layout_of_another_size_is_refused() -> None:
-    with pytest.raises(AssertionError, match="takes 6 bytes, the kernel's takes 8"):
+    with pytest.raises(AssertionError, match="takes 6 bytes, but the kernel's takes 8"):
         structs.layout("IH", 8)
 
 

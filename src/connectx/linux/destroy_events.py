@@ -1,8 +1,8 @@
-"""Which sockets of this network namespace come to their end, as they do.
+"""Notifications that sockets of this network namespace have ended.
 
-A multicast group of NETLINK_SOCK_DIAG for TCP and one for UDP, for each family: no
-privilege is needed (NL_CFG_F_NONROOT_RECV). A message comes when the kernel frees a
-socket that a process had; what stays behind in TIME_WAIT ends without one.
+NETLINK_SOCK_DIAG has multicast groups for TCP and UDP, one for each family. Listening needs no
+privilege (NL_CFG_F_NONROOT_RECV). The kernel sends a message when it frees a socket that belonged
+to a process. It sends none when a TIME_WAIT that the socket left behind expires.
 
 Source: sock_diag_broadcast_destroy() in net/core/sock_diag.c (Linux 4.7).
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from connectx.linux.sock_diag import SocketRecord
 
-#: IPv6 sockets may be on IPv4 tuples (IPv4-mapped), so both families are heard.
+#: Both families, since an IPv6 socket may occupy an IPv4 4-tuple (IPv4-mapped).
 _STREAMS: Final = (SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY)
 _DATAGRAMS: Final = (SKNLGRP_INET_UDP_DESTROY, SKNLGRP_INET6_UDP_DESTROY)
 
@@ -40,12 +40,16 @@ _BUFFER: Final = 4096
 
 
 class DestroyEvents:
-    """Hears of the ends of sockets, in the namespace that the calling thread is in.
+    """Listens for the ends of sockets in the calling thread's network namespace.
 
-    stream: TCP (and MPTCP's subflows); otherwise UDP. Of UDP-Lite nothing is told.
+    Close it, or use it as a context manager.
 
-    Close it, or use it as a context manager. Raises OSError where the kernel has no
-    such groups, or no descriptor is left.
+    Args:
+        stream: Listen for TCP sockets and MPTCP's subflows; otherwise for UDP sockets. The
+            kernel reports no UDP-Lite sockets.
+
+    Raises:
+        OSError: The kernel has no such groups, or no descriptor is left.
     """
 
     def __init__(self, *, stream: bool) -> None:
@@ -59,13 +63,15 @@ class DestroyEvents:
             raise
 
     def fileno(self) -> int:
-        """The descriptor, readable when there is something to take."""
+        """Return the descriptor, which is readable when there are notifications."""
         return self._socket.fileno()
 
     def take(self, concerns: Callable[[SocketRecord | None], bool]) -> bool:
-        """Read all there is; whether any of it concerns the caller.
+        """Read all notifications; return whether one of them concerns the caller.
 
-        concerns: is asked about every end, and with None if messages were lost (ENOBUFS).
+        Args:
+            concerns: Is called for every socket that has ended, and with None if messages were
+                lost (ENOBUFS).
         """
         found = False
         while True:
@@ -83,7 +89,7 @@ class DestroyEvents:
                     found |= concerns(decode_record(message.payload))
 
     def close(self) -> None:
-        """Hear no more."""
+        """Stop listening."""
         self._socket.close()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
-"""Undo connect() on a socket: connect(2) to an address of family AF_UNSPEC.
+"""Undo connect() on a socket, by connect(2) to an address of family AF_UNSPEC.
 
-socket.connect() cannot say it, since it builds the address in the socket's own
-family; hence the C library.
+Python's socket.connect() cannot do it, since it builds addresses of the socket's own family. So
+this calls the C library.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ if TYPE_CHECKING:
     import ctypes
     import socket
 
-#: struct sockaddr: two bytes of family, here AF_UNSPEC (0), and 14 of no meaning.
+#: struct sockaddr: two octets for the family, here AF_UNSPEC (0), and 14 unused ones.
 _UNSPECIFIED = bytes(16)
 
 
 def disconnect(sock: socket.socket) -> None:
-    """Take a socket's peer away, and its port if the kernel had chosen it.
+    """Disconnect a socket from its peer, and release its port if the kernel chose it.
 
-    What connect() and an automatic bind filled in is undone, what bind() was
-    told explicitly stays (connect(2), __udp_disconnect in net/ipv4/udp.c,
-    tcp_disconnect in net/ipv4/tcp.c):
+    It undoes what connect() and an automatic bind did, and keeps what bind() was told
+    (__udp_disconnect in net/ipv4/udp.c, tcp_disconnect in net/ipv4/tcp.c):
 
-    - the port is released if a bind to port 0 or connect() picked it, also from
-      an IP_LOCAL_PORT_RANGE window of one port; a port given to bind() is kept,
-      and only closing the socket releases it; a stream's getsockname() goes on
-      naming the port that was released;
-    - the source address is kept if bind() set it, also by bind((host, 0));
-    - a datagram socket loses SO_BINDTODEVICE, the other options stay;
-    - a TCP connection is aborted (RST).
+    - A port chosen by connect() or by bind() to port 0 is released, even one from a window
+      (IP_LOCAL_PORT_RANGE) of a single port. Only closing the socket releases a port that was
+      given to bind(). getsockname() of a stream still names the port that was released.
+    - A source address set by bind() stays, also after bind((host, 0)).
+    - A datagram socket loses SO_BINDTODEVICE; its other options stay.
+    - A TCP connection is aborted with a reset.
 
-    Raises OSError as connect(2).
+    Raises:
+        OSError: As connect(2) fails.
     """
     number = _connect(sock.fileno(), _UNSPECIFIED)
     if number:
@@ -41,16 +40,17 @@ def disconnect(sock: socket.socket) -> None:
 
 
 def make_ready() -> None:
-    """Do what `disconnect` needs a descriptor for, since when it is due there may be none.
+    """Load what `disconnect` needs, while there is a descriptor to load it with.
 
-    Raises OSError (EMFILE) where there is none now.
+    Raises:
+        OSError: EMFILE if no descriptor is left.
     """
     _library()
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    import ctypes  # noqa: PLC0415 - a millisecond that most users of the library never need
+    import ctypes  # noqa: PLC0415 - takes a millisecond, and few programs need it
 
     return ctypes.CDLL(None, use_errno=True)
 

@@ -1,9 +1,9 @@
 """Netlink: framing, sequence numbers, errors, interrupted and truncated dumps.
 
-The framing is pure (`messages`, `runs`, `status`); `NetlinkSocket` does the I/O.
-The kernel answers a netlink request before send() returns, and continues a dump
-within recv(), so nothing here ever has to wait: the socket is non-blocking, and
-a reply that is not there is an error, not a reason to sleep.
+`messages`, `runs` and `status` parse octets and do no I/O; `NetlinkSocket` does.
+
+The kernel answers a netlink request before send() returns, and continues a dump within recv().
+So nothing here ever waits: the socket is non-blocking, and a missing reply is an error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 
-# The C class, not socket.socket: gevent replaces the latter by one that may switch
-# to another greenlet between our request and its reply.
+# The C class, not socket.socket, which gevent replaces: its socket may switch to another
+# greenlet between a request and its reply.
 from _socket import socket as _Socket  # noqa: N812
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -38,11 +38,11 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: The most that netlink_recvmsg lets a dump put into one datagram, however much is offered.
+#: The most that a dump puts into one datagram, however large the buffer is (netlink_recvmsg).
 _BUFFER: Final = 32768
 
-#: How often a request whose reply got lost is sent again. Requests only read, so
-#: repeating one is harmless.
+#: How often a request is sent if its reply gets lost. Requests only read, so repeating one is
+#: harmless.
 _ATTEMPTS: Final = 3
 
 #: MAX_ERRNO in include/linux/err.h: the kernel encodes no larger error.
@@ -50,23 +50,23 @@ _MAX_ERRNO: Final = 4095
 
 
 class MalformedMessage(ValueError):  # noqa: N818
-    """Bytes that are not netlink messages, or not the ones asked for."""
+    """Octets that are not netlink messages, or not of the kind asked for."""
 
 
 class NetlinkError(OSError):
     """The kernel refused a netlink request; ``errno`` is the kernel's.
 
-    A class of its own, because ``OSError(EAGAIN, …)`` makes a BlockingIOError,
-    which a caller of connect() reads as "in progress".
+    It is a class of its own because ``OSError(EAGAIN, …)`` makes a BlockingIOError, which
+    callers of connect() take for "in progress".
     """
 
 
 class DumpInterrupted(NetlinkError):  # noqa: N818
-    """A dump is inconsistent (EINTR) or has lost messages (ENOBUFS): repeat it."""
+    """A dump is inconsistent (EINTR) or lost messages (ENOBUFS). Repeat it."""
 
 
 class Message(NamedTuple):
-    """One netlink message; its payload stays in the buffer it was received in."""
+    """A netlink message. Its payload stays in the buffer that it was received in."""
 
     type: int
     flags: int
@@ -75,9 +75,11 @@ class Message(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive messages of equal length, type, flags and sequence.
+    """Consecutive messages with the same length, type, flags and sequence number.
 
-    messages: the messages with their headers, stride octets each.
+    Attributes:
+        stride: The octets from one message to the next.
+        messages: The messages with their headers.
     """
 
     type: int
@@ -88,7 +90,7 @@ class Run(NamedTuple):
 
     @property
     def first_payload(self) -> memoryview:
-        """What the first message has behind its header, without padding."""
+        """The payload of the first message, without padding."""
         length, *_ = NLMSGHDR.unpack_from(self.messages)
         return self.messages[NLMSGHDR.size : length]
 
@@ -104,7 +106,11 @@ def _header(view: memoryview, offset: int) -> tuple[int, int, int, int]:
 
 
 def messages(buffer: bytes | bytearray | memoryview) -> Iterator[Message]:
-    """The messages in a datagram. Raises MalformedMessage where the lengths do not add up."""
+    """Yield the messages in a datagram.
+
+    Raises:
+        MalformedMessage: The lengths do not add up.
+    """
     view = memoryview(buffer)
     offset = 0
     while offset < len(view):
@@ -114,11 +120,13 @@ def messages(buffer: bytes | bytearray | memoryview) -> Iterator[Message]:
 
 
 def runs(buffer: bytes | bytearray | memoryview) -> Iterator[Run]:
-    """The messages in a datagram, alike ones together.
+    """Yield the messages in a datagram, those that are alike together.
 
-    A dump's messages are nearly all of one length. Taking them as columns of
-    one array is what makes decoding them cheaper than the kernel's part of it.
-    Raises MalformedMessage as `messages` does.
+    Nearly all messages of a dump have the same length. Decoding them as columns of one array
+    costs less than the kernel's part of the dump.
+
+    Raises:
+        MalformedMessage: The lengths do not add up.
     """
     view = memoryview(buffer)
     offset = 0
@@ -134,7 +142,7 @@ def runs(buffer: bytes | bytearray | memoryview) -> Iterator[Run]:
 
 
 def _alike(view: memoryview, stride: int) -> int:
-    """How many messages at the start have the first one's length, type, flags and sequence."""
+    """Count the messages at the start that share the first one's header."""
     count, step = 1, 1
     available = len(view) // stride
     words = view[: available * stride].cast("I")
@@ -152,7 +160,7 @@ def _alike(view: memoryview, stride: int) -> int:
 
 
 def status(payload: memoryview) -> int:
-    """The errno in the payload of NLMSG_ERROR or NLMSG_DONE, 0 for success."""
+    """Return the errno in the payload of NLMSG_ERROR or NLMSG_DONE; 0 for success."""
     if len(payload) < NETLINK_STATUS.size:
         raise MalformedMessage(f"a status of {len(payload)} octets")
     (value,) = NETLINK_STATUS.unpack_from(payload)
@@ -162,7 +170,7 @@ def status(payload: memoryview) -> int:
 
 
 def failure(payload: memoryview) -> NetlinkError:
-    """The exception for the payload of an NLMSG_ERROR that nobody asked to acknowledge."""
+    """Return the exception for an NLMSG_ERROR in answer to a request without NLM_F_ACK."""
     number = status(payload)
     if number == 0:
         raise MalformedMessage("an acknowledgement where an answer was due")
@@ -170,16 +178,23 @@ def failure(payload: memoryview) -> NetlinkError:
 
 
 class NetlinkSocket:
-    """A netlink socket that exchanges messages with the kernel only.
+    """A netlink socket that exchanges messages only with the kernel.
 
-    For one thread at a time, and not to be used across a fork: two users of one
-    socket would take each other's replies. It works in the network namespace
-    that the opening thread was in, wherever the thread goes afterwards.
+    Use it in one thread at a time, and not after a fork: two users of one socket would take
+    each other's replies. It belongs to the network namespace of the thread that opened it,
+    even if that thread moves to another one.
 
-    send, recv: the socket's own methods, for callers who count nanoseconds.
-    next_sequence: gives a sequence number that no reply still queued carries.
+    Args:
+        protocol: NETLINK_ROUTE or NETLINK_SOCK_DIAG.
 
-    Raises OSError: EPROTONOSUPPORT where the kernel lacks the protocol, EMFILE …
+    Attributes:
+        send: The socket's own method, for callers for whom a microsecond matters.
+        recv: The same, for receiving.
+        next_sequence: Returns a sequence number that no queued reply carries.
+
+    Raises:
+        OSError: EPROTONOSUPPORT if the kernel lacks the protocol, EMFILE and others as
+            socket(2) fails.
     """
 
     __slots__ = ("_socket", "next_sequence", "recv", "send")
@@ -191,14 +206,14 @@ class NetlinkSocket:
     def __init__(self, protocol: int) -> None:
         self._socket = _Socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
         self._socket.settimeout(0)
-        # Connected to port id 0, the kernel refuses (ECONNREFUSED, netlink_getsockbyportid)
-        # what any other process sends here, so no reply's sender needs checking.
+        # Once it is connected to the kernel (port id 0), other processes cannot send to it
+        # (ECONNREFUSED, netlink_getsockbyportid). So no reply's sender needs checking.
         self._socket.connect((0, 0))
-        # An error then comes without the request, and can be told by its length.
+        # Errors then come without a copy of the request, and are recognised by their length.
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self.send = self._socket.send
         self.recv = self._socket.recv
-        # C all the way, hence atomic and quick; starts again after 2**32 - 1.
+        # All of it is C, so it is atomic and fast. It starts again after 2**32 - 1.
         self.next_sequence = chain.from_iterable(repeat(range(1, 1 << 32))).__next__
 
     def __enter__(self) -> Self:
@@ -208,32 +223,35 @@ class NetlinkSocket:
         self.close()
 
     def __del__(self) -> None:
-        # Owners drop a socket whose thread has ended or been interrupted; that is
-        # no leak, and _socket's ResourceWarning would call it one.
+        # Owners drop a socket whose thread has ended or was interrupted. That is no leak,
+        # though _socket's ResourceWarning would call it one.
         if hasattr(self, "_socket"):
             self._socket.close()
 
     def close(self) -> None:
-        """Close the socket; what is called on it afterwards raises OSError (EBADF)."""
+        """Close the socket; later calls raise OSError (EBADF)."""
         self._socket.close()
 
     @property
     def closed(self) -> bool:
-        """Whether `close` has been called."""
+        """Whether the socket is closed."""
         return self._socket.fileno() < 0
 
     @property
     def netns_cookie(self) -> int | None:
-        """SO_NETNS_COOKIE of the namespace it works in; None before Linux 5.14."""
+        """SO_NETNS_COOKIE of its network namespace; None before Linux 5.14."""
         return get_so_netns_cookie(self._socket)
 
     def request(self, kind: int, payload: bytes) -> bytes:
-        """Send a request that has one answer, and return the answer's payload.
+        """Send a request that has one answer, and return the payload of the answer.
 
-        kind: nlmsg_type of the request, which must be one that only reads.
+        Args:
+            kind: The nlmsg_type. The request must only read, since it may be repeated.
+            payload: What follows the header.
 
-        Raises NetlinkError with the kernel's errno, or EPROTO where no reply came;
-        MalformedMessage.
+        Raises:
+            NetlinkError: With the kernel's errno, or EPROTO if no reply came.
+            MalformedMessage: The reply is not a netlink message.
         """
         for _ in range(_ATTEMPTS):
             answer = self._answer(self._send(kind, 0, payload))
@@ -245,10 +263,16 @@ class NetlinkSocket:
         raise NetlinkError(errno.EPROTO, "no reply from netlink")
 
     def change(self, kind: int, payload: bytes) -> None:
-        """Send a request that changes something, once, and wait for its acknowledgement.
+        """Send a request that changes something, once, and read its acknowledgement.
 
-        Raises NetlinkError with the kernel's errno, or EPROTO where no acknowledgement came
-        and so nobody knows whether the change was made; MalformedMessage.
+        Args:
+            kind: The nlmsg_type.
+            payload: What follows the header.
+
+        Raises:
+            NetlinkError: With the kernel's errno, or EPROTO if no acknowledgement came: then
+                it is unknown whether the change was made.
+            MalformedMessage: The reply is not an acknowledgement.
         """
         answer = self._answer(self._send(kind, NLM_F_ACK, payload))
         if answer is None:
@@ -261,11 +285,18 @@ class NetlinkSocket:
     def dump(self, kind: int, payload: bytes) -> Iterator[Run]:
         """Send a request for a dump and yield its messages in runs.
 
-        A run's memory is reused for the next one. A dump is no snapshot: what
-        changes meanwhile may be missing from it, or in it twice.
+        The memory of a run is reused for the next. A dump is not a snapshot: what changes in
+        the meantime may be missing, or occur twice.
 
-        Raises DumpInterrupted at the end of a dump that the kernel marked as
-        inconsistent, and where messages were lost; NetlinkError; MalformedMessage.
+        Args:
+            kind: The nlmsg_type.
+            payload: What follows the header.
+
+        Raises:
+            DumpInterrupted: Messages were lost, or the kernel marked the dump as inconsistent
+                (raised at its end).
+            NetlinkError: With the kernel's errno.
+            MalformedMessage: The reply is not a netlink message.
         """
         finished = False
         try:
@@ -291,7 +322,7 @@ class NetlinkSocket:
                 raise
             raise DumpInterrupted(errno.ENOBUFS, "the receive buffer was full") from error
         finally:
-            # One dump at a time and socket (EBUSY): let an abandoned one run to its end.
+            # A socket has one dump at a time (EBUSY), so an abandoned one must run to its end.
             if not finished:
                 self.discard()
 
@@ -302,10 +333,10 @@ class NetlinkSocket:
         return sequence
 
     def _answer(self, sequence: int) -> Message | None:
-        """The first message in answer to a request; None if it is lost.
+        """Return the first message in answer to a request; None if it was lost.
 
-        It was taken by a signal handler that used this socket in between, or the
-        receive buffer had no room for it.
+        Either a signal handler that used this socket in between has taken it, or the receive
+        buffer had no room for it.
         """
         try:
             for datagram in self._datagrams():
@@ -318,11 +349,11 @@ class NetlinkSocket:
         return None
 
     def _datagrams(self) -> Iterator[memoryview]:
-        """What the kernel has to say, datagram by datagram, in one reused buffer."""
+        """Yield the queued datagrams, all in the same buffer."""
         buffer = memoryview(bytearray(_BUFFER))
         while True:
             try:
-                # With MSG_TRUNC, the return value is the datagram's true length.
+                # MSG_TRUNC returns the true length of a datagram, even if the buffer is shorter.
                 size = self._socket.recv_into(buffer, 0, MSG_TRUNC)
             except BlockingIOError:
                 return
@@ -331,20 +362,20 @@ class NetlinkSocket:
             yield buffer[:size]
 
     def discard(self) -> None:
-        """Read what is left, which is what makes a dump go on, and forget it."""
+        """Read and discard what is queued; reading also makes a dump continue to its end."""
         while not self.closed:
             try:
                 self.recv(1)
             except BlockingIOError:
                 return
             except OSError as error:
-                # Reported once for each loss.
+                # ENOBUFS is reported once for each loss.
                 if not _buffer_was_full(error):
                     raise
 
 
 def _buffer_was_full(error: OSError) -> bool:
-    """Whether recv() told of lost messages, which the kernel's replies do not."""
+    """Return whether an error is recv()'s report of lost messages, not an errno in a reply."""
     return error.errno == errno.ENOBUFS and not isinstance(error, NetlinkError)
 
 

@@ -1,10 +1,11 @@
-"""SOCK_DESTROY: have the kernel close somebody else's socket, TIME_WAIT included.
+"""SOCK_DESTROY: make the kernel close another process's socket, or a TIME_WAIT.
 
-A socket is named by its 4-tuple and its cookie, so that one which took the tuple over
-meanwhile is left alone: tcp_diag_destroy() and udp_diag_destroy() look the tuple up,
-compare the cookie (ENOENT where it differs), and only then ask for the privilege.
-Needs CAP_NET_ADMIN in the user namespace that owns the network namespace, and a kernel
-built with INET_DIAG_DESTROY (4.5; UDP 4.9). See also tcp_abort(), udp_abort().
+A request names a socket by its 4-tuple and its cookie, so a socket that has taken over the
+4-tuple since is left alone: tcp_diag_destroy() and udp_diag_destroy() look up the 4-tuple,
+compare the cookie (ENOENT if it differs), and only then check the privilege.
+
+It needs CAP_NET_ADMIN in the user namespace that owns the network namespace, and a kernel built
+with INET_DIAG_DESTROY (4.5; UDP 4.9). See also tcp_abort() and udp_abort().
 """
 
 from __future__ import annotations
@@ -32,29 +33,34 @@ if TYPE_CHECKING:
 #: No socket's cookie: the kernel counts from 1 (gen_cookie_next).
 _NOBODYS_COOKIE: Final = bytes(8)
 
-#: Toward port 0 of the wildcard address nobody is connected, and nobody has that cookie.
+#: A socket that cannot exist: connected to port 0 of the wildcard address, with that cookie.
 _NOBODY: Final = SocketRecord(
     AF_INET, TCP_CLOSE, bytes(4), 0, bytes(4), 0, 0, _NOBODYS_COOKIE, 0, 0
 )
 
 
 def destroy(netlink: NetlinkSocket, protocol: int, record: SocketRecord) -> None:
-    """Close the socket that a dump described, if it is still there.
+    """Close the socket that a dump described, if it still exists.
 
-    protocol: IPPROTO_TCP or IPPROTO_UDP; IPPROTO_MPTCP stands for TCP.
+    A connected TCP socket sends a reset, and its owner gets ECONNABORTED. A TIME_WAIT
+    disappears. A UDP socket is disconnected, its owner gets ECONNABORTED, and it keeps a port
+    that was given to bind().
 
-    A connected TCP socket sends a reset, and its owner gets ECONNABORTED, as that of a
-    UDP socket does; a TIME_WAIT just goes. A UDP socket is disconnected, and stays on
-    a port that bind() gave it.
+    Args:
+        netlink: A NETLINK_SOCK_DIAG socket in the socket's namespace.
+        protocol: IPPROTO_TCP or IPPROTO_UDP. IPPROTO_MPTCP means TCP.
+        record: The socket.
 
-    Raises NetlinkError: ENOENT where the lookup does not lead to this socket, most often
-    because it is gone; EPERM; EOPNOTSUPP for a kernel without it, and for UDP-Lite.
+    Raises:
+        NetlinkError: ENOENT if the lookup finds another socket or none, most often because
+            this one has been closed; EPERM; EOPNOTSUPP if the kernel cannot do it, or for
+            UDP-Lite.
     """
     netlink.change(SOCK_DESTROY, encode_destroy(protocol, record))
 
 
 def encode_destroy(protocol: int, record: SocketRecord) -> bytes:
-    """The request's inet_diag_req_v2; unlike a lookup's, source comes first for UDP as well."""
+    """Return the inet_diag_req_v2; unlike in a lookup, the source comes first for UDP too."""
     family, source, destination = record.family, record.source, record.destination
     if family == AF_INET6 and source[:12] == destination[:12] == V4_MAPPED:
         family, source, destination = AF_INET, source[12:], destination[12:]
@@ -71,16 +77,18 @@ def encode_destroy(protocol: int, record: SocketRecord) -> bytes:
 
 
 def require_destroy(netlink: NetlinkSocket, protocol: int) -> None:
-    """Find out whether `destroy` would be allowed and possible, without closing anything.
+    """Check that `destroy` is allowed and possible, without closing anything.
 
     The calling thread must be in the namespace of the netlink socket.
 
-    Raises PermissionError (EPERM) without CAP_NET_ADMIN, OSError (EOPNOTSUPP) for a kernel
-    without INET_DIAG_DESTROY, each saying so.
+    Raises:
+        PermissionError: EPERM without CAP_NET_ADMIN.
+        OSError: EOPNOTSUPP for a kernel without INET_DIAG_DESTROY.
     """
     if not may_administer():
         raise PermissionError(
-            errno.EPERM, f"{os.strerror(errno.EPERM)}: closing others' sockets needs CAP_NET_ADMIN"
+            errno.EPERM,
+            f"{os.strerror(errno.EPERM)}: closing sockets of others needs CAP_NET_ADMIN",
         )
     try:
         destroy(netlink, protocol, _NOBODY)
@@ -91,19 +99,20 @@ def require_destroy(netlink: NetlinkSocket, protocol: int) -> None:
             raise OSError(
                 errno.EOPNOTSUPP,
                 f"{os.strerror(errno.EOPNOTSUPP)}: "
-                "this kernel cannot close others' sockets (built without INET_DIAG_DESTROY)",
+                "this kernel cannot close sockets of others (built without INET_DIAG_DESTROY)",
             ) from error
         raise
 
 
 def may_administer() -> bool:
-    """Whether the calling thread has CAP_NET_ADMIN in its network namespace.
+    """Return whether the calling thread has CAP_NET_ADMIN in its network namespace.
 
-    Asked of the kernel: the capabilities in /proc/self/status are those in the thread's
-    user namespace, which need not be the network's owner. TCP_REPAIR has the very check of
-    sock_diag_destroy(), and no effect on a socket that is closed again.
+    /proc/self/status does not tell: it shows the capabilities in the thread's user namespace,
+    which need not own the network namespace. So this sets TCP_REPAIR, for which the kernel
+    makes the same check as sock_diag_destroy(), on a socket that is closed at once.
 
-    Raises OSError where no socket can be made.
+    Raises:
+        OSError: No socket can be created.
     """
     with socket(AF_INET, SOCK_STREAM) as scratch:
         try:

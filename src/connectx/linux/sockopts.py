@@ -1,8 +1,7 @@
-"""Socket options, one typed getter and setter each, by their C names.
+"""Socket options: a typed getter and setter for each, by its C name.
 
-All raise OSError as getsockopt(2) and setsockopt(2): ENOPROTOOPT where the kernel
-does not know the option, EPERM where a privilege is missing. They change what
-they say and nothing else. The IPPROTO_IP ones work on AF_INET6 sockets as well.
+They raise OSError as getsockopt(2) and setsockopt(2) fail: ENOPROTOOPT if the kernel lacks the
+option, EPERM if a privilege is missing. Options of level IPPROTO_IP work on AF_INET6 sockets too.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ if TYPE_CHECKING:
 
 
 def get_so_cookie(sock: socket.socket) -> bytes:
-    """SO_COOKIE: 8 octets that no other socket of this machine has or will have (socket(7))."""
+    """Return SO_COOKIE: 8 octets that no other socket on this machine ever has. Linux 4.12."""
     return sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
 
 
 def get_so_netns_cookie(sock: _socket.socket) -> int | None:
-    """SO_NETNS_COOKIE: which network namespace the socket is in; None before Linux 5.14."""
+    """Return SO_NETNS_COOKIE, the number of the socket's network namespace; None before 5.14."""
     try:
         value = sock.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8)
     except OSError as error:
@@ -53,65 +52,69 @@ def get_so_netns_cookie(sock: _socket.socket) -> int | None:
 
 
 def get_so_mark(sock: socket.socket) -> int:
-    """SO_MARK: the mark that routing rules see, 0 to 2**32 - 1; 0 for none (socket(7))."""
-    # As octets: for getsockopt() of an int, marks from 2**31 would be negative.
+    """Return SO_MARK, which routing rules can match: 0 to 2**32 - 1, 0 for none (socket(7))."""
+    # As octets: as an int, marks from 2**31 on would be negative.
     return int.from_bytes(sock.getsockopt(SOL_SOCKET, SO_MARK, 4), sys.byteorder)
 
 
 def set_so_mark(sock: socket.socket, mark: int) -> None:
-    """Set SO_MARK; needs CAP_NET_ADMIN or CAP_NET_RAW in the namespace (EPERM)."""
+    """Set SO_MARK; needs CAP_NET_ADMIN or CAP_NET_RAW in the network namespace (EPERM)."""
     sock.setsockopt(SOL_SOCKET, SO_MARK, mark.to_bytes(4, sys.byteorder))
 
 
 def get_so_bindtoifindex(sock: socket.socket) -> int:
-    """SO_BINDTOIFINDEX: the device that the socket is bound to, 0 for none. Linux 5.0.
+    """Return SO_BINDTOIFINDEX, the index of the device that the socket is bound to. Linux 5.0.
 
-    SO_BINDTODEVICE by number: it shows what that one has set, and what connect()
-    to a link-local address has.
+    0 for none. SO_BINDTODEVICE sets the same by name, and connect() to a link-local address
+    sets it too.
     """
     return sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX)
 
 
 def set_so_bindtoifindex(sock: socket.socket, interface: int) -> None:
-    """Bind to a device, or with 0 to none; taking a binding away needs CAP_NET_RAW (EPERM)."""
+    """Set SO_BINDTOIFINDEX; 0 removes the binding, which needs CAP_NET_RAW (EPERM)."""
     sock.setsockopt(SOL_SOCKET, SO_BINDTOIFINDEX, interface)
 
 
 def get_so_reuseaddr(sock: socket.socket) -> bool:
-    """SO_REUSEADDR: whether the source port may be shared (socket(7))."""
+    """Return SO_REUSEADDR: whether the source port may be shared (socket(7))."""
     return bool(sock.getsockopt(SOL_SOCKET, SO_REUSEADDR))
 
 
 def set_so_reuseaddr(sock: socket.socket, *, on: bool) -> None:
-    """Set SO_REUSEADDR; it can be changed on a bound or connected socket."""
+    """Set SO_REUSEADDR, at any time: on a bound or a connected socket too."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, on)
 
 
 def pack_port_range(low: int, high: int) -> bytes:
-    """The value of IP_LOCAL_PORT_RANGE: ``low | high << 16`` as a u32 of host order.
+    """Return the value of IP_LOCAL_PORT_RANGE: ``low | high << 16`` as a u32 of host order.
 
-    As octets, since setsockopt() refuses an int from 2**31 (a high end from 32768).
+    As octets: Python's setsockopt() refuses an int from 2**31 on, that is a high end of 32,768
+    or more.
     """
     return LOCAL_PORT_RANGE.pack(low | high << 16)
 
 
 def get_ip_local_port_range(sock: socket.socket) -> PortRange:
-    """IP_LOCAL_PORT_RANGE: the socket's window, 0 where an end is the sysctl's (ip(7))."""
+    """Return IP_LOCAL_PORT_RANGE, the socket's window; an end of 0 is the sysctl's (ip(7))."""
     (value,) = LOCAL_PORT_RANGE.unpack(sock.getsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, 4))
     return PortRange(value & 0xFFFF, value >> 16)
 
 
 def set_ip_local_port_range(sock: socket.socket, low: int, high: int) -> None:
-    """Set IP_LOCAL_PORT_RANGE; 0 for an end means the sysctl's. Linux 6.3 and 6.1.32.
+    """Set IP_LOCAL_PORT_RANGE; an end of 0 means the sysctl's. Linux 6.3 and 6.1.32.
 
-    EINVAL for low > high. An end outside ip_local_port_range is no error: the
-    kernel silently uses the sysctl's end instead (inet_sk_get_local_port_range).
+    An end outside ip_local_port_range is no error: the kernel silently uses the sysctl's end
+    instead (inet_sk_get_local_port_range).
+
+    Raises:
+        OSError: EINVAL if the low end is above the high end.
     """
     sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, pack_port_range(low, high))
 
 
 def get_ip_bind_address_no_port(sock: socket.socket) -> bool:
-    """IP_BIND_ADDRESS_NO_PORT: whether bind() to port 0 leaves the port to connect() (ip(7))."""
+    """Return IP_BIND_ADDRESS_NO_PORT: whether bind() leaves port 0 to connect() (ip(7))."""
     return bool(sock.getsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT))
 
 
@@ -121,7 +124,7 @@ def set_ip_bind_address_no_port(sock: socket.socket, *, on: bool) -> None:
 
 
 def get_ip_freebind(sock: socket.socket) -> bool:
-    """IP_FREEBIND: whether bind() takes an address that is not local (ip(7))."""
+    """Return IP_FREEBIND: whether bind() accepts an address that is not local (ip(7))."""
     return bool(sock.getsockopt(IPPROTO_IP, IP_FREEBIND))
 
 
@@ -131,17 +134,17 @@ def set_ip_freebind(sock: socket.socket, *, on: bool) -> None:
 
 
 def get_ip_transparent(sock: socket.socket) -> bool:
-    """IP_TRANSPARENT: whether the socket may use addresses that are not local (ip(7))."""
+    """Return IP_TRANSPARENT: whether the socket may use addresses that are not local (ip(7))."""
     return bool(sock.getsockopt(IPPROTO_IP, IP_TRANSPARENT))
 
 
 def set_ip_transparent(sock: socket.socket, *, on: bool) -> None:
-    """Set IP_TRANSPARENT; needs CAP_NET_ADMIN or CAP_NET_RAW in the namespace (EPERM)."""
+    """Set IP_TRANSPARENT; needs CAP_NET_ADMIN or CAP_NET_RAW in the network namespace (EPERM)."""
     sock.setsockopt(IPPROTO_IP, IP_TRANSPARENT, on)
 
 
 def get_ipv6_v6only(sock: socket.socket) -> bool:
-    """IPV6_V6ONLY: whether an AF_INET6 socket refuses IPv4-mapped addresses (ipv6(7))."""
+    """Return IPV6_V6ONLY: whether an AF_INET6 socket refuses IPv4-mapped addresses (ipv6(7))."""
     return bool(sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
 
 
@@ -151,14 +154,15 @@ def set_ipv6_v6only(sock: socket.socket, *, on: bool) -> None:
 
 
 def get_tcp_fastopen_connect(sock: socket.socket) -> bool:
-    """TCP_FASTOPEN_CONNECT: whether connect() waits for the first data (tcp(7))."""
+    """Return TCP_FASTOPEN_CONNECT: whether connect() waits for the first data (tcp(7))."""
     return bool(sock.getsockopt(IPPROTO_TCP, TCP_FASTOPEN_CONNECT))
 
 
 def set_tcp_fastopen_connect(sock: socket.socket, *, on: bool) -> None:
     """Set TCP_FASTOPEN_CONNECT. Linux 4.11.
 
-    EOPNOTSUPP where bit 0 of net.ipv4.tcp_fastopen is off, EINVAL once the socket
-    is connected or listens.
+    Raises:
+        OSError: EOPNOTSUPP if bit 0 of net.ipv4.tcp_fastopen is off, EINVAL if the socket is
+            connected or listening.
     """
     sock.setsockopt(IPPROTO_TCP, TCP_FASTOPEN_CONNECT, on)

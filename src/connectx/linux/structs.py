@@ -1,8 +1,7 @@
-"""Layouts of the kernel structures we exchange, each with its size asserted.
+"""Layouts of the kernel's structures, each checked against its size.
 
-Every layout is in native byte order without padding of the compiler's own
-(``=``): the padding the ABI has is written out. Fields the kernel keeps in
-network byte order (ports, addresses) are left as bytes.
+Every layout has native byte order and no implicit padding (``=``): the padding of the ABI is
+written out. Fields in network byte order (ports, addresses) stay octets.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import Final
 
 
 def layout(fields: str, size: int) -> Struct:
-    """Compile a native-order layout and check that it has the header's ``sizeof``."""
+    """Return a layout in native byte order; it must have the size that C's sizeof gives."""
     compiled = Struct("=" + fields)
     if compiled.size != size:
-        msg = f"layout {fields!r} takes {compiled.size} bytes, the kernel's takes {size}"
+        msg = f"layout {fields!r} takes {compiled.size} bytes, but the kernel's takes {size}"
         raise AssertionError(msg)
     return compiled
 
@@ -26,7 +25,7 @@ NLMSGHDR: Final = layout("IHHII", 16)
 #: linux/netlink.h ``nlmsgerr``: error (0 or a negative errno), then the request's header.
 NLMSGERR: Final = layout("i16s", 20)
 
-#: linux/netlink.h: what NLMSG_ERROR and NLMSG_DONE begin with, 0 or a negative errno.
+#: linux/netlink.h: the beginning of NLMSG_ERROR and NLMSG_DONE, 0 or a negative errno.
 NETLINK_STATUS: Final = layout("i", 4)
 
 #: linux/netlink.h ``nlattr``, linux/rtnetlink.h ``rtattr``: length with header, type.
@@ -68,5 +67,5 @@ IFADDRMSG: Final = layout("BBBBI", 8)
 #: include/net/ip.h: the value of IP_LOCAL_PORT_RANGE is one u32, ``low | high << 16``.
 LOCAL_PORT_RANGE: Final = layout("I", 4)
 
-#: linux/tcp.h ``tcp_info``, as far as the milliseconds since data was sent and received.
+#: linux/tcp.h ``tcp_info``, up to the milliseconds since data was last sent, and received.
 TCP_INFO_IDLE: Final = layout("44xI4xI", 56)

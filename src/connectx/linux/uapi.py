@@ -1,8 +1,7 @@
 """Linux's user-space ABI, one constant a line: value, header, first kernel.
 
-The standard library's socket module lacks most of these through Python 3.13
-(it has IP_BIND_ADDRESS_NO_PORT since 3.11), and what it has depends on the
-headers it was built with; the ABI does not change, so we name the values here.
+Python's socket module lacks most of them, and which ones it has depends on the platform and on
+the headers that it was built with. The ABI never changes, so the values are written here.
 """
 
 from typing import Final
