@@ -1,9 +1,8 @@
-"""What can go wrong with a source port, by name.
+"""The errors about source ports.
 
-Every error is an OSError with the errno that plain socket calls give in the same
-situation, so code that looks at `errno` goes on working. Errors that are not
-about source ports (connection refused, no route, permission) are the kernel's
-own and are passed on as they are.
+Each is an OSError with the errno that plain socket calls set in the same situation, so code that
+checks `errno` keeps working. connectx passes on the kernel's other errors (connection refused,
+no route, permission denied) unchanged.
 """
 
 from __future__ import annotations
@@ -19,17 +18,20 @@ if TYPE_CHECKING:
 
 
 class ConnectxError(OSError):
-    """The base of the errors below; an OSError with fields.
+    """The base class of the errors about source ports.
 
-    protocol: "tcp", "mptcp", "udp" or "udplite".
-    source: the source asked for; its host is "" and its port 0 where any would do.
-    destination: where the connection was to go.
-    ports: the source ports that were asked for; None where the range in force was to do.
-    strategy: the name of the strategy in use.
-    attempts: how often connecting was tried.
+    Attributes:
+        protocol: "tcp", "mptcp", "udp" or "udplite".
+        source: The source that was asked for. Its host is "" for any address, its port 0 for
+            any port.
+        destination: Where the connection was to go.
+        ports: The range of source ports that was asked for; None for
+            net.ipv4.ip_local_port_range.
+        strategy: The name of the strategy in use.
+        attempts: How many times connectx tried to connect.
     """
 
-    #: The errno of the class, where it does not depend on the protocol.
+    #: The errno, unless the protocol decides it.
     default_errno = errno.EADDRNOTAVAIL
 
     def __init__(
@@ -45,7 +47,7 @@ class ConnectxError(OSError):
         errno: int | None = None,
         explanation: Callable[[], str] | None = None,
     ) -> None:
-        """explanation: tells the cause at length when `explain` asks for it."""
+        """`explanation` returns the cause and the remedies as text, for `explain`."""
         super().__init__(errno or self.default_errno, message)
         self.protocol = protocol
         self.source = source
@@ -56,18 +58,17 @@ class ConnectxError(OSError):
         self._explanation = explanation
 
     def explain(self) -> str:
-        """The cause and what to do about it, in a few plain lines.
+        """Return the cause of the error and its remedies, as a few lines of text.
 
-        Looks at the sockets of the calling thread's network namespace as they
-        are now, so it is best called soon. Never raises for want of facts: what
-        could not be read is said in the text.
+        Call it soon after the error: it reads the sockets that the calling thread's network
+        namespace has now. It does not raise if something cannot be read; the text says so.
         """
         if self._explanation is None:
             return str(self)
         return f"{self}\n{self._explanation()}"
 
     def __reduce__(self) -> tuple[Callable[..., ConnectxError], tuple[object, ...]]:
-        """Pickle the fields; the explanation belongs to the process that can look."""
+        """Pickle the fields without the explanation, which works only in this process."""
         return _rebuild, (
             type(self),
             self.strerror,
@@ -84,35 +85,35 @@ class ConnectxError(OSError):
 class PortsExhausted(ConnectxError):
     """No source port is free toward the destination.
 
-    errno: EADDRNOTAVAIL for TCP, EAGAIN for UDP (never "in progress").
+    The errno is EADDRNOTAVAIL for TCP, and EAGAIN for UDP, where it never means "in progress".
     """
 
 
 class TupleInUse(ConnectxError):
-    """Another socket holds the 4-tuple asked for.
+    """Another socket is on the 4-tuple that was asked for.
 
-    errno: EADDRNOTAVAIL for TCP, EADDRINUSE for UDP.
+    The errno is EADDRNOTAVAIL for TCP, EADDRINUSE for UDP.
     """
 
 
 class PortHeld(ConnectxError):
-    """A listener or an exclusive bind holds the source port asked for (EADDRINUSE)."""
+    """A listener or an exclusive bind holds the source port that was asked for (EADDRINUSE)."""
 
     default_errno = errno.EADDRINUSE
 
 
 class SourceNotLocal(ConnectxError):
-    """The source address is not one of this host's, in this namespace (EADDRNOTAVAIL)."""
+    """The source address is not local to this network namespace (EADDRNOTAVAIL)."""
 
 
 class RangeNotHonoured(ConnectxError):
-    """The kernel would not honour the ports asked for (EINVAL)."""
+    """The kernel would not use the source ports that were asked for (EINVAL)."""
 
     default_errno = errno.EINVAL
 
 
 class NotSupported(ConnectxError):
-    """This kernel or namespace lacks what the call needs (EOPNOTSUPP)."""
+    """This kernel or network namespace lacks what the call needs (EOPNOTSUPP)."""
 
     default_errno = errno.EOPNOTSUPP
 
