@@ -15,9 +15,8 @@ from connectx.linux.netlink import DumpInterrupted, MalformedMessage, NetlinkErr
 from connectx.linux.sock_diag import SocketRecord, decode_record
 from connectx.linux.socket_dump import Filter, Group, ports_toward, records, source_ports, tally
 from connectx.linux.structs import NLMSGHDR
-from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
+from tests.linux.captures.replay import SEQUENCE, datagrams, done, message, replaying
 from tests.linux.sockets import IPV6
-from tests.linux.test_netlink import done, message
 
 #: One request, whatever the addresses are.
 WANTED = Filter(uapi.IPPROTO_TCP, ports=(PortRange(20000, 21000),))

@@ -25,26 +25,19 @@ from connectx.linux.sock_diag import encode_lookup
 from connectx.linux.socket_dump import Filter, encode_dump
 from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
 from connectx.sandbox.networks import Network
-from tests.linux.captures.replay import SEQUENCE, datagrams, names, replaying
+from tests.linux.captures.replay import (
+    RECORD,
+    SEQUENCE,
+    datagrams,
+    done,
+    message,
+    names,
+    refusal,
+    replaying,
+)
 
 LOOPBACK = socket.inet_aton("127.0.0.1")
 DUMP = encode_dump(uapi.AF_INET, uapi.AF_INET, Filter(uapi.IPPROTO_UDP))
-
-
-def message(kind: int, payload: bytes = b"", flags: int = 0, sequence: int = SEQUENCE) -> bytes:
-    header = NLMSGHDR.pack(NLMSGHDR.size + len(payload), kind, flags, sequence, 0)
-    return header + payload + bytes(-len(payload) % 4)
-
-
-def done(number: int = 0, flags: int = 0) -> bytes:
-    return message(uapi.NLMSG_DONE, NETLINK_STATUS.pack(-number), flags)
-
-
-def refusal(number: int) -> bytes:
-    return message(uapi.NLMSG_ERROR, NETLINK_STATUS.pack(-number))
-
-
-RECORD = message(uapi.SOCK_DIAG_BY_FAMILY, bytes(72))
 
 
 def split(run: Run) -> list[tuple[int, int, int, bytes]]:

@@ -14,9 +14,8 @@ from connectx.linux.socket_dump import dump
 from connectx.linux.sockopts import get_so_cookie
 from connectx.sandbox.servers import Servers
 from tests.api.calls import CAP_NET_ADMIN, without_capability
-from tests.linux.captures.replay import replaying
+from tests.linux.captures.replay import RECORD, done, refusal, replaying
 from tests.linux.sockets import IPV4, IPV6, MAPPED, Open
-from tests.linux.test_netlink import RECORD, done, refusal
 
 HOSTS = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 

@@ -1,4 +1,4 @@
-"""Captured replies, and a netlink socket that answers with them."""
+"""Replies of the kernel, captured or made up, and a netlink socket that answers with them."""
 
 import _socket
 import socket
@@ -6,11 +6,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
 
 #: The sequence number of every captured reply: the same in either byte order, since
 #: TupleLookup sends its own in network order.
 SEQUENCE = 0x01010101
+
+
+def message(kind: int, payload: bytes = b"", flags: int = 0, sequence: int = SEQUENCE) -> bytes:
+    header = NLMSGHDR.pack(NLMSGHDR.size + len(payload), kind, flags, sequence, 0)
+    return header + payload + bytes(-len(payload) % 4)
+
+
+def done(number: int = 0, flags: int = 0) -> bytes:
+    return message(uapi.NLMSG_DONE, NETLINK_STATUS.pack(-number), flags)
+
+
+def refusal(number: int) -> bytes:
+    return message(uapi.NLMSG_ERROR, NETLINK_STATUS.pack(-number))
+
+
+RECORD = message(uapi.SOCK_DIAG_BY_FAMILY, bytes(72))
 
 
 def datagrams(name: str) -> list[bytes]:
