@@ -63,7 +63,7 @@ class Exporter:
         return values(get(self.url).decode())
 
     def end(self, number: int) -> tuple[int, str]:
-        """Its exit status after a signal, and what it had to complain of."""
+        """Send it a signal; return its exit status and what it wrote to standard error."""
         self.process.send_signal(number)
         _, complaints = self.process.communicate(timeout=60)
         return self.process.returncode, complaints
@@ -81,7 +81,7 @@ def exporting(*arguments: str) -> Iterator[Exporter]:
 
 
 def get(url: str) -> bytes:
-    # Not urllib.request, which would ask the environment for a proxy.
+    # Not urllib.request, which reads proxies from the environment.
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
     with contextlib.closing(connection):
@@ -93,7 +93,7 @@ def get(url: str) -> bytes:
 
 
 def hung_up(sock: socket.socket) -> bool:
-    """Whether the other end has, within the socket's time-out."""
+    """Whether the other end has closed, within the socket's timeout."""
     try:
         return sock.recv(1) == b""
     except TimeoutError:
@@ -110,7 +110,7 @@ def net(network: Network, servers: Servers) -> Network:
 
 @pytest.fixture
 def connect(net: Network, closing: contextlib.ExitStack) -> Callable[[int], None]:
-    """Opens so many connections to a destination; closed without a TIME_WAIT."""
+    """Returns a function that opens connections, which will be closed without a TIME_WAIT."""
     del net
 
     def connect(number: int) -> None:
@@ -198,14 +198,14 @@ class TestServing:
             with pytest.raises((ConnectionResetError, http.client.RemoteDisconnected)):
                 exporter.scrape()
             for sock in silent:
-                # Its answer to nothing is the end, and then the place is free.
+                # It answers an empty request by closing, which frees the place.
                 sock.shutdown(socket.SHUT_WR)
                 assert sock.recv(1) == b""
             assert exporter.scrape()["connectx_up"] == 1
             assert exporter.end(signal.SIGTERM) == (0, "")
 
     def test_a_client_that_dribbles(self, net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each octet in time, and all of them too late."""
+        """Each octet comes in time, but the whole request does not."""
         del net
         monkeypatch.setattr(serving, "_PATIENCE", 0.5)
         with (
@@ -216,7 +216,7 @@ class TestServing:
             sock.settimeout(0.05)
             begun = time.monotonic()
             with contextlib.suppress(ConnectionError):
-                # Until it has hung up, not waiting for the end of the header.
+                # Until the server closes, which does not wait for the end of the header.
                 while not hung_up(sock):
                     assert time.monotonic() - begun < 10
                     sock.sendall(b"b")
@@ -235,7 +235,7 @@ class TestServing:
             found = exporter.scrape()
             assert found["connectx_source_connections{protocol=tcp,source=127.0.0.1}"] == 7
             assert found["connectx_range_ports"] == 50
-            # It ends, and the way to its namespace with it.
+            # When the child ends, its namespace can no longer be entered.
             child.communicate()
             for failures in (1, 2):
                 assert exporter.scrape() == {
@@ -354,18 +354,18 @@ class Prometheus:
         self, process: subprocess.Popen[bytes], connection: http.client.HTTPConnection
     ) -> None:
         self._process = process
-        # One for all: each would leave a TIME_WAIT, and soon this way would be the fullest.
+        # One for all requests: each would leave a TIME_WAIT and fill this destination.
         self._connection = connection
 
     def ask(self, path: str, **query: str) -> Any:
-        """The data of an answer of its HTTP API."""
+        """The data in an answer of its HTTP API."""
         _, body = self._get(f"/api/v1/{path}?{urllib.parse.urlencode(query)}")
         answer = json.loads(body)
         assert answer["status"] == "success", answer
         return answer["data"]
 
     def ready(self) -> bool:
-        """Whether it has come up."""
+        """Whether it is ready."""
         try:
             status, _ = self._get("/-/ready")
         except ConnectionRefusedError:
@@ -373,12 +373,12 @@ class Prometheus:
         return status == 200
 
     def value(self, expression: str) -> float | None:
-        """The value of an expression that has one at most."""
+        """The value of an expression that has at most one."""
         result = self.ask("query", query=expression)["result"]
         return float(result[0]["value"][1]) if result else None
 
     def firing(self, name: str) -> list[dict[str, Any]]:
-        """The alerts of a rule that fire."""
+        """The firing alerts of a rule."""
         alerts = self.ask("alerts")["alerts"]
         return [
             each
@@ -396,11 +396,11 @@ class Prometheus:
         return response.status, response.read()
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        """Ask again and again, for a minute at most, and for as long as Prometheus runs."""
+        """Check a condition repeatedly, for at most a minute, while Prometheus runs."""
         deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, what
-            # The end of Prometheus ends the wait too.
+            # Returns early if Prometheus ends.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pytest.fail(f"Prometheus ended with {self._process.wait(timeout=0.1)}")
 
@@ -409,7 +409,7 @@ class Prometheus:
 def prometheus(directory: Path) -> Iterator[Prometheus]:
     found = program("prometheus")
     rules = RULES
-    # The same rules on a clock that goes faster.
+    # The same rules with shorter durations.
     for slow, quick in (("for: 1m", "for: 0s"), ("for: 2m", "for: 0s"), ("[15m]", "[10s]")):
         assert slow in rules
         rules = rules.replace(slow, quick)
@@ -425,7 +425,7 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
             ],
             stdout=log,
             stderr=log,
-            # It would be two threads for as many processors as there are.
+            # By default it starts threads for every processor.
             env={**os.environ, "GOMAXPROCS": "1"},
         )
         connection = http.client.HTTPConnection("127.0.0.1", 9090, timeout=30)
@@ -441,7 +441,7 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
 
 @contextlib.contextmanager
 def application(dialer: connectx.Dialer) -> Iterator[None]:
-    """Serve the metrics of a dialer, as an application does in a thread of its own."""
+    """Serve the metrics of a dialer in a thread, as an application does."""
     registry = CollectorRegistry()
     registry.register(DialerCollector({"api": dialer}))
     end = os.eventfd(0)
@@ -461,7 +461,7 @@ def application(dialer: connectx.Dialer) -> Iterator[None]:
 def test_prometheus_fires_as_ports_run_out(
     net: Network, connect: Callable[[int], None], closing: contextlib.ExitStack, tmp_path: Path
 ) -> None:
-    """From nothing to the last port and back, in a network of fifty ports."""
+    """In a network of fifty ports: from none in use to the last one, and back."""
     del net
     dialer = connectx.Dialer(["127.0.0.1"])
     labels = {"protocol": "tcp", "source": "127.0.0.1", "instance": "127.0.0.1:9764"}
@@ -500,7 +500,7 @@ def test_prometheus_fires_as_ports_run_out(
             watching.wait(lambda: watching.firing("ConnectxConnectFailuresRising"), "failures")
             (alert,) = watching.firing("ConnectxConnectFailuresRising")
             assert (alert["labels"]["dialer"], alert["labels"]["errno"]) == ("api", "EADDRNOTAVAIL")
-            # Every query of the dashboard can be answered, and most have something to show.
+            # Every query of the dashboard is valid, and most have data.
             queries = [
                 target["expr"].replace("$__rate_interval", "10s").replace("$instance", ".*")
                 for panel in json.loads(DASHBOARD)["panels"]

@@ -1,4 +1,4 @@
-"""``connectx kill``: what it shows, asks for and refuses; tests/observe has what it does."""
+"""``connectx kill``: its output and its refusals; tests/observe has what it closes."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""The command line's frame: help, version, exit statuses. Subcommands have tests of their own."""
+"""What all commands share: help, version, exit statuses, and an output that is lost."""
 
 import argparse
 import errno
@@ -104,7 +104,7 @@ class TestHelp:
             cli.main(["--help"])
         shown = capsys.readouterr().out
         for module in cli.COMMANDS:
-            # argparse wraps it at the terminal's width.
+            # argparse wraps it to the width of the terminal.
             summary = importlib.import_module(f"connectx.cli.{module}").HELP
             assert summary in " ".join(shown.split())
         assert cli.EPILOG in shown
@@ -183,7 +183,7 @@ class TestBrokenPipe:
         assert (result.returncode, result.stderr) == (FAILED, "")
 
     def test_of_the_help_is_quiet(self, closed_pipe: int) -> None:
-        # The status is argparse's affair: before Python 3.12 it hides the error itself.
+        # The status depends on argparse, which hides the error before Python 3.12.
         assert run("-m", "connectx", "--version", stdout=closed_pipe).stderr == ""
 
     @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -1,4 +1,4 @@
-"""``connectx usage``: what it shows; tests/observe has whether it is right."""
+"""``connectx usage``: its output; tests/observe has whether the numbers are right."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture(autouse=True)
 def connections(network: Network, servers: Servers, closing: contextlib.ExitStack) -> None:
-    """One destination is full, one half so, and there is some UDP."""
+    """One destination is full, one is filling, and there are two UDP sockets."""
     network.port_range(LOW, HIGH)
     servers.listen("::", PORT)
 
@@ -122,7 +122,7 @@ class TestTable:
         self, network: Network, closing: contextlib.ExitStack
     ) -> None:
         closing.enter_context(named("x[/]y"))
-        # As rich has them, ":a:" is an emoji, and "[fd00::1]" a style.
+        # rich would take ":a:" for an emoji and "[fd00::1]" for a style.
         hosts = ("fd00::1", "2001:db8:a:b::1")
         for host in hosts:
             network.add_address(host)
@@ -147,7 +147,7 @@ class TestTable:
         network.sysctl("net.ipv4.tcp_tw_reuse", 1)
         if not Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
             pytest.skip("kernel: before 6.14 the delay is a second")
-        # A millisecond: the command takes longer to start.
+        # A millisecond, which passes while the command starts.
         network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
         listener = servers.listen("127.0.0.5", PORT + 1)
         leave_time_wait(listener, ("127.0.0.5", PORT + 1))
@@ -165,7 +165,7 @@ class TestTable:
             network.add_device_pair(device, f"{device}-peer")
             network.add_address("fe80::1", 64, device)
             sock = closing.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
-            # The device has another such address, of its own making.
+            # By its address: the kernel gives the device another link-local one.
             sock.bind(("fe80::1", 0, 0, socket.if_nametoindex(device)))
             sock.connect(("fe80::9", PORT, 0, socket.if_nametoindex(device)))
         index = socket.if_nametoindex("one")
@@ -233,7 +233,7 @@ class TestJson:
         assert fullest["utilisation"] == 1.0
 
     def test_needs_no_package(self) -> None:
-        """What monitoring runs works without the tools extra."""
+        """Monitoring can run it without the tools extra."""
         hide = "import sys; sys.modules.update(dict.fromkeys(['rich', 'textual']))"
         start = "from connectx.cli.main import main; sys.exit(main(['usage', '--json']))"
         subprocess.run([sys.executable, "-c", f"{hide}; {start}"], check=True, capture_output=True)

@@ -18,7 +18,7 @@ def netlink(network: Network, closing: contextlib.ExitStack) -> NetlinkSocket:  
 
 @pytest.fixture
 def open_socket(closing: contextlib.ExitStack) -> Open:
-    """A socket of a protocol, bound to and connected to what is given."""
+    """Returns a function that opens a socket, and binds and connects it if asked to."""
 
     def opened(
         protocol: int,

@@ -1,4 +1,4 @@
-"""The kernel tells of the ends of sockets, whoever had them."""
+"""The kernel reports when sockets end, whichever process they belong to."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ every_transport = pytest.mark.parametrize(
 def sock(transport: Transport, network: Network, servers: Servers) -> socket.socket:
     """A connected socket, for the test to close."""
     del network
-    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
+    transport.socket().close()  # Skips the test if the kernel lacks the protocol.
     if is_stream(transport):
         servers.listen(transport.source, FIRST, protocol=transport.protocol)
     sock = transport.socket()
@@ -37,7 +37,7 @@ def sock(transport: Transport, network: Network, servers: Servers) -> socket.soc
 
 
 def heard(events: DestroyEvents, wanted: int) -> list[SocketRecord]:
-    """So many ends, of which there may be some in one message."""
+    """The next `wanted` reports, of which one message may carry several."""
     records: list[SocketRecord] = []
 
     def take(record: SocketRecord | None) -> bool:
@@ -80,17 +80,17 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
         assert not events.take(lambda _: True)
         if is_stream(transport):
             if not reset:
-                # Closing alone would leave a TIME_WAIT, of which nothing is told.
+                # A plain close would leave a TIME_WAIT, whose end is not reported.
                 sock.shutdown(socket.SHUT_WR)
             reset_on_close(sock)
         sock.close()
         endings = Endings(to, events, unreported)
         while not found:
             assert select.select([events], [], [], 20)[0], "nothing was heard"
-            # One that was reset has no port any more, as one has that was refused.
+            # A socket that was reset has no port any more; one that was refused has.
             found = endings.take()
     assert found[0].host
-    # Of MPTCP it is the subflow that is told of.
+    # For MPTCP, the kernel reports the subflow.
     assert (cookie in unreported.cookies) == (transport is not MPTCP)
 
 
@@ -111,7 +111,7 @@ def test_others_do_not_concern(sock: socket.socket, network: Network) -> None:
 
 @pytest.mark.parametrize("transport", [UDPLITE], ids=str)
 def test_of_udp_lite_nothing_is_told(sock: socket.socket) -> None:
-    """The kernel has no group for it (sock_diag_destroy_group): looking has to do."""
+    """The kernel has no group for UDP-Lite (sock_diag_destroy_group)."""
     with DestroyEvents(stream=False) as events:
         sock.close()
         with UDP.socket() as other:
@@ -153,14 +153,14 @@ def test_another_namespace_is_not_heard(sock: socket.socket) -> None:
 @pytest.mark.parametrize("transport", [UDP], ids=str)
 def test_lost_messages_may_have_been_about_anybody(sock: socket.socket) -> None:
     with DestroyEvents(stream=False) as events:
-        # The least there is: some messages fill it.
+        # The smallest possible buffer: a few messages fill it.
         events._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         while not events.take(lambda record: record is None):
-            # The kernel tells of them some time later (sock_diag_broadcast_destroy).
+            # The kernel reports them some time later (sock_diag_broadcast_destroy).
             for _ in range(200):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
                     other.connect(("127.0.0.1", FIRST + 1))
-        # And it goes on hearing, what comes late of the others too.
+        # It keeps listening, also for late reports of the other sockets.
         events._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         port = sock.getsockname()[1]
         ports: list[int] = []
@@ -177,7 +177,7 @@ def test_lost_messages_may_have_been_about_anybody(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("transport", [UDP], ids=str)
 def test_each_end_is_asked_about(sock: socket.socket) -> None:
-    """Of several that concern somebody the first is not enough: each frees another source."""
+    """If several concern somebody, all must be asked about: each frees another source."""
     asked: list[SocketRecord | None] = []
     with UDP.socket() as other, DestroyEvents(stream=False) as events:
         other.connect(("127.0.0.1", FIRST))

@@ -25,13 +25,13 @@ def nothing_known() -> Iterator[None]:
 
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
 def test_a_kernel_that_is_new_enough_has_it(network: Network, feature: Feature) -> None:  # noqa: ARG001
-    """Older ones may have it too, carried back; but they must know."""
+    """Older kernels may have it too, as a backport; but the answer must be conclusive."""
     found = probe(feature)
     assert found is not Probe.UNKNOWN
     if feature is features.UDP_LITE and kernel_version() >= (7, 1):
         return
     if kernel_version() >= feature.since and found is not Probe.YES:
-        # Debian's 5.10 is; the sysctls come and go with CONFIG_MPTCP.
+        # As Debian's 5.10 is; the sysctls exist only with CONFIG_MPTCP.
         if feature in MPTCP_FEATURES and not Path("/proc/sys/net/mptcp").exists():
             pytest.skip("kernel: built without MPTCP")
         pytest.fail(f"{feature.name} is not found")
@@ -70,7 +70,7 @@ def test_what_cannot_be_told_is_tried_again() -> None:
 
 
 class Refusing(socket.socket):
-    """A socket of a kernel that knows no option."""
+    """A socket of a kernel that lacks every option."""
 
     def setsockopt(self, *_: object) -> None:
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
@@ -128,7 +128,7 @@ def test_without_descriptors_nothing_can_be_told(
 def test_what_a_namespace_switches_off_says_nothing_of_the_kernel(
     network: Network, name: str, feature: Feature
 ) -> None:
-    # Not always yes: Linux has had MPTCP for longer than windows for it.
+    # Either answer: MPTCP came to Linux before its windows did.
     known = probe(feature)
     assert known is not Probe.UNKNOWN
     features._known.cache_clear()
@@ -142,7 +142,7 @@ def test_what_a_namespace_switches_off_says_nothing_of_the_kernel(
 
 
 def test_without_udp_diag(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
-    """A protocol without a diag module stands in for it."""
+    """A protocol without a diag module takes the place of UDP."""
     monkeypatch.setattr(
         socket_dump, "encode_dump", lambda *_: bytes([uapi.AF_INET, 33]) + bytes(54)
     )
@@ -150,7 +150,7 @@ def test_without_udp_diag(network: Network, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_probes_leave_no_port_taken(network: Network) -> None:
-    """Not even for a moment: a range without a free port is enough for all of them."""
+    """Not even briefly: all of them work where no port of the range is free."""
     network.port_range(20000, 20000)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, socket.socket() as stream:
         sock.bind(("", 20000))

@@ -1,4 +1,4 @@
-"""Dumps that are not what the kernel sends: right, or an error, and never silently short."""
+"""Dumps unlike the kernel's: the result is right or an error, and never silently short."""
 
 from array import array
 from collections import Counter
@@ -25,7 +25,7 @@ Replies = list[bytes]
 
 
 def payloads(replies: Replies) -> list[bytes]:
-    """The records of a dump that is complete, message by message; or what it fails with."""
+    """The records of the first complete dump, read message by message; or its error."""
     left = iter(replies)
     for _ in range(8):
         found = one_dump(left)
@@ -35,7 +35,7 @@ def payloads(replies: Replies) -> list[bytes]:
 
 
 def one_dump(left: Iterator[bytes]) -> list[bytes] | None:
-    """The records up to the next end of a dump; None for one that is inconsistent or has no end."""
+    """The records of the next dump; None if it is inconsistent or has no end."""
     found: list[bytes] = []
     interrupted = False
     ours = (each for datagram in left for each in messages(datagram) if each.sequence == SEQUENCE)
@@ -108,7 +108,7 @@ DECODERS: dict[str, tuple[Callable[[Replies], Any], Callable[[Replies], Any]]] =
 
 
 def outcome(decode: Callable[[Replies], Any], replies: Replies) -> Any:
-    """What comes of it: a result, or None for one of the two errors that there may be."""
+    """The result, or None for one of the two permitted errors."""
     try:
         return decode(replies)
     except (MalformedMessage, NetlinkError):
@@ -117,7 +117,7 @@ def outcome(decode: Callable[[Replies], Any], replies: Replies) -> Any:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Replies:
-    """A captured dump in which a little is changed, removed or cut off."""
+    """A captured dump in which a few octets are changed, removed or cut off."""
     replies = [
         bytearray(each) for each in datagrams(draw(st.sampled_from(["dump-udp", "dump-tcp"])))
     ]
@@ -128,7 +128,7 @@ def mutated(draw: st.DrawFn) -> Replies:
             case "octet":
                 reply[draw(st.integers(0, len(reply) - 1))] = draw(st.integers(0, 255))
             case "header" | "record" as part:
-                # Of one message, by its place: where most of what is decided is decided.
+                # An octet of a header, on which most decisions depend.
                 starts = [0]
                 while (at := starts[-1] + int.from_bytes(reply[starts[-1] :][:4], "little")) < len(
                     reply
@@ -200,7 +200,7 @@ class TestIncomplete:
                 found([reply, done()])
 
     def test_octets_behind_an_ipv4_address(self, name: str) -> None:
-        """They say nothing: what differs in them alone is one group."""
+        """They have no meaning: records that differ only there are one group."""
         record = bytes([uapi.AF_INET, 1]) + bytes(70)
         strange = record[:20] + b"\xff" + record[21:]
         replies = [message(uapi.SOCK_DIAG_BY_FAMILY, each) for each in (record, strange)]

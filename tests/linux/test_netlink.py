@@ -41,7 +41,7 @@ DUMP = encode_dump(uapi.AF_INET, uapi.AF_INET, Filter(uapi.IPPROTO_UDP))
 
 
 def split(run: Run) -> list[tuple[int, int, int, bytes]]:
-    """A run's messages as `messages` gives them."""
+    """The messages of a run, as tuples."""
     return [
         (run.type, run.flags, run.sequence, bytes(run.messages[at : at + run.stride]))
         for at in range(0, len(run.messages), run.stride)
@@ -49,7 +49,7 @@ def split(run: Run) -> list[tuple[int, int, int, bytes]]:
 
 
 def whole(buffer: bytes) -> list[tuple[int, int, int, bytes]]:
-    """What `runs` is to give, told by `messages`."""
+    """What `runs` must yield, worked out with `messages`."""
     found = []
     at = 0
     for kind, flags, sequence, payload in messages(buffer):
@@ -110,7 +110,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     captured = [datagram for name in names() for datagram in datagrams(name)]
     octets = bytearray().join(draw(st.lists(st.sampled_from(captured), min_size=1, max_size=2)))
     for _ in range(draw(st.integers(0, 4))):
-        # A header field as often as any other octet.
+        # Header fields as often as all other octets.
         at = draw(st.integers(0, 15) | st.integers(0, max(len(octets) - 1, 0)))
         change = draw(st.sampled_from(["set", "cut", "remove", "repeat"]))
         if change == "set":
@@ -218,7 +218,7 @@ def test_a_dump_that_failed_is_an_error(
 
 
 def test_an_interrupted_dump_is_read_to_its_end() -> None:
-    """Or its rest would be in the way of the next request."""
+    """Otherwise its remains would precede the next reply."""
     marked = message(uapi.SOCK_DIAG_BY_FAMILY, bytes(72), uapi.NLM_F_DUMP_INTR)
     with replaying([marked, RECORD, done()]) as netlink:
         with pytest.raises(DumpInterrupted):

@@ -121,9 +121,8 @@ def test_nothing_is_changed_from_another_namespace(
         assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
-# A process that may not make namespaces by itself, but may map itself to root in a
-# user namespace: CAP_SETFCAP is what the kernel asks for where the user is uid 0
-# already (5.12), and an ordinary user needs none.
+# A process that may not make a network namespace, but may map itself to root in a user namespace.
+# For that, the kernel asks uid 0 for CAP_SETFCAP (5.12), and an ordinary user for nothing.
 _WITHOUT_PRIVILEGE = """
 import ctypes, socket, struct, sys, threading
 from pathlib import Path
@@ -136,8 +135,8 @@ assert libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) == 0
 
 
 def _without_privilege(program: str) -> None:
-    # A process of its own: entering a user namespace takes a process of one thread,
-    # and cannot be undone.
+    # In a process of its own: only one with a single thread can enter a user namespace, and
+    # there is no way back.
     subprocess.run([sys.executable, "-c", _WITHOUT_PRIVILEGE + program], check=True, timeout=60)
 
 
@@ -181,7 +180,7 @@ assert netns.current() == before
 def test_a_limit_on_namespaces_is_named() -> None:
     _without_privilege("""
 assert netns.unshare_network().rootless
-# The limit of the user namespace just made, not the machine's.
+# The limit of the new user namespace, not the machine's.
 Path("/proc/sys/user/max_net_namespaces").write_text("0")
 try:
     netns.unshare_network()

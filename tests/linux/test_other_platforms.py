@@ -1,4 +1,4 @@
-"""Importing works on macOS and Windows, whose standard library lacks much of what Linux's has."""
+"""Importing works on macOS and Windows, where Python lacks much of what it has on Linux."""
 
 import pkgutil
 import subprocess
@@ -8,10 +8,10 @@ import pytest
 
 import connectx.linux
 
-#: What the platform at hand adds is taken away, and then each module is imported.
+#: Deletes what Python has only on Linux, and then imports the modules given as arguments.
 PROGRAM = """
 import importlib, sys
-# What these use of the platform, they use while they are imported.
+# First, since these modules use what is deleted below.
 import asyncio, contextlib, ctypes, ipaddress, os, pathlib, select, signal, subprocess, tempfile
 import _socket, socket
 
@@ -65,7 +65,7 @@ def test_importing_uses_nothing_that_only_linux_has() -> None:
     "name, attribute",
     [("socket", "AF_NETLINK"), ("os", "register_at_fork"), ("select", "epoll")],
 )
-def test_a_use_of_such_a_thing_would_show(name: str, attribute: str) -> None:
+def test_using_it_fails(name: str, attribute: str) -> None:
     program = f"{PROGRAM}\nimport {name}; {name}.{attribute}"
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""SOCK_DESTROY: the socket that was meant, and no other."""
+"""SOCK_DESTROY closes the socket that was named, and no other."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ def netlink(netlink: NetlinkSocket) -> NetlinkSocket:
 
 
 def listed(netlink: NetlinkSocket, protocol: int, sock: socket.socket) -> SocketRecord:
-    """A socket as a dump has it."""
+    """A socket, as a dump describes it."""
     family = socket.AF_INET6 if sock.family == socket.AF_INET6 else socket.AF_INET
     (record,) = [
         each for each in dump(netlink, protocol, family) if each.cookie == get_so_cookie(sock)
@@ -125,7 +125,7 @@ def test_the_cookie_protects_what_took_its_place(
 def test_a_listener_survives_its_connections(
     netlink: NetlinkSocket, servers: Servers, open_socket: Open
 ) -> None:
-    """Once a connection is gone, the lookup for it leads to the listener on its port."""
+    """Once a connection is gone, the kernel's lookup finds the listener on its port."""
     listener = servers.listen("127.0.0.1", 8000)
     client = open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000), ("127.0.0.1", 8000))
     server, _ = listener.accept()
@@ -204,7 +204,7 @@ def test_mapped_addresses_are_asked_for_as_ipv4() -> None:
 
 
 class TestReplies:
-    """What NetlinkSocket.change() makes of what comes."""
+    """What NetlinkSocket.change() makes of each reply."""
 
     MEANT = SocketRecord(uapi.AF_INET, 1, IPV4, 1, IPV4, 2, 0, bytes(8), 0, 0)
 

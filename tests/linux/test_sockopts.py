@@ -85,7 +85,7 @@ def test_so_netns_cookie(sock: socket.socket) -> None:
 
 
 class OldKernelSocket(socket.socket):
-    """Answers as kernels do that lack an option."""
+    """A socket of a kernel that lacks the option."""
 
     def getsockopt(self, *_: int) -> bytes:  # type: ignore[override]
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))

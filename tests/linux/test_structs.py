@@ -49,7 +49,7 @@ def test_a_layout_of_another_size_is_refused() -> None:
     ],
 )
 def test_offsets(name: str, index: int, offset: int) -> None:
-    """A field is where the headers have it: changing that octet changes that field."""
+    """Each field is at the offset in the headers: changing that octet changes that field."""
     layout: Struct = getattr(structs, name)
     octets = bytearray(layout.size)
     before = layout.unpack(octets)

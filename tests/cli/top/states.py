@@ -1,4 +1,4 @@
-"""A namespace that is made up, so that every run draws the same."""
+"""Invented results of a watcher, the same in every run."""
 
 from __future__ import annotations
 

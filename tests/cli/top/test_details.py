@@ -1,4 +1,4 @@
-"""What a closer look at a pair says; tests/cli/top/test_top.py has pictures of it."""
+"""The details of a pair; tests/cli/top/test_top.py has pictures of them."""
 
 from __future__ import annotations
 

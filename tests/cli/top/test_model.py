@@ -1,4 +1,4 @@
-"""What is shown of what was counted."""
+"""Which of the results are shown, and in which order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verdict(model: Model) -> list[str]:
 
 
 def model_of(*rounds: Row, netns: str | None = None) -> Model:
-    """A model of one pair in rounds that are a second apart."""
+    """A model of one pair, counted once a second."""
     model = Model(["tcp"], netns)
     for second, each in enumerate(rounds):
         model.take(Counted(second, 1.0, snapshot([each])))

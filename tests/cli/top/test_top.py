@@ -49,7 +49,7 @@ DENIED = Failed(150.0, PermissionError(1, "Operation not permitted"))
 
 @pytest.fixture(autouse=True)
 def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the terminal of whoever runs the tests can do."""
+    """Make the pictures independent of the terminal that the tests run on."""
     for name in ("NO_COLOR", "TEXTUAL", "TEXTUAL_FILTERS", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
 
@@ -160,7 +160,7 @@ class TestKeys:
     def test_filter(self) -> None:
         async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
             await pilot.press("slash", *"udp q")
-            # What is typed is no command.
+            # "q" is text here, not a command.
             assert (model.text, len(model.entries())) == ("udp q", 0)
             await pilot.press("backspace", "backspace", "enter")
             assert table(pilot).has_focus
@@ -195,7 +195,7 @@ class TestKeys:
             assert watcher.pair is not None
             assert watcher.pair.destination.host == FILLING
             assert model.detail(watcher.pair) is not None
-            # It is followed while it is looked at, and its end is no error.
+            # The pair may disappear while its details are shown.
             watcher.tell(Counted(500.0, 2.0, snapshot([])))
             await pilot.pause()
             await pilot.press("escape")
@@ -241,7 +241,7 @@ class TestKeys:
 
 @pytest.fixture
 def pair(network: Network, servers: Servers, closing: contextlib.ExitStack) -> None:
-    """Nine connections, of ten that there can be."""
+    """Nine connections, where ten are possible."""
     network.port_range(20000, 20009)
     servers.listen("127.0.0.1", PORT)
     for _ in range(9):
@@ -263,7 +263,7 @@ class TestOnATerminal:
             read_until(screen, f"({os.getpid()}".encode())
             os.write(screen, b"q")
             shown = read_to_end(screen)
-            # The usual screen and the cursor again, and no mouse any more.
+            # The normal screen and the cursor are back, and the mouse is released.
             assert b"\x1b[?1049l" in shown
             assert b"\x1b[?25h" in shown
             assert b"\x1b[?1000l" in shown
@@ -294,7 +294,7 @@ class TestOnATerminal:
             assert process.wait() == 0
         styles = b";".join(re.findall(rb"\x1b\[([0-9;]*)m", shown)).split(b";")
         colours = {int(each) for each in styles if each and 30 <= int(each) <= 107}
-        # 39 and 49 are the terminal's own; 38 and 48 would be others than its sixteen.
+        # 39 and 49 are the default colours; 38 and 48 would be beyond the terminal's sixteen.
         assert not colours & {38, 48}
         assert bool(colours - {39, 49}) is not bool(no_colour)
 

@@ -1,4 +1,4 @@
-"""The thread that counts: it tells what it finds, errors too, and ends when it should."""
+"""The thread that counts: it delivers results and errors, and ends when it is stopped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_counts_again_and_again(network: Network, closing: contextlib.ExitStack)
 
 def test_looks_closer_at_once(network: Network, closing: contextlib.ExitStack) -> None:
     del network
-    # The next round would be a day later.
+    # The next round by itself would be a day later.
     watcher = Watcher(86400, ["tcp"], port_range=PortRange(1, 2))
     told = started(closing, watcher)
     assert isinstance(told.get(timeout=10), Counted)
@@ -66,7 +66,7 @@ def test_rests_in_proportion_to_what_counting_takes(
     monkeypatch.setattr(module, "snapshot", lambda **_: snapshot([]))
     watcher = Watcher(2.0, ["tcp"])
     outcomes: list[Outcome] = []
-    # Started, took 6 s until it told, and 9 s in all: at most a fifth of the time.
+    # 6 s passed until the delivery, 9 s in all; counting may take a fifth of the time.
     assert watcher._round(outcomes.append) == 4 * 9
     (counted,) = outcomes
     assert isinstance(counted, Counted)

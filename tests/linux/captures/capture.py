@@ -19,7 +19,7 @@ LOOPBACK6 = socket.inet_pton(socket.AF_INET6, "::1")
 
 
 def exchange(protocol: int, kind: int, flags: int, payload: bytes) -> Iterator[bytes]:
-    """Every datagram that answers one request."""
+    """The datagrams that answer a request."""
     with NetlinkSocket(protocol) as netlink:
         netlink.next_sequence = lambda: SEQUENCE
         netlink._send(kind, flags, payload)
@@ -68,7 +68,7 @@ def record_sockets(stack: ExitStack) -> None:
 
 
 def record_routes() -> None:
-    """Routes to the loopback, and the lack of one."""
+    """Routes to the loopback, and a destination without a route."""
     for name, family, host in (
         ("route-ipv4", uapi.AF_INET, "127.0.0.2"),
         ("route-ipv6", uapi.AF_INET6, "::1"),
