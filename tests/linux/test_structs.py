@@ -7,7 +7,6 @@ from connectx.linux import structs
 #: sizeof in the headers of linux-libc-dev, as a C compiler gives it.
 SIZES = {
     "NLMSGHDR": 16,  # linux/netlink.h
-    "NLMSGERR": 20,
     "NETLINK_STATUS": 4,
     "RTATTR": 4,  # linux/rtnetlink.h
     "RTMSG": 12,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-from socket import IPPROTO_TCP as LEVEL_TCP
 from socket import SOCK_STREAM, socket
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +24,14 @@ from connectx.linux.sock_diag import (
     diag_protocol,
 )
 from connectx.linux.structs import INET_DIAG_REQ_V2, INET_DIAG_SOCKID
-from connectx.linux.uapi import AF_INET, AF_INET6, SOCK_DESTROY, TCP_CLOSE, TCP_REPAIR
+from connectx.linux.uapi import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_TCP,
+    SOCK_DESTROY,
+    TCP_CLOSE,
+    TCP_REPAIR,
+)
 
 if TYPE_CHECKING:
     from connectx.linux.netlink import NetlinkSocket
@@ -116,7 +122,7 @@ def may_administer() -> bool:
     """
     with socket(AF_INET, SOCK_STREAM) as scratch:
         try:
-            scratch.setsockopt(LEVEL_TCP, TCP_REPAIR, 1)
+            scratch.setsockopt(IPPROTO_TCP, TCP_REPAIR, 1)
         except PermissionError:
             return False
     return True

@@ -22,9 +22,6 @@ def layout(fields: str, size: int) -> Struct:
 #: linux/netlink.h ``nlmsghdr``: length, type, flags, sequence, port id.
 NLMSGHDR: Final = layout("IHHII", 16)
 
-#: linux/netlink.h ``nlmsgerr``: error (0 or a negative errno), then the request's header.
-NLMSGERR: Final = layout("i16s", 20)
-
 #: linux/netlink.h: the beginning of NLMSG_ERROR and NLMSG_DONE, 0 or a negative errno.
 NETLINK_STATUS: Final = layout("i", 4)
 

@@ -35,7 +35,6 @@ IP_LOCAL_PORT_RANGE: Final = 51  # linux/in.h, 6.3 and 6.1.32
 
 # Socket options, level IPPROTO_IPV6 (41).
 IPV6_V6ONLY: Final = 26  # linux/in6.h, 2.4.21
-IPV6_FREEBIND: Final = 78  # linux/in6.h, 4.15
 
 # Socket options, level IPPROTO_TCP (6).
 TCP_REPAIR: Final = 19  # linux/tcp.h, 3.5
@@ -65,14 +64,11 @@ SKNLGRP_INET6_UDP_DESTROY: Final = 4  # linux/sock_diag.h, 4.7
 SOL_NETLINK: Final = 270  # linux/socket.h, always
 NETLINK_CAP_ACK: Final = 10  # linux/netlink.h, 4.3
 NLM_F_REQUEST: Final = 0x01  # linux/netlink.h, always
-NLM_F_MULTI: Final = 0x02  # linux/netlink.h, always
 NLM_F_ACK: Final = 0x04  # linux/netlink.h, always
 NLM_F_DUMP_INTR: Final = 0x10  # linux/netlink.h, 3.1
-NLM_F_DUMP_FILTERED: Final = 0x20  # linux/netlink.h, 4.7
 NLM_F_EXCL: Final = 0x200  # linux/netlink.h, always
 NLM_F_CREATE: Final = 0x400  # linux/netlink.h, always
 NLM_F_DUMP: Final = 0x300  # linux/netlink.h, always
-NLMSG_NOOP: Final = 1  # linux/netlink.h, always
 NLMSG_ERROR: Final = 2  # linux/netlink.h, always
 NLMSG_DONE: Final = 3  # linux/netlink.h, always
 NLMSG_OVERRUN: Final = 4  # linux/netlink.h, always
@@ -89,8 +85,6 @@ INET_DIAG_BC_NOP: Final = 0  # linux/inet_diag.h, always
 INET_DIAG_BC_JMP: Final = 1  # linux/inet_diag.h, always
 INET_DIAG_BC_S_GE: Final = 2  # linux/inet_diag.h, always
 INET_DIAG_BC_S_LE: Final = 3  # linux/inet_diag.h, always
-INET_DIAG_BC_D_GE: Final = 4  # linux/inet_diag.h, always
-INET_DIAG_BC_D_LE: Final = 5  # linux/inet_diag.h, always
 INET_DIAG_BC_S_COND: Final = 7  # linux/inet_diag.h, always
 INET_DIAG_BC_D_COND: Final = 8  # linux/inet_diag.h, always
 INET_DIAG_BC_DEV_COND: Final = 9  # linux/inet_diag.h, 4.9
@@ -136,7 +130,6 @@ IFA_LOCAL: Final = 2  # linux/if_addr.h, always
 IFA_F_NODAD: Final = 0x02  # linux/if_addr.h, 2.6.19
 
 # Namespaces.
-CLONE_NEWNS: Final = 0x00020000  # linux/sched.h, 2.4.19
 CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h, 3.8
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h, 2.6.24
 
