@@ -38,20 +38,25 @@ def one_dump(left: Iterator[bytes]) -> list[bytes] | None:
     """The records of the next dump; None if it is inconsistent or has no end."""
     found: list[bytes] = []
     interrupted = False
-    ours = (each for datagram in left for each in messages(datagram) if each.sequence == SEQUENCE)
-    for each in ours:
-        interrupted |= bool(each.flags & uapi.NLM_F_DUMP_INTR)
-        if each.type == uapi.NLMSG_DONE:
-            if status(each.payload):
-                raise NetlinkError(status(each.payload), "")
-            return None if interrupted else found
-        if each.type in {uapi.NLMSG_ERROR, uapi.NLMSG_OVERRUN}:
-            raise NetlinkError(0, "")
-        if each.type not in {uapi.SOCK_DIAG_BY_FAMILY, uapi.TCPDIAG_GETSOCK}:
-            raise MalformedMessage
-        if len(each.payload) < 72:
-            raise MalformedMessage
-        found.append(bytes(each.payload))
+    for datagram in left:
+        end = 0
+        for each in messages(datagram):
+            end += NLMSGHDR.size + len(each.payload) + 3 & ~3
+            if each.sequence != SEQUENCE:
+                continue
+            interrupted |= bool(each.flags & uapi.NLM_F_DUMP_INTR)
+            if each.type == uapi.NLMSG_DONE:
+                if status(each.payload):
+                    raise NetlinkError(status(each.payload), "")
+                return None if interrupted else found
+            if each.type in {uapi.NLMSG_ERROR, uapi.NLMSG_OVERRUN}:
+                raise NetlinkError(0, "")
+            if each.type not in {uapi.SOCK_DIAG_BY_FAMILY, uapi.TCPDIAG_GETSOCK}:
+                raise MalformedMessage
+            # The kernel pads every record, the last one too.
+            if len(each.payload) < 72 or end > len(datagram):
+                raise MalformedMessage
+            found.append(bytes(each.payload))
     return None
 
 
