@@ -51,13 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=endpoint,
         default=Endpoint("", 0),
         metavar="ADDRESS[:PORT]",
-        help="its source; :PORT for any address",
+        help="its source: an address, with or without a port; :PORT for any address",
     )
     asked.add_argument(
         "--protocol",
         choices=["tcp", "mptcp", "udp", "udplite"],
         default="tcp",
-        help="(default: tcp)",
+        help="its protocol (default: tcp)",
     )
     asked.add_argument(
         "--port-range",

@@ -38,8 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_address,
         default=_ADDRESS,
         metavar="ADDRESS:PORT",
-        help="where to listen; :PORT for every address, port 0 for any free port "
-        f"(default: {_ADDRESS})",
+        help="where to listen, in this network namespace; :PORT for every address, port 0 for any "
+        f"free port (default: {_ADDRESS})",
     )
     parser.add_argument(
         "--top",

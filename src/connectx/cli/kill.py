@@ -11,13 +11,7 @@ from socket import inet_ntop
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint
-from connectx.cli.arguments import (
-    add_addresses,
-    add_json,
-    add_netns,
-    port_range,
-    whole_number,
-)
+from connectx.cli.arguments import add_addresses, add_json, add_netns, port_range, whole_number
 from connectx.cli.command import FAILED, OK, WRONG_USAGE, CommandError, errors_reported
 from connectx.cli.output import error_text, plural
 
@@ -70,7 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"(default: TIME-WAIT). One of {', '.join(states)}; every state but TIME-WAIT needs "
         "--source or --destination",
     )
-    parser.add_argument("--protocol", choices=["tcp", "udp"], default="tcp", help="(default: tcp)")
+    parser.add_argument(
+        "--protocol",
+        choices=["tcp", "udp"],
+        default="tcp",
+        help="close only sockets of this protocol (default: tcp)",
+    )
     add_addresses(parser, "close")
     parser.add_argument(
         "--source-port-range",
@@ -131,17 +130,20 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
 def _as_json(
     wanted: Wanted, selected: list[SocketRecord], outcome: Outcome | None, lacking: str
 ) -> dict[str, object]:
+    from connectx.observe.kill import Outcome  # noqa: PLC0415 - as above
+
+    done = outcome or Outcome(closed=0, gone=0, refused={})
     return {
         "protocol": wanted.protocol,
         "states": list(wanted.states),
         "dry_run": outcome is None,
         "lacking": lacking,
         "selected": len(selected),
-        "closed": outcome.closed if outcome else 0,
-        "gone": outcome.gone if outcome else 0,
+        "closed": done.closed,
+        "gone": done.gone,
         "refused": {
             errno.errorcode.get(number, str(number)): times
-            for number, times in (outcome.refused if outcome else {}).items()
+            for number, times in done.refused.items()
         },
         "sockets": [
             {

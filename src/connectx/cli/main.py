@@ -12,15 +12,7 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from connectx import __version__
-from connectx.cli.command import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    WRONG_USAGE,
-    Command,
-    CommandError,
-    add,
-)
+from connectx.cli.command import FAILED, INTERRUPTED, OK, WRONG_USAGE, Command, CommandError, add
 from connectx.cli.output import error_text, give_up_output, is_lost
 
 #: The subcommands, by module name; the command line has ``-`` for ``_``.

@@ -17,21 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from connectx.linux.mapped import V4_MAPPED
 from connectx.linux.netlink import NetlinkError
-from connectx.linux.sock_diag import (
-    ALL_STATES,
-    LITTLE_ENDIAN,
-    SocketRecord,
-    diag_protocol,
-)
+from connectx.linux.sock_diag import ALL_STATES, LITTLE_ENDIAN, SocketRecord, diag_protocol
 from connectx.linux.structs import INET_DIAG_REQ_V2, INET_DIAG_SOCKID
-from connectx.linux.uapi import (
-    AF_INET,
-    AF_INET6,
-    IPPROTO_TCP,
-    SOCK_DESTROY,
-    TCP_CLOSE,
-    TCP_REPAIR,
-)
+from connectx.linux.uapi import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DESTROY, TCP_CLOSE, TCP_REPAIR
 
 if TYPE_CHECKING:
     from connectx.linux.netlink import NetlinkSocket
