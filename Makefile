@@ -4,7 +4,7 @@
 #   make test ARGS='-k udp'         ARGS goes to the command behind the target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test test-kernels lint format bench docs lock clean
+.PHONY: help demo report test test-kernels lint format bench docs pictures lock clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -45,6 +45,10 @@ bench: $(STAMPS)/bench $(STAMPS)/installed  ## measure speed, system calls and m
 
 docs: $(STAMPS)/docs $(STAMPS)/installed  ## build the documentation into docs/_build/html
 	$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --builder html $(ARGS) docs docs/_build/html
+
+pictures: $(STAMPS)/demo $(STAMPS)/installed  ## draw the documentation's pictures again, and capture the output of every command that it shows
+	$(RUN) -m docs.figure
+	$(RUN) -m docs.captures
 
 lock: $(STAMPS)/lock  ## choose new versions of all dependencies (ARGS=--upgrade) and write requirements/*.lock
 	scripts/lock $(ARGS)
