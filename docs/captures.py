@@ -22,37 +22,36 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from docs.machine import PORTS, machine
+from docs.machine import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from connectx.addresses import PortRange
+    from collections.abc import Callable, Iterator
 
 OUTPUTS: Final = Path(__file__).parent / "outputs"
 
 #: Commands on the busy machine, by the name of the file that shows them.
 ON_THE_MACHINE: Final = {
-    "usage": "connectx usage --top 5",
-    "usage-processes": "connectx usage --destination 198.51.100.9:443 --processes",
-    "doctor": "connectx doctor",
-    "doctor-errno": (
+    "usage.txt": "connectx usage --top 5",
+    "usage-processes.txt": "connectx usage --destination 198.51.100.9:443 --processes",
+    "doctor.txt": "connectx doctor",
+    "doctor-errno.txt": (
         "connectx doctor --errno 99 --source 192.0.2.7 --destination 198.51.100.9:443"
     ),
-    "kill": "connectx kill --destination 198.51.100.10:8443",
+    "kill.txt": "connectx kill --destination 198.51.100.10:8443",
+    "metrics.txt": "curl --silent http://127.0.0.1:9764/metrics | grep source_utilisation_ratio{",
+    # The last one, since its machine grows.
+    "top.svg": "connectx top --interval 1",
 }
 
 #: Commands that make networks of their own.
 BY_THEMSELVES: Final = {
-    "demo": "connectx demo",
-    "simulate": "connectx lab simulate --ports 40000-40007 --seed 1",
-    "latency": "connectx lab latency --ports 40000-47999",
-    "techniques": "connectx lab techniques --protocol udp --family 4",
+    "demo.txt": "connectx demo",
+    "simulate.txt": "connectx lab simulate --ports 40000-40007 --seed 1",
+    "latency.txt": "connectx lab latency --ports 40000-47999",
+    "techniques.txt": "connectx lab techniques --protocol udp --family 4",
 }
 
-EXPORTER: Final = "connectx exporter --top 1"
-FETCH: Final = "curl --silent http://127.0.0.1:9764/metrics | grep ^connectx_source_utilisation"
-TOP: Final = "connectx top --interval 1"
+_EXPORTER: Final = "connectx exporter --top 1"
 
 _COLUMNS, _LINES = 80, 16
 
@@ -77,16 +76,16 @@ def capture(command: str) -> str:
     return _shown(command, done.stdout)
 
 
-def capture_metrics() -> str:
+def _metrics(command: str) -> str:
     """What the exporter serves."""
-    with _started(EXPORTER), urllib.request.urlopen("http://127.0.0.1:9764/metrics") as answer:
+    with _started(_EXPORTER), urllib.request.urlopen("http://127.0.0.1:9764/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    found = [line for line in lines if line.startswith("connectx_source_utilisation")]
-    return _shown(FETCH, "\n".join(found))
+    found = [line for line in lines if "source_utilisation_ratio{" in line]
+    return _shown(command, "\n".join(found))
 
 
-def capture_top() -> str:
-    """A picture of ``connectx top`` after some counts, as SVG."""
+def _picture(command: str) -> str:
+    """A picture of a live command after some counts, as SVG."""
     with tempfile.TemporaryDirectory() as directory:
         picture = Path(directory, "top.svg")
         wanted = {
@@ -98,7 +97,7 @@ def capture_top() -> str:
         }
         terminal, inside = pty.openpty()
         with subprocess.Popen(
-            _argv(TOP), stdin=inside, stdout=inside, stderr=inside, env=_env() | wanted
+            _argv(command), stdin=inside, stdout=inside, stderr=inside, env=_env() | wanted
         ) as process:
             os.close(inside)
             with contextlib.suppress(OSError):  # EIO, once the command has ended.
@@ -106,28 +105,30 @@ def capture_top() -> str:
                     os.read(terminal, 65536)
         os.close(terminal)
         if process.returncode or not picture.exists():
-            raise RuntimeError(f"{TOP}: status {process.returncode}")
+            raise RuntimeError(f"{command}: status {process.returncode}")
         # Without the fonts, which a browser would fetch.
         return re.sub(r"@font-face \{.*?\}", "", picture.read_text("utf-8"), flags=re.DOTALL)
 
 
-def on_the_machine(ports: PortRange = PORTS) -> Iterator[tuple[str, str]]:
-    """The files that show commands on the busy machine: name and text."""
-    with machine(ports) as open_more:
-        for name, command in ON_THE_MACHINE.items():
-            yield f"{name}.txt", capture(command)
-        yield "metrics.txt", capture_metrics()
+def capture_on_machine(name: str, open_more: Callable[[], object]) -> str:
+    """What a file of ON_THE_MACHINE is to have; called on that machine, with what it yields."""
+    command = ON_THE_MACHINE[name]
+    if name == "metrics.txt":
+        return _metrics(command)
+    if name == "top.svg":
         open_more()
-        yield "top.svg", capture_top()
+        return _picture(command)
+    return capture(command)
 
 
 def main() -> None:
     """Write all files."""
     OUTPUTS.mkdir(exist_ok=True)
-    for name, text in on_the_machine():
-        (OUTPUTS / name).write_text(text, "utf-8")
+    with machine() as open_more:
+        for name in ON_THE_MACHINE:
+            (OUTPUTS / name).write_text(capture_on_machine(name, open_more), "utf-8")
     for name, command in BY_THEMSELVES.items():
-        (OUTPUTS / f"{name}.txt").write_text(capture(command), "utf-8")
+        (OUTPUTS / name).write_text(capture(command), "utf-8")
 
 
 def _argv(command: str) -> list[str]:

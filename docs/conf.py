@@ -5,7 +5,10 @@ import re
 import sys
 from pathlib import Path
 
-# For lab_tables, which is beside this file.
+import connectx.aio
+import connectx.observe
+
+# For lab_tables and mermaid, which are beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "connectx"
@@ -13,14 +16,44 @@ author = "The connectx developers"
 copyright = author  # noqa: A001 -- the name Sphinx reads
 release = version = importlib.metadata.version("connectx")
 
-extensions = ["lab_tables", "myst_parser", "sphinx.ext.autodoc"]
+extensions = [
+    "lab_tables",
+    "mermaid",
+    "myst_parser",
+    "notfound.extension",
+    "sphinx.ext.autodoc",
+    # Before list_fields below, so that it gets what is left.
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxext.opengraph",
+]
 myst_enable_extensions = ["colon_fence"]
+# Written as on GitHub, which draws it by itself.
+myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
-html_title = f"connectx {release}"
+html_title = "connectx"
 html_copy_source = False
+html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0f7b6c", "color-brand-content": "#0f6d8c"},
+    "dark_css_variables": {"color-brand-primary": "#3fb9a5", "color-brand-content": "#6cb6ff"},
+}
+
+# A prompt and the output are not copied.
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+# Pictures for links would need fonts and matplotlib; text is enough.
+ogp_social_cards = {"enable": False}
+
+# The page for what is not found is shown at any depth: its links begin at the root.
+notfound_urls_prefix = "/"
 
 # Single backticks in docstrings are code.
 default_role = "code"
@@ -34,7 +67,13 @@ smartquotes = False
 
 # References are checked within connectx only. The rest would need other projects' indexes from the
 # network, and the documentation builds without one.
-nitpick_ignore_regex = [(r"py:.*", r"(?!connectx\b).*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!connectx\.[a-z]).*")]
+python_use_unqualified_type_names = True
+
+# What users import is named as they import it, wherever a signature mentions it.
+for module in (connectx, connectx.aio, connectx.observe):
+    for name in module.__all__:
+        getattr(module, name).__module__ = module.__name__
 
 #: A line of a docstring that describes one argument or field: "strategy: the name of …".
 FIELD = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")

@@ -67,7 +67,10 @@ def windows(found: dict[str, Any]) -> Iterator[Sequence[object]]:
 def occupancies(found: dict[str, Any]) -> Iterator[Sequence[object]]:
     """Mean microseconds by way and by how full the range is."""
     first = next(iter(found["strategies"].values()))
-    yield "way", *(f"{each['low']:.0%} to {each['high']:.0%}" for each in first["occupied"])
+    yield (
+        "way",
+        *(f"{100 * each['low']:.0f} to {100 * each['high']:.0f} %" for each in first["occupied"]),
+    )
     for way, fill in found["strategies"].items():
         yield f"`{way}`", *(_number(each["microseconds"]["mean"]) for each in fill["occupied"])
 
@@ -75,7 +78,7 @@ def occupancies(found: dict[str, Any]) -> Iterator[Sequence[object]]:
 def churn(found: dict[str, Any]) -> Iterator[Sequence[object]]:
     """Mean microseconds of a connection that takes another one's place, and what 99 % take."""
     shares = list(dict.fromkeys(each["occupancy"] for each in found["churn"]))
-    yield "way", *(f"{share:.1%}" for share in shares)
+    yield "way", *(f"{100 * share:g} %" for share in shares)
     for way in dict.fromkeys(each["way"] for each in found["churn"]):
         fills = [each for each in found["churn"] if each["way"] == way]
         yield (

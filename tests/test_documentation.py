@@ -6,6 +6,7 @@ the distribution's.
 """
 
 import doctest
+import importlib
 import importlib.metadata
 import re
 import shlex
@@ -19,8 +20,12 @@ from sybil.document import Document, PythonDocStringDocument
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
-import connectx
+import connectx.aio
+import connectx.observe
 from connectx._connect.strategies import STRATEGIES
+from connectx._diagnosis import causes
+from connectx._dial.capacity import Capacity, SourceCapacity
+from connectx._dial.policy import Stats
 from connectx.cli import main as cli
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
@@ -28,9 +33,11 @@ from connectx.sandbox.servers import Servers
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(Path(str(connectx.__file__)).parent.rglob("*.py"))
-FENCE = re.compile(r"^\s*```(.+)$", re.MULTILINE)
+FENCE = re.compile(r"^\s*```([^\s`]+)", re.MULTILINE)
 MAKE_TARGET = re.compile(r"^([a-z]+):.*## ", re.MULTILINE)
 DOCTEST_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+ERRORS = [name for name in connectx.__all__ if hasattr(connectx.errors, name)]
 
 ADDRESSES = ("192.0.2.7", "192.0.2.8", "2001:db8::7")
 SERVERS = ("198.51.100.9", "198.51.100.10", "2001:db8::9")
@@ -98,13 +105,21 @@ def check_requirement(requirement: str) -> None:
     assert not extra or extra in metadata.get_all("Provides-Extra", [])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_of(page: Path, world: dict[str, Any]) -> None:
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def fences(path: Path) -> set[str]:
+    return set(FENCE.findall(path.read_text()))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_examples_of(path: Path, world: dict[str, Any]) -> None:
     parsers = (
         PythonCodeBlockParser(doctest_optionflags=DOCTEST_FLAGS),
         CodeBlockParser("console", check_commands),
     )
-    evaluate(Document.parse(str(page), *parsers), world)
+    evaluate(Document.parse(str(path), *parsers), world)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
@@ -115,34 +130,111 @@ def test_examples_in_docstrings_of(module: Path, request: pytest.FixtureRequest)
         evaluate(document, request.getfixturevalue("world"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_block_goes_unchecked(page: Path) -> None:
-    languages = set(FENCE.findall(page.read_text()))
-    assert languages <= {"python", "console", "{eval-rst}", "{toctree}"}
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_no_block_goes_unchecked(path: Path) -> None:
+    # Mermaid is checked by test_house.py, and what literalinclude shows by test_outputs.py.
+    assert fences(path) <= {"python", "console", "text", "mermaid"} | {
+        f"{{{directive}}}"
+        for directive in ("eval-rst", "figure", "image", "include", "literalinclude", "toctree")
+    }
 
 
 def test_no_page_is_without_examples() -> None:
     # Pages that only explain are listed, so that one whose examples went missing shows.
-    without = {page.name for page in PAGES if not FENCE.search(page.read_text())}
-    assert without == {"CHANGELOG.md", "how-it-works.md", "kernels.md"}
+    without = {path.name for path in PAGES if not {"python", "console"} & fences(path)}
+    assert without == {
+        "404.md",
+        "CHANGELOG.md",
+        "api.md",
+        "changes.md",
+        "how-it-works.md",
+        "kernels.md",
+    }
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_has_a_section(name: str) -> None:
-    assert f"\n## `{name}`\n" in (ROOT / "docs" / "strategies.md").read_text()
+    assert f"\n## `{name}`\n" in page("strategies")
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_every_error_has_a_section(name: str) -> None:
+    assert f"`{name}`\n" in page("errors") or name == "ConnectxError"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    documented = re.findall(r"^\.\. auto\w+:: (.+)$", page("api"), re.MULTILINE)
+    for module in (connectx, connectx.aio, connectx.observe):
+        for name in module.__all__:
+            assert f"{module.__name__}.{name}" in documented
+    for path in documented:
+        module_name, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module_name), name), path
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in connectx.__all__ if hasattr(connectx.errors, name)]
+    "heading,fields",
+    [
+        ("capacity", {*Capacity._fields, *SourceCapacity._fields, "free"}),
+        ("stats", set(Stats._fields)),
+    ],
 )
-def test_every_error_has_a_section_and_a_place_in_the_api(name: str) -> None:
-    docs = ROOT / "docs"
-    assert f"autoexception:: connectx.{name}\n" in (docs / "api.md").read_text()
-    assert f"`{name}`\n" in (docs / "errors.md").read_text() or name == "ConnectxError"
+def test_the_reference_has_every_field(heading: str, fields: set[str]) -> None:
+    _, _, table = page("api").partition(f"| `{heading}()` |")
+    rows, _, _ = table.partition("\n\n")
+    named = {
+        name for row in rows.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert named == fields
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_names_no_private_module(path: Path) -> None:
+    assert re.findall(r"connectx\.(?:\w+\.)*(?:_\w+|core)", path.read_text()) == []
+
+
+class TestCausesOfEaddrnotavail:
+    """One number of causes, wherever it is mentioned."""
+
+    EXHAUSTION = frozenset(each.name for each in causes.OF_EXHAUSTION - {causes.UNSHARED})
+    OTHERS = frozenset(
+        each.name
+        for each in (
+            causes.TUPLE_IN_USE,
+            causes.NOT_LOCAL,
+            causes.NOT_YET_LOCAL,
+            causes.IPV6_OFF,
+        )
+    )
+    NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+    def test_each_has_a_row(self) -> None:
+        _, _, section = page("troubleshooting").partition("\n## Cannot assign requested address")
+        section, _, _ = section.partition("\n## ")
+        tables = [
+            frozenset(re.findall(r"^\| (\w[^|]*) \|", table, re.MULTILINE)) - {"cause"}
+            for table in section.split("\n\n")
+            if table.startswith("|")
+        ]
+        assert tables == [self.EXHAUSTION, self.OTHERS]
+
+    def test_the_number_is_the_same_everywhere(self) -> None:
+        total = self.NUMBERS[len(self.EXHAUSTION) + len(self.OTHERS)]
+        said = [
+            number
+            for path in PAGES
+            for number in re.findall(r"(\w+) causes\b", path.read_text())
+            if number in self.NUMBERS
+        ]
+        assert said
+        assert set(said) == {total}
+        assert f"{self.NUMBERS[len(self.EXHAUSTION)].title()} of them are exhaustion" in " ".join(
+            page("troubleshooting").split()
+        )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            assert (path.parent / target).exists(), target
