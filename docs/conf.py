@@ -5,6 +5,9 @@ import re
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
 import connectx.aio
 import connectx.observe
 
@@ -22,8 +25,6 @@ extensions = [
     "myst_parser",
     "notfound.extension",
     "sphinx.ext.autodoc",
-    # Before list_fields below, so that it gets what is left.
-    "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxext.opengraph",
@@ -79,10 +80,14 @@ for module in (connectx, connectx.aio, connectx.observe):
 FIELD = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 
 
-def list_fields(
-    _app: object, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+def read_docstring(
+    app: Sphinx, what: str, name: str, described: object, options: object, lines: list[str]
 ) -> None:
-    """Turn the fields in a docstring into a list; otherwise they would run into one paragraph."""
+    """Turn sections (Args:, Returns:, Raises:) into fields, and fields elsewhere into a list."""
+    # Napoleon's own hook would take a property's first words for its type.
+    if what not in {"attribute", "data", "property"}:
+        style = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+        lines[:] = GoogleDocstring(lines, style, app, what, name, described, options).lines()
     in_field = False
     listed: list[str] = []
     for line in lines:
@@ -98,6 +103,6 @@ def list_fields(
     lines[:] = listed
 
 
-def setup(app: object) -> None:
+def setup(app: Sphinx) -> None:
     """Register the hook above."""
-    app.connect("autodoc-process-docstring", list_fields)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-docstring", read_docstring)
