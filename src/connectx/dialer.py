@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from connectx._connect.connection import DEFAULT_TIMEOUT
+from connectx._dial.connecting import CallersCall, OwnCall, by_name
 from connectx._dial.policy import AnyDialer
 from connectx.blocking import run
 
@@ -68,17 +69,26 @@ class Dialer(AnyDialer):
                 the dialer waits (EADDRNOTAVAIL; for UDP EAGAIN).
             OSError: As `connectx.create_connection` raises it.
         """
-        return run(
-            self._policy.create_connection(
-                address,
-                timeout,
-                all_errors=all_errors,
-                kind=type,
-                proto=proto,
-                key=key,
-                awaited=False,
+        policy = self._policy
+        to = policy.literal(address, type, proto)
+        if to is None or all_errors:
+            return run(
+                by_name(
+                    policy,
+                    address,
+                    timeout,
+                    type,
+                    proto,
+                    key,
+                    all_errors=all_errors,
+                    awaited=False,
+                )
             )
-        )
+        call = OwnCall(policy, to, timeout, key, awaited=False)
+        steps = call.begin()
+        if steps is not None:
+            run(steps)
+        return call.sock
 
     def connectx(
         self,
@@ -106,7 +116,11 @@ class Dialer(AnyDialer):
                 its key's.
             OSError: As `connectx.connectx` raises it.
         """
-        return run(self._policy.connectx(sock, destination, data, key, awaited=False))
+        call = CallersCall(self._policy, sock, destination, data, key, awaited=False)
+        steps = call.begin()
+        if steps is not None:
+            run(steps)
+        return call.result()
 
     def capacity(
         self,

@@ -295,7 +295,7 @@ class TestCancelled:
 
     def test_before_it_has_begun(self) -> None:
         world = World()
-        world.new_call().steps().close()
+        world.new_call()
         world.nothing_is_kept()
 
     def test_while_it_tries(self) -> None:
@@ -374,7 +374,8 @@ def test_errors_do_not_refer_to_themselves() -> None:
     world = World(HOSTS)
     gc.disable()
     try:
-        steps = world.new_call().steps()
+        steps = world.new_call().begin()
+        assert steps is not None
         next(steps)
         steps.throw(Refused())
         last: Refused | None = Refused()
@@ -438,7 +439,7 @@ class Model:
 
     def leave(self, call: Call) -> None:
         """It has a port, and its handshake takes a while."""
-        if call.tries and call.call.queued:
+        if call.tries and call.call.queue is not None:
             call.has_port()
             self.lines[call.key].remove(call)
 

@@ -110,6 +110,28 @@ class Unreported:
         self.ends()
 
 
+class TriedCall(calls.Call):
+    """A call whose connections wait for a test."""
+
+    def __init__(
+        self, rules: Rules, key: str, version: int, only: str, listen: Callable[[], Heard]
+    ) -> None:
+        super().__init__(rules, key, version, only)
+        self._heard = listen
+
+    def _connect(self, host: str, ports: PortRange | None) -> Connection:
+        return Connection(Try(host, ports))
+
+    def _adopt(self) -> None:
+        pass
+
+    def _listen(self) -> Heard:
+        return self._heard()
+
+    def _unserved(self, error: Exception) -> Exception:
+        return error
+
+
 class World:
     """A policy, and a clock to set."""
 
@@ -147,11 +169,9 @@ class World:
 
     def new_call(
         self, key: str = "there", only: str = "", listen: Callable[[], Heard] = Heard
-    ) -> "calls.Call[Connection]":
+    ) -> TriedCall:
         """A call of which no step is taken."""
-        return calls.Call(
-            self.rules, key, 4, only, lambda host, ports, _: Connection(Try(host, ports)), listen
-        )
+        return TriedCall(self.rules, key, 4, only, listen)
 
     def nothing_is_kept(self) -> None:
         assert self.destinations.open_to("there") == {}
@@ -170,18 +190,11 @@ class Call:
         self.key = key
         self.places: list[Place] = []
         self.heard: list[Heard] = []
-        self.call: calls.Call[Connection] = calls.Call(
-            world.rules,
-            key,
-            4,
-            only,
-            lambda host, ports, _: Connection(Try(host, ports)),
-            self._listen,
-        )
-        self.steps: Steps[Connection] = self.call.steps()
+        self.call = world.new_call(key, only, self._listen)
         self.step: Any = None
         self.ended: BaseException | None = None
         self.slot: Slot | None = None
+        self.steps: Steps[None] = self.call.begin() or pytest.fail("nothing was tried")
         self._go(lambda: next(self.steps))
 
     def _listen(self) -> Heard:

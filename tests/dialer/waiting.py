@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectx._dial import endings, policy
+from connectx._dial import connecting, endings
 from tests.dialer.drivers import (
     FOREVER,
     AnyDialer,
@@ -31,7 +31,7 @@ def nothing_is_kept(of: AnyDialer) -> None:
 
 def nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a kernel without socket-destroy notifications."""
-    monkeypatch.setattr(policy, "listen", lambda *_: None)
+    monkeypatch.setattr(connecting, "listen", lambda *_: None)
 
 
 def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def listeners(monkeypatch: pytest.MonkeyPatch) -> Waits:
         begun(arguments[0])
         return noticing
 
-    monkeypatch.setattr(policy, "listen", listen)
+    monkeypatch.setattr(connecting, "listen", listen)
 
     return begun
 

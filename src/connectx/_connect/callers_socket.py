@@ -7,18 +7,20 @@ import errno
 import os
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from connectx._connect.connection import Connection
 from connectx._connect.namespace import identity_of
 from connectx._connect.plan import Options, absence
-from connectx._connect.request import parse, require_served, with_scope_id
+from connectx._connect.request import parse, require_served
 from connectx._connect.udp_lock import claim_by_placeholder, claim_releasable
-from connectx.addresses import PortRange
+from connectx.addresses import SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
 from connectx.linux.uapi import (
+    IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
+    IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
     IPPROTO_MPTCP,
     MSG_FASTOPEN,
@@ -28,15 +30,22 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from connectx._connect.request import Request
     from connectx._connect.waits import Steps
-    from connectx.addresses import Address
+    from connectx.addresses import Address, PortRange
 
-_T = TypeVar("_T")
+#: Of the C class, which the standard library's and its subclasses share.
+_FAMILY: Final = socket.SocketType.family.__get__
+_TYPE: Final = socket.SocketType.type.__get__
 
-_NO_WINDOW: Final = PortRange(0, 0)
+#: Options as getsockopt() gives them in 4 octets.
+_OFF: Final = bytes(4)
+_NO_WINDOW: Final = bytes(4)
+
+_WILDCARDS: Final = ("0.0.0.0", "::")
+
+#: The options of a socket that has nothing set.
+_PLAIN: Final = Options()
 
 #: Seconds for which ports are tried with a socket that is thrown away, after a window was
 #: refused: that costs 2.4 ms, and so happens for 1 % of the time at most.
@@ -58,6 +67,7 @@ class CallersConnection(Connection):
         "_kind",
         "_name",
         "_no_port",
+        "_ports",
         "_proto",
         "_reuse",
         "_window",
@@ -72,35 +82,33 @@ class CallersConnection(Connection):
         Raises TypeError for what is no socket, ValueError for one that is bound to a
         port or connected, and OSError as getsockname() does.
         """
-        if not isinstance(sock, socket.SocketType | socket.socket):
+        if isinstance(sock, socket.SocketType):
+            # Without the standard library's enumerations, which cost as much as three
+            # system calls.
+            self._family, self._kind, self._proto = _FAMILY(sock), _TYPE(sock), sock.proto
+        elif isinstance(sock, socket.socket):  # gevent's
+            self._family, self._kind, self._proto = int(sock.family), int(sock.type), sock.proto
+        else:
             raise TypeError(f"connectx() takes a socket, not {sock!r}")
+        require_served(self._family, self._kind, self._proto)
         self.sock = sock
         self.retries = self.taken = 0
         self.under_way = False
         self._apart = None
         self._data: bytes | memoryview = b""
-        self._family = int(sock.family)
-        self._kind = int(sock.type)
-        self._proto = int(sock.proto)
-        require_served(self._family, self._kind, self._proto)
-        if self._kind == socket.SOCK_DGRAM:
+        self._ports = ports
+        if self._kind == SOCK_DGRAM:
             make_ready()
-        self._no_port = _if_known(sockopts.get_ip_bind_address_no_port, sock)
-        self._name: Address = self._unbound_name()
-        self._reuse = sockopts.get_so_reuseaddr(sock)
-        self._window = _if_known(sockopts.get_ip_local_port_range, sock)
-        self.options = Options(
-            sockopts.get_so_mark(sock),
-            sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX),
-            ports or (self._window if self._window != _NO_WINDOW else None),
-        )
+        self._no_port = self._option(IP_BIND_ADDRESS_NO_PORT)
+        self._name: Address = sock.getsockname()
+        if self._name[1]:
+            self._name = self._unbound_name()
+        self._reuse = sock.getsockopt(SOL_SOCKET, SO_REUSEADDR)
+        self._window = self._option(IP_LOCAL_PORT_RANGE)
 
     def ask(self, source: Address | None, destination: Address, strategy: str) -> Request:
         """Return what a call asks for; errors as `connectx._connect.request.parse`."""
-        destination = with_scope_id(destination)
-        if source is not None:
-            source = with_scope_id(source)
-        if any(socket.inet_pton(self._family, self._name[0])):
+        if self._name[0] not in _WILDCARDS:
             # Its user has bound it to an address, without a port.
             if source is None:
                 source = self._name
@@ -123,6 +131,17 @@ class CallersConnection(Connection):
                     raise ValueError("data is not contiguous in memory: copy it with bytes()")
                 self._data = view.cast("B")
         self.request = request
+        ports = self._ports
+        if ports is None and self._window not in (None, _NO_WINDOW):
+            ports = sockopts.get_ip_local_port_range(self.sock)
+        # Only a route depends on the mark, and the kernel finds a stream's.
+        mark = 0
+        if not request.stream or request.source.port:
+            mark = sockopts.get_so_mark(self.sock)
+        interface = self.sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX)
+        self.options = _PLAIN
+        if mark or interface or ports:
+            self.options = Options(mark, interface, ports)
         return self
 
     def result(self) -> int:
@@ -133,7 +152,7 @@ class CallersConnection(Connection):
 
     def begin(self) -> Steps[None] | None:
         """As for a socket of our own."""
-        if self._kind == socket.SOCK_DGRAM and self._no_port:
+        if self._kind == SOCK_DGRAM and self._no_port not in (None, _OFF):
             # The lock is on a port, so bind() has to take one.
             sockopts.set_ip_bind_address_no_port(self.sock, on=False)
         return super().begin()
@@ -167,13 +186,17 @@ class CallersConnection(Connection):
         """Connect a datagram socket from a port; it must not get stuck on it."""
         plan, request = self.plan, self.request
         namespace = plan.namespace
-        source = plan.source_at(port)
+        try:
+            netlink = namespace.sockets.diag
+        except AttributeError:
+            netlink = namespace.diag
+        source: Address = (plan.host, port, *request.source_suffix)  # type: ignore[assignment]
         if not plan.releasable:
             # What bind() is told stays.
             with self._twin() as placeholder:
                 try:
                     claim_by_placeholder(
-                        self.sock, placeholder, plan.lookup, namespace.diag, source, request.address
+                        self.sock, placeholder, plan.lookup, netlink, source, request.address
                     )
                 except OSError as error:
                     self._require_local(error)
@@ -182,7 +205,7 @@ class CallersConnection(Connection):
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
             self._require_sharable(source)
         try:
-            claim_releasable(self.sock, plan.lookup, namespace.diag, source, request.address)
+            claim_releasable(self.sock, plan.lookup, netlink, source, request.address)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 namespace.crowded_until = monotonic() + _CROWDED
@@ -230,8 +253,8 @@ class CallersConnection(Connection):
     def _made(self, port: int) -> None:
         """Set back what only finding a port has needed, so that it binds no later connect()."""
         super()._made(port)
-        if self._kind == socket.SOCK_DGRAM:
-            if self._no_port:
+        if self._kind == SOCK_DGRAM:
+            if self._no_port not in (None, _OFF):
                 sockopts.set_ip_bind_address_no_port(self.sock, on=True)
             if self._data:
                 self.taken = self.sock.send(self._data)
@@ -256,33 +279,28 @@ class CallersConnection(Connection):
             return
         if self._apart is not None and self._apart[1]:
             sock.settimeout(self._apart[0])
-        if self._kind == socket.SOCK_DGRAM:
+        if self._kind == SOCK_DGRAM:
             self._renew()
         self._restore_window()
-        with self._unless_mptcp_is_past_it():
-            sockopts.set_so_reuseaddr(sock, on=self._reuse)
+        self._set(SOL_SOCKET, SO_REUSEADDR, self._reuse)
         name = sock.getsockname()
-        if name[1] and self._kind == socket.SOCK_STREAM:
+        if name[1] and self._kind == SOCK_STREAM:
             self._takes_a_bind(self._name)
         elif not name[1] and name != self._name:
             # With the option this second bind() takes no port either.
             sockopts.set_ip_bind_address_no_port(sock, on=True)
             sock.bind(self._name)
         if self._no_port is not None:
-            with self._unless_mptcp_is_past_it():
-                sockopts.set_ip_bind_address_no_port(sock, on=self._no_port)
+            self._set(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, self._no_port)
         if sockopts.get_so_bindtoifindex(sock) != self.options.interface:
             with contextlib.suppress(PermissionError):
                 sockopts.set_so_bindtoifindex(sock, self.options.interface)
 
     def _unbound_name(self) -> Address:
-        """Return getsockname() of a socket without a port; ValueError for one that has one."""
-        sock = self.sock
-        name: Address = sock.getsockname()
-        if not name[1]:
-            return name
-        if self._kind == socket.SOCK_STREAM and self._takes_a_bind(name):
-            return sock.getsockname()  # type: ignore[no-any-return]
+        """Return getsockname() of a socket that shows a port; ValueError if it has that port."""
+        name = self._name
+        if self._kind == SOCK_STREAM and self._takes_a_bind(name):
+            return self.sock.getsockname()  # type: ignore[no-any-return]
         raise ValueError(
             f"the socket is bound to a port or connected already (getsockname() gives {name!r}): "
             "connectx() takes one that is neither"
@@ -305,33 +323,30 @@ class CallersConnection(Connection):
             return False
         finally:
             if self._no_port is not None:
-                with self._unless_mptcp_is_past_it():
-                    sockopts.set_ip_bind_address_no_port(self.sock, on=self._no_port)
+                self._set(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, self._no_port)
         return True
 
     def _restore_window(self) -> None:
         if self._window is not None:
-            with self._unless_mptcp_is_past_it():
-                sockopts.set_ip_local_port_range(self.sock, *self._window)
+            self._set(IPPROTO_IP, IP_LOCAL_PORT_RANGE, self._window)
 
-    @contextlib.contextmanager
-    def _unless_mptcp_is_past_it(self) -> Iterator[None]:
-        """Let pass that MPTCP takes no such options once it is connecting (__mptcp_nmpc_sk).
+    def _set(self, level: int, option: int, value: int | bytes) -> None:
+        """Set an option back.
 
-        They have no meaning for it any more then: it cannot connect again.
+        MPTCP takes no such options once it is connecting (__mptcp_nmpc_sk). They have no
+        meaning for it any more then: it cannot connect again.
         """
         try:
-            yield
+            self.sock.setsockopt(level, option, value)
         except OSError as error:
             if self._proto != IPPROTO_MPTCP or error.errno != errno.EINVAL:
                 raise
 
-
-def _if_known(getter: Callable[[socket.socket], _T], sock: socket.socket) -> _T | None:
-    """Return what an option is set to, or None where this kernel does not know it there."""
-    try:
-        return getter(sock)
-    except OSError as error:
-        if error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
-            return None
-        raise
+    def _option(self, option: int) -> bytes | None:
+        """Return what an option is set to, or None where this kernel does not know it there."""
+        try:
+            return self.sock.getsockopt(IPPROTO_IP, option, 4)
+        except OSError as error:
+            if error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+                return None
+            raise

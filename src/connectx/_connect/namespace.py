@@ -103,7 +103,8 @@ class Namespace:
         # Plans of the second before, for the sake of their ledgers.
         self._former: dict[Hashable, Keeper] = {}
         self._template: tuple[PortRange, bytes] | None = None
-        self._ledgers: weakref.WeakValueDictionary[Hashable, Ledger] = weakref.WeakValueDictionary()
+        # Not a WeakValueDictionary, which costs a new destination another microsecond.
+        self._ledgers: dict[Hashable, weakref.ref[Ledger]] = {}
 
     def __repr__(self) -> str:
         return f"<Namespace {self.ports}, {len(self.plans)} plans, {len(self._ledgers)} ledgers>"
@@ -129,14 +130,23 @@ class Namespace:
 
         key: names the destination; protocol, addresses and all.
         """
-        ledger = self._ledgers.get((key, ports))
-        if ledger is None:
-            known = self._template
-            if known is None or known[0] != ports:
-                known = self._template = ports, template(ports, self.reserved)
-            ledger = self._ledgers[key, ports] = Ledger(ports.low, known[1], os.urandom)
-        else:
+        key = (key, ports)
+        reference = self._ledgers.get(key)
+        ledger = None if reference is None else reference()
+        if ledger is not None:
             ledger.recycle()
+            return ledger
+        known = self._template
+        if known is None or known[0] != ports:
+            known = self._template = ports, template(ports, self.reserved)
+        ledger = Ledger(ports.low, known[1], os.urandom)
+        ledgers = self._ledgers
+
+        def forget(ended: weakref.ref[Ledger]) -> None:
+            if ledgers.get(key) is ended:
+                del ledgers[key]
+
+        ledgers[key] = weakref.ref(ledger, forget)
         return ledger
 
     def honours(self, protocol: str, port: int) -> bool:

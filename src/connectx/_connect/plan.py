@@ -128,8 +128,10 @@ class Plan:
         self.host = request.source_host(source) if source else ""
         self.binds = bool(request.source.host)
         self.any_port = self.source_at(0)
-        self.releasable = windows_work(request.protocol) and (
-            not self.asked or namespace.honours(request.protocol, self.asked)
+        self.releasable = (
+            not options.replaceable
+            and windows_work(request.protocol)
+            and (not self.asked or namespace.honours(request.protocol, self.asked))
         )
         self.verifies = bool(self.asked or options.ports)
         key = (

@@ -51,6 +51,7 @@ class Request:
             socket to it, so another interface has other 4-tuples (tcp_v6_connect,
             __ip6_datagram_connect).
         source_suffix: What follows host and port in the source's address tuple.
+        version: The IP version on the wire, 4 or 6: of an IPv4-mapped address 4.
         wire_family, wire_source, wire_destination: The addresses that go on the wire,
             in octets: IPv4 for an IPv4-mapped destination. wire_source is b"" for any.
     """
@@ -69,6 +70,7 @@ class Request:
         "stream",
         "table",
         "type",
+        "version",
         "wire_destination",
         "wire_family",
         "wire_source",
@@ -98,6 +100,7 @@ class Request:
         self.key = name, self.destination
         self.scope = 0
         self.source_suffix: tuple[int, ...] = ()
+        self.version = 4
         if family == AF_INET:
             self.wire_family = AF_INET
             self.wire_source = from_octets
@@ -105,10 +108,11 @@ class Request:
             return
         self.wire_destination = unmapped(to_octets)
         self.wire_source = unmapped(from_octets)
-        self.wire_family = AF_INET6
         if len(self.wire_destination) == 4:
             self.wire_family = AF_INET
             self.key = name, self.destination._replace(host=text(self.wire_destination))
+        else:
+            self.wire_family, self.version = AF_INET6, 6
         # A link-local source needs a scope, and has the destination's.
         self.source_suffix = (0, self.source.scope_id or self.destination.scope_id)
         if to_octets[0] == 0xFE and to_octets[1] & 0xC0 == 0x80:
@@ -117,11 +121,6 @@ class Request:
     def __repr__(self) -> str:
         source = "any source" if self.source == ("", 0, 0, 0) else self.source
         return f"<Request {self.protocol} {source} -> {self.destination}, {self.strategy}>"
-
-    @property
-    def version(self) -> int:
-        """The IP version on the wire, 4 or 6: of an IPv4-mapped address 4."""
-        return 4 if self.wire_family == AF_INET else 6
 
     def source_host(self, wire_source: bytes) -> str:
         """Return a source that goes on the wire as bind() takes it on this request's sockets."""
@@ -180,9 +179,15 @@ def parse(
     # Before the cache, which takes 443.0 for 443, and cannot hold a list.
     if not _has_usual_form(destination):
         _require_form("destination", destination)
-    if source is not None and not _has_usual_form(source):
-        _require_form("source", source)
-    _require_name(strategy)
+    if "%" in destination[0]:
+        destination = with_scope_id(destination)
+    if source is not None:
+        if not _has_usual_form(source):
+            _require_form("source", source)
+        if "%" in source[0]:
+            source = with_scope_id(source)
+    if strategy.__class__ is not str:
+        _require_name(strategy)
     return _parse_once(family, kind, proto, strategy, source, destination)
 
 
@@ -218,9 +223,13 @@ def parse_literal(
     """
     # An empty one is none, as for socket.create_connection().
     source = source or None
-    check_forms(destination, source, strategy)
-    host, port = destination[:2]
-    if not host or not isinstance(host, str) or not isinstance(port, int):
+    if not _has_usual_form(destination) or (source is not None and not _has_usual_form(source)):
+        check_forms(destination, source, strategy)
+        host, port = destination[:2]
+        if not isinstance(host, str) or not isinstance(port, int):
+            return None
+    _require_name(strategy)
+    if not destination[0]:
         return None
     try:
         return _parse(0, kind, proto, strategy, source, destination)  # type: ignore[arg-type]

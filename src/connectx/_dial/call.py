@@ -19,17 +19,17 @@ In words:
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.waits import Handshake, NewWaiter, Pause
 from connectx._dial.destination import Slot
 from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
     from typing import Protocol
 
-    from connectx._connect.waits import Steps, Waiter
+    from connectx._connect.waits import Steps, Waiter, Work
     from connectx._dial.destination import Destination, Destinations
     from connectx._dial.sources import Sources
     from connectx.addresses import PortRange
@@ -77,8 +77,6 @@ if TYPE_CHECKING:
             """Look at all of them, before a call is refused."""
 
 
-OpeningT = TypeVar("OpeningT", bound="Opening")
-
 #: How many of the unreported sockets a call that waits looks at each time.
 SWEPT_BY_A_WAITER: Final = 256
 
@@ -115,6 +113,7 @@ class Rules:
     Attributes:
         destinations: What is open, and who waits.
         sources, ranges: Where from.
+        single: The same as pairs, for versions of IP with one source.
         wait: Seconds to wait for a port; 0 for not at all.
         clock: Gives the time in seconds.
         jitter: Gives a number from 0 to 1.
@@ -128,6 +127,7 @@ class Rules:
         "jitter",
         "on_wait",
         "ranges",
+        "single",
         "sources",
         "unreported",
         "wait",
@@ -153,134 +153,229 @@ class Rules:
         self.jitter = jitter
         self.on_wait = on_wait
         self.unreported = unreported
+        self.single = {
+            version: tuple((host, each) for each in ranges)
+            for version in (4, 6)
+            if (host := sources.single(version)) is not None
+        }
 
     def spread(self, seconds: float) -> float:
         """Return about so long: or all the dialers of a machine would look at once."""
         return seconds * (0.5 + self.jitter())
 
 
-class Call(Generic[OpeningT]):
-    """One call; go through `steps`.
+class Call:
+    """One call: `begin` makes the first try, with which nearly every call ends.
+
+    What is left after that is a generator, as of connectx._connect.connection.Connection.
+    A subclass knows how to connect.
 
     Attributes:
         slot: The place of the connection that was made, or is being tried.
         queue: The destination that it waits for in a queue; None if it does not.
     """
 
-    __slots__ = (
-        "_connect",
-        "_deadline",
-        "_endings",
-        "_failure",
-        "_hears",
-        "_hint",
-        "_hinted",
-        "_joined",
-        "_key",
-        "_lane",
-        "_listen",
-        "_only",
-        "_poll",
-        "_rules",
-        "_version",
-        "_wait",
-        "_waiter",
-        "queue",
-        "slot",
-    )  # fmt: skip
+    # As of the class until they are set, which most calls never do.
+    slot: Slot | None = None
+    queue: Destination | None = None
+    # The connection at hand, its ports, and when its try began.
+    _opening: Opening | None = None
+    _ports: PortRange | None = None
+    _began = 0.0
+    # The destination when the call has left the queue, and the place there.
+    _joined: Destination | None = None
+    _waiter: Waiter | None = None
+    _deadline = 0.0
+    _poll, _hint = _POLL_FIRST, _HINT_FIRST
+    _failure: Exception | None = None
+    _endings: Endings | None = None
+    # Whether ends were noticed since before the search at hand; and whether something
+    # has ended during this pause that may have been a connection there.
+    _hears = _hinted = False
 
     def __init__(
-        self,
-        rules: Rules,
-        key: Hashable,
-        version: int,
-        only: str,
-        connect: Callable[[str, PortRange | None, bool], OpeningT],
-        listen: Callable[[], Endings | None],
-        *,
-        wait: bool = True,
+        self, rules: Rules, key: Hashable, version: int, only: str, *, wait: bool = True
     ) -> None:
         """Begin a call.
 
         key: names the destination. version: of IP, 4 or 6. only: the one source that it
-        may have; "" for any of them. connect: makes a connection from an address ("" for
-        routing's choice), within ports (None for any); the third argument says whether
-        somebody has to learn when it has a port. listen: begins to notice ends.
-        wait: whether it may wait, if the dialer has it so.
+        may have; "" for any of them. wait: whether it may wait, if the dialer has it so.
         """
         self._rules = rules
         self._key = key
         self._version = version
         self._only = only
-        self._lane = "" if rules.destinations.limit else only
-        self._connect = connect
-        self._listen = listen
         self._wait = rules.wait if wait else 0.0
-        self.slot: Slot | None = None
-        self.queue: Destination | None = None
-        # The same when it has left the queue, and its place there.
-        self._joined: Destination | None = None
-        self._waiter: Waiter | None = None
-        self._deadline = 0.0
-        self._failure: Exception | None = None
-        self._poll, self._hint = _POLL_FIRST, _HINT_FIRST
-        self._endings: Endings | None = None
-        # Whether ends were noticed since before the search at hand; and whether something
-        # has ended during this pause that may have been a connection there.
-        self._hears = False
-        self._hinted = False
 
     def __repr__(self) -> str:
         where = f"from {self.slot.host or 'any source'}" if self.slot else "no source"
-        return f"<Call to {self._key!r}, {where}, {'queued' if self.queued else 'not queued'}>"
+        return f"<Call to {self._key!r}, {where}, {'queued' if self.queue else 'not queued'}>"
 
-    @property
-    def queued(self) -> bool:
-        """Whether it stands in a queue."""
-        return self.queue is not None
+    # What a subclass does.
 
-    def steps(self) -> Steps[OpeningT]:
-        """Return a connection; raises what the last try met with.
+    def _connect(self, host: str, ports: PortRange | None) -> Opening:
+        """Return a connection from an address ("" for routing's choice), within ports."""
+        raise NotImplementedError
 
-        LimitReached and TurnMissed where it has not come to a try.
+    def _adopt(self) -> Work | None:
+        """Have a connected socket keep the slot; returns work that is left to do."""
+        raise NotImplementedError
+
+    def _listen(self) -> Endings | None:
+        """Begin to notice ends; None where that is not possible."""
+        raise NotImplementedError
+
+    def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
+        """Return the error of a call that has not come to a try."""
+        raise NotImplementedError
+
+    # The call.
+
+    def begin(self) -> Steps[None] | None:
+        """Try the first source; returns None if that is connected, else what is left.
+
+        Whatever is raised, here or there, leaves nothing behind.
+        """
+        known = self._rules.destinations.find(self._key)
+        if known.queues and known.first(self._lane) is not None:
+            return self._steps(None, None)
+        candidates = iter(self._candidates(known))
+        try:
+            host, ports = next(candidates)
+            steps = self._open(host, ports)
+            if steps is not None:
+                return self._steps(candidates, steps)
+            work = self._adopt()
+        except LimitReached as error:
+            self._failure = error
+            return self._steps(iter(()), None)
+        except BaseException:
+            self._give_back()
+            raise
+        return None if work is None else _do(work)
+
+    def _steps(
+        self,
+        candidates: Iterator[tuple[str, PortRange | None]] | None,
+        pending: Steps[None] | None,
+    ) -> Steps[None]:
+        """Go on until there is a connection; raises what the last try met with.
+
+        candidates, pending: what is left of the first round, and of the try at hand.
         """
         try:
             while True:
                 begun = self._rules.clock()
-                connection = yield from self._round(begun)
-                if connection is not None:
-                    return connection
+                if (yield from self._round(candidates, pending)):
+                    break
+                candidates = pending = None
                 yield from self._wait_turn(begun)
+            work = self._adopt()
+            if work is not None:
+                yield work
         except BaseException:
-            if self.slot is not None:
-                self.slot.release()
-                self.slot = None
+            self._give_back()
             raise
         finally:
             # Its traceback refers to a frame that refers to us: break the cycle.
             self._failure = None
-            try:
-                self._end()
-            except BaseException:
-                # A signal's handler has raised in the middle of it.
-                self._end()
-                raise
+            if self._waiter is not None:
+                try:
+                    self._end()
+                except BaseException:
+                    # A signal's handler has raised in the middle of it.
+                    self._end()
+                    raise
 
-    def _round(self, now: float) -> Steps[OpeningT | None]:
-        """Try every source and range once, if it is this call's turn."""
-        known = self.queue or self._rules.destinations.find(self._key)
-        if known.queues and known.first(self._lane) not in (None, self._waiter):
-            return None
-        for host, ports in self._candidates(known, now):
-            slot = self._reserve(host)
-            if slot is None:
-                self._failure = LimitReached()
-                break
+    def _round(
+        self,
+        candidates: Iterator[tuple[str, PortRange | None]] | None,
+        pending: Steps[None] | None,
+    ) -> Steps[bool]:
+        """Try every source and range once, if it is this call's turn; whether one is open."""
+        if candidates is None:
+            known = self.queue or self._rules.destinations.find(self._key)
+            if known.queues and known.first(self._lane) not in (None, self._waiter):
+                return False
+            candidates = iter(self._candidates(known))
+        while True:
             try:
-                return (yield from self._try(slot, ports))
+                if pending is None:
+                    candidate = next(candidates, None)
+                    if candidate is None:
+                        return False
+                    pending = self._open(*candidate)
+                if pending is not None:
+                    yield from self._finish(pending)
+            except LimitReached as limit:
+                self._failure = limit
+                return False
             except PortsExhausted as error:
                 self._failure = error
-        return None
+                self._refused(error)
+                pending = None
+            else:
+                return True
+
+    def _open(self, host: str, ports: PortRange | None) -> Steps[None] | None:
+        """Begin a try; returns None if it is connected, else what is left of it."""
+        rules = self._rules
+        destinations = rules.destinations
+        slot = self.slot = Slot(host)
+        if not destinations.reserve(self._key, slot):
+            rules.unreported.look()
+            if not destinations.reserve(self._key, slot):
+                raise LimitReached
+        if rules.wait:
+            slot.destination.searching |= {host}
+        self._ports = ports
+        self._began = rules.clock()
+        try:
+            opening = self._opening = self._connect(host, ports)
+            steps = opening.begin()
+        except BaseException as error:
+            destinations.failed(error)
+            raise
+        if steps is None:
+            destinations.opened(0)
+        return steps
+
+    def _finish(self, steps: Steps[None]) -> Steps[None]:
+        """Go on with a try."""
+        destinations = self._rules.destinations
+        try:
+            yield from steps if self.queue is None else self._watch(steps)
+        except PortsExhausted:
+            raise
+        except BaseException as error:
+            destinations.failed(error)
+            raise
+        destinations.opened(self._opening.retries if self._opening else 0)
+
+    def _refused(self, error: PortsExhausted) -> None:
+        """Note that a try has found no port."""
+        rules, slot = self._rules, self.slot
+        self.slot = None
+        if slot is None:
+            return
+        now, destination = rules.clock(), slot.destination
+        rules.destinations.refused(slot, error.errno or 0, error.attempts, now - self._began)
+        self._take_endings()
+        # Not if something has ended meanwhile, or may have with nobody to notice: a call
+        # that waits would pass over a range that is not full any more.
+        if not rules.wait or (self._hears and slot.host in destination.searching):
+            destination.fill(slot.host, self._ports, now, self._began)
+
+    def _give_back(self) -> None:
+        """Give the slot back, of a call that has failed."""
+        slot, self.slot = self.slot, None
+        if slot is not None:
+            slot.release()
+
+    @property
+    def _lane(self) -> str:
+        """Which queue it stands in."""
+        return "" if self._rules.destinations.limit else self._only
 
     def _wait_turn(self, begun: float) -> Steps[None]:
         """Wait until it is worth another round; raises what the last one met with.
@@ -292,7 +387,7 @@ class Call(Generic[OpeningT]):
         if self._wait and self.queue is None:
             yield from self._join(now)
         if not self._wait or now >= self._deadline:
-            raise self._failure or TurnMissed
+            raise self._error()
         first = self.queue is not None and self.queue.first(self._lane) is self._waiter
         rest = min(_REST * (now - begun), _REST_LONGEST)
         if first and rest > _REST_SHORTEST:
@@ -305,34 +400,12 @@ class Call(Generic[OpeningT]):
         yield from self._pause(seconds, first=first)
         rules.unreported.sweep(SWEPT_BY_A_WAITER)
 
-    def _try(self, slot: Slot, ports: PortRange | None) -> Steps[OpeningT]:
-        """Try one source and range."""
-        rules, destination, host = self._rules, slot.destination, slot.host
-        destination.last = host
-        destination.searching.add(host)
-        begun = rules.clock()
-        try:
-            connection = self._connect(host, ports, self.queued)
-            steps = connection.begin()
-            if steps is not None:
-                yield from self._watch(steps) if self.queued else steps
-        except PortsExhausted as error:
-            now = rules.clock()
-            self.slot = None
-            rules.destinations.refused(slot, error.errno or 0, error.attempts, now - begun)
-            self._take_endings()
-            # Not if something has ended meanwhile, or may have with nobody to notice: a
-            # call that waits would pass over a range that is not full any more.
-            if not rules.wait or (self._hears and host in destination.searching):
-                destination.fill(host, ports, now, begun)
-            raise
-        except BaseException as error:
-            rules.destinations.failed(error)
-            raise
-        finally:
-            destination.searching.discard(host)
-        rules.destinations.opened(connection.retries)
-        return connection
+    def _error(self) -> Exception:
+        """Return what the call ends with."""
+        failure = self._failure or TurnMissed()
+        if isinstance(failure, LimitReached | TurnMissed):
+            return self._unserved(failure)
+        return failure
 
     def _watch(self, steps: Steps[None]) -> Steps[None]:
         """Go on with a connection, and leave the queue as soon as it has a port."""
@@ -353,19 +426,30 @@ class Call(Generic[OpeningT]):
             finally:
                 del resume
 
-    def _candidates(self, known: Destination, now: float) -> Iterator[tuple[str, PortRange | None]]:
-        """Yield sources and ranges in their order; those that were full a moment ago come last.
+    def _candidates(self, known: Destination) -> Iterable[tuple[str, PortRange | None]]:
+        """Return sources and ranges in the order in which to try them."""
+        rules = self._rules
+        hosts: Iterable[str] = (self._only,)
+        if not self._only:
+            if not (known.full or known.seen) and (single := rules.single.get(self._version)):
+                # Nearly all dialers: there is nothing to choose between.
+                return single
+            if known.seen and known.seen_until < rules.clock():
+                known.seen = {}
+            hosts = rules.sources.order(self._version, known.load, known.last)
+        return self._in_order(known, hosts)
+
+    def _in_order(
+        self, known: Destination, hosts: Iterable[str]
+    ) -> Iterator[tuple[str, PortRange | None]]:
+        """Yield those that were full a moment ago last.
 
         A call that waits passes over them, until something ends there, or that moment is
         past, or this is the last round.
         """
         rules = self._rules
         later = []
-        if known.seen and known.seen_until < now:
-            known.seen = {}
-        hosts: Iterator[str] = iter((self._only,))
-        if not self._only:
-            hosts = rules.sources.order(self._version, known.load, known.last)
+        now = rules.clock() if known.full else 0.0
         for host in hosts:
             for ports in rules.ranges:
                 if known.full and known.full.get((host, ports), 0.0) > now:
@@ -374,15 +458,6 @@ class Call(Generic[OpeningT]):
                     yield host, ports
         if self.queue is None or rules.clock() >= self._deadline:
             yield from later
-
-    def _reserve(self, host: str) -> Slot | None:
-        """Return a slot for a try; None at the limit."""
-        rules = self._rules
-        slot = self.slot = Slot(host)
-        if rules.destinations.reserve(self._key, slot):
-            return slot
-        rules.unreported.look()
-        return slot if rules.destinations.reserve(self._key, slot) else None
 
     # The wait queue.
 
@@ -463,3 +538,7 @@ class Call(Generic[OpeningT]):
             endings.close()
             raise
         endings.close()
+
+
+def _do(work: Work) -> Steps[None]:
+    yield work

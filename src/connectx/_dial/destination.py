@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -91,30 +92,19 @@ class Destination:
         searching: Those that are tried now, and where nothing has ended meanwhile.
     """
 
-    __slots__ = (
-        "endings",
-        "full",
-        "key",
-        "last",
-        "open",
-        "queues",
-        "searching",
-        "seen",
-        "seen_until",
-        "total",
-    )  # fmt: skip
+    # As of the class until they are set, which for most destinations never happens.
+    seen: Mapping[str, int] = MappingProxyType({})
+    seen_until = 0.0
+    queues: Mapping[str, deque[Waiter]] = MappingProxyType({})
+    endings: Any = None
+    full: Mapping[tuple[str, PortRange | None], float] = MappingProxyType({})
+    last = ""
+    searching: frozenset[str] = frozenset()
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.open: dict[str, int] = {}
         self.total = 0
-        self.seen: dict[str, int] = {}
-        self.seen_until = 0.0
-        self.queues: dict[str, deque[Waiter]] = {}
-        self.endings: Any = None
-        self.full: dict[tuple[str, PortRange | None], float] = {}
-        self.last = ""
-        self.searching: set[str] = set()
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self.queues.values()))
@@ -130,18 +120,19 @@ class Destination:
         """Note that something has ended there, so its range may not be full; None: anywhere."""
         if host is None:
             self.full = {}
-            self.searching.clear()
+            self.searching = frozenset()
         else:
             # Routing may have chosen it.
             here = ("", host)
             self.full = {of: until for of, until in self.full.items() if of[0] not in here}
-            self.searching.difference_update(here)
+            self.searching = self.searching.difference(here)
 
     def fill(self, host: str, ports: PortRange | None, now: float, begun: float) -> None:
         """Note that a search that began then has found no port there."""
         number = len(self.full) + ((host, ports) not in self.full)
         seconds = _FULL_REST * number * (now - begun)
-        self.full[host, ports] = now + min(max(seconds, _FULL_SHORTEST), _FULL_LONGEST)
+        until = now + min(max(seconds, _FULL_SHORTEST), _FULL_LONGEST)
+        self.full = {**self.full, (host, ports): until}
 
     def load(self, host: str) -> int:
         """Return how many connections there are from a source address."""
@@ -161,6 +152,10 @@ class Destination:
             first = self.first(lane)
             if first is not None:
                 first.wake()
+
+
+#: A destination of which nothing is known.
+_UNKNOWN: Final = Destination(None)
 
 
 class Slot:
@@ -244,11 +239,11 @@ class Destinations:
         return len(self._known)
 
     def find(self, key: Hashable) -> Destination:
-        """Return what is known of a destination; a new one where there is nothing."""
+        """Return what is known of a destination; nothing at all, if there is nothing."""
         if self.ended:
             with self._lock:
                 self._count_ended()
-        return self._known.get(key) or Destination(key)
+        return self._known.get(key, _UNKNOWN)
 
     def open_to(self, key: Hashable) -> dict[str, int]:
         """Return how many connections are open to a destination now, by source address."""
@@ -289,6 +284,7 @@ class Destinations:
                 return False
             count = destination.open.get(slot.host, 0)
             slot.destination = destination
+            destination.last = slot.host
             destination.total += 1
             destination.open[slot.host] = count + 1
             slot.owner = self
@@ -344,7 +340,10 @@ class Destinations:
                 destination = self._known[key] = Destination(key)
             # First, so that an interrupt leaves nobody in the queue who does not know of it.
             call.queue = destination
-            queue = destination.queues.setdefault(lane, deque())
+            queue = destination.queues.get(lane)
+            if queue is None:
+                queue = deque()
+                destination.queues = {**destination.queues, lane: queue}
             self.counters.waits += not again
             self.counters.waiting += 1
             queue.append(waiter)
@@ -360,7 +359,8 @@ class Destinations:
                 self.counters.waiting -= 1
                 queue.remove(waiter)
             if not queue:
-                destination.queues.pop(lane, None)
+                others = destination.queues.items()
+                destination.queues = {other: each for other, each in others if other != lane}
             self._forget(destination)
         destination.wake(lane)
 

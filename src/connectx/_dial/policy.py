@@ -16,33 +16,27 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from connectx._connect.callers_socket import CallersConnection
-from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
-from connectx._connect.names import interleaved, resolve
 from connectx._connect.namespace import NAMESPACES
-from connectx._connect.own_socket import OwnSocket
 from connectx._connect.plan import NEW_SOCKET, absence, within
 from connectx._connect.request import parse, parse_literal, scoped
-from connectx._connect.waits import Race, Work
-from connectx._dial.call import Call, LimitReached, Rules, TurnMissed
+from connectx._connect.waits import Work
+from connectx._dial.call import LimitReached, Rules
 from connectx._dial.capacity import Capacity, SourceCapacity, count
 from connectx._dial.destination import Destinations
-from connectx._dial.endings import SWEPT_BY_A_CALL, Unreported, listen
+from connectx._dial.endings import Unreported
 from connectx._dial.settings import check
-from connectx._dial.sources import MOST_FREE, usable
+from connectx._dial.sources import MOST_FREE, STICKY, usable
 from connectx.addresses import V4_MAPPED_TEXT, Endpoint
 from connectx.errors import PortsExhausted
-from connectx.linux.sockopts import set_ip_freebind
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Sequence
 
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.waits import Steps
     from connectx._dial.settings import Settings
-    from connectx.addresses import Address, PortRange
+    from connectx.addresses import Address
 
 
 class Stats(NamedTuple):
@@ -98,15 +92,20 @@ class Policy:
 
     Attributes:
         settings: What the dialer was made with.
+        chooses: Whether there are sources to choose between by how many connections they
+            have.
+        sticks: Whether a call has one source only, by its key.
+        versions: Of IP, those that there are sources of.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         sources = settings.sources
-        # Whether there are sources to choose between by how many connections they have.
-        self._chooses = sources.rotate == MOST_FREE and any(
+        self.chooses = sources.rotate == MOST_FREE and any(
             len(sources.hosts(version)) > 1 for version in (4, 6)
         )
+        self.sticks = sources.rotate == STICKY
+        self.versions = frozenset(each for each in (4, 6) if sources.serves(each))
         self._begun: dict[int, Open] = {}
         self._open = self._begin()
 
@@ -136,102 +135,6 @@ class Policy:
             words.append(f"{self.destinations.counters.waiting:,} waiting")
         return ", ".join(words)
 
-    # Calls. Each is to be gone through by a driver.
-
-    def create_connection(
-        self,
-        address: tuple[str | None, int | str],
-        timeout: float | None,
-        *,
-        all_errors: bool,
-        kind: int,
-        proto: int,
-        key: str | None,
-        awaited: bool,
-        delay: float | None = None,
-    ) -> Steps[socket.socket]:
-        """Connect to an address: to one of a name's, if it is one.
-
-        Args:
-            address, timeout, all_errors, kind, proto: As create_connection() takes them.
-            key: What a "sticky" source belongs to; None for the destination's host.
-            awaited: Whether the driver waits for handshakes, and sockets are non-blocking.
-            delay: Seconds between the starts of two attempts; None for one after the other.
-        """
-        to = self._literal(address, kind, proto)
-        if to is not None and not all_errors:
-            return self.open_request(to, timeout, key, awaited=awaited)
-        return self._by_name(
-            address, timeout, all_errors, kind, proto, key, awaited=awaited, delay=delay
-        )
-
-    def open_request(
-        self,
-        to: Request,
-        timeout: float | None,
-        key: str | None,
-        *,
-        awaited: bool,
-        wait: bool = True,
-    ) -> Steps[socket.socket]:
-        """Connect to one address.
-
-        wait: whether it may wait for a port, where the dialer does.
-        """
-        options = self.settings.options
-
-        def connect(host: str, ports: PortRange | None, queued: bool) -> Connection:  # noqa: FBT001
-            request = self._request(to, host)
-            if awaited or queued:
-                connection = Connection(request, DEFAULT_TIMEOUT, options[ports])
-                seconds = connection.sock.gettimeout() if timeout is DEFAULT_TIMEOUT else timeout
-                connection.apart(seconds, blocking=not awaited)
-                return connection
-            return Connection(request, timeout, options[ports])
-
-        begun = self.open
-        if begun.unreported:
-            begun.unreported.sweep(SWEPT_BY_A_CALL)
-        return self._go(begun, to, self._only(to, key), connect, wait=wait)
-
-    def connectx(
-        self,
-        sock: socket.socket,
-        destination: Address,
-        data: bytes | bytearray | memoryview,
-        key: str | None,
-        *,
-        awaited: bool,
-    ) -> Steps[int]:
-        """Connect a socket made elsewhere; returns how many bytes of data were taken."""
-        to = self._served(CallersConnection(sock).ask(None, destination, self.settings.strategy))
-        only = self._only(to, key)
-        begun = self.open
-        begun.unreported.sweep(SWEPT_BY_A_CALL)
-
-        def connect(host: str, ports: PortRange | None, queued: bool) -> CallersConnection:  # noqa: FBT001
-            if self.settings.freebind:
-                set_ip_freebind(sock, on=True)
-            connection = CallersConnection(sock, ports).prepare(self._request(to, host), data)
-            timeout = sock.gettimeout()
-            if awaited:
-                connection.apart(None, blocking=False)
-            elif queued and not len(data) and timeout != 0:
-                connection.apart(timeout, blocking=True)
-            return connection
-
-        call = Call(
-            begun.rules,
-            to.key,
-            to.version,
-            only,
-            connect,
-            partial(listen, to, begun.unreported),
-        )
-        connection = yield from self._served_call(to, call)
-        yield from self._adopt(to, call, sock)
-        return cast("int", connection.result())
-
     # What there is.
 
     def count(self, address: Address, kind: int, proto: int) -> Steps[Capacity]:
@@ -248,11 +151,11 @@ class Policy:
         """
         # A list is taken, and a scope by name, where create_connection() takes them.
         address = scoped(tuple(address) if isinstance(address, list) else address)
-        to = self._served(parse(0, kind, proto, self.settings.strategy, None, address))
+        to = self.serve(parse(0, kind, proto, self.settings.strategy, None, address))
         usable_ports = self._ports(to, namespace)
         sources = self.settings.sources
         hosts = ("",) if sources.any else sources.hosts(to.version)
-        counted = [count(namespace, self._request(to, host), usable_ports) for host in hosts]
+        counted = [count(namespace, self.request(to, host), usable_ports) for host in hosts]
         open_now = self.destinations.open_to(to.key)
         for prefix in sources.prefixes(to.version):
             # Its addresses are too many to ask for each: of them our own are counted.
@@ -286,114 +189,7 @@ class Policy:
             counters.unserved,
         )
 
-    # Within.
-
-    def _begin(self) -> Open:
-        """Start with nothing open: at first, and in a child process."""
-        pid = os.getpid()
-        # Of threads that come here at once the first one's is everybody's. Not by a lock:
-        # the parent's thread that holds it might not be in the child.
-        begun = self._open = self._begun.setdefault(pid, Open(self.settings))
-        for other in tuple(self._begun):
-            if other != pid:
-                self._begun.pop(other, None)
-        return begun
-
-    def _by_name(
-        self,
-        address: tuple[str | None, int | str],
-        timeout: float | None,
-        all_errors: bool,  # noqa: FBT001
-        kind: int,
-        proto: int,
-        key: str | None,
-        *,
-        awaited: bool,
-        delay: float | None,
-    ) -> Steps[socket.socket]:
-        """Connect to the first of a name's addresses that has a port.
-
-        Only where no address has a port does the call wait for one.
-        """
-        requests = [
-            parse(0, kind, proto, self.settings.strategy, None, found)
-            for _, found in (yield from resolve(address, kind))
-        ]
-        served = [to for to in requests if self.settings.sources.serves(to.version)]
-        if not served:
-            self._served(requests[0])
-        if awaited:
-            served = interleaved(served)
-        exhausted: list[Request] = []
-
-        def at_once(to: Request) -> Steps[socket.socket]:
-            try:
-                return (yield from self.open_request(to, timeout, key, awaited=awaited, wait=False))
-            except PortsExhausted:
-                exhausted.append(to)
-                raise
-
-        errors: list[OSError] = []
-        try:
-            try:
-                calls = [at_once(to) for to in served]
-                return cast("socket.socket", (yield Race(calls, errors, delay)))
-            except OSError:
-                if not (exhausted and self.settings.wait):
-                    raise
-            # One after the other, the first would use up all the time that there is.
-            worth = exhausted[:1] if awaited and delay is None else exhausted
-            calls = [self.open_request(to, timeout, key, awaited=awaited) for to in worth]
-            return cast("socket.socket", (yield Race(calls, errors, delay)))
-        except OSError:
-            if all_errors:
-                raise ExceptionGroup("create_connection failed", errors) from None
-            raise
-        finally:
-            # The errors' tracebacks refer to this frame: break the cycle.
-            errors.clear()
-
-    def _go(
-        self,
-        begun: Open,
-        to: Request,
-        only: str,
-        connect: Callable[[str, PortRange | None, bool], Connection],
-        *,
-        wait: bool,
-    ) -> Steps[socket.socket]:
-        call = Call(
-            begun.rules,
-            to.key,
-            to.version,
-            only,
-            connect,
-            partial(listen, to, begun.unreported),
-            wait=wait,
-        )
-        connection = yield from self._served_call(to, call)
-        yield from self._adopt(to, call, connection.sock)
-        return cast("socket.socket", connection.sock)
-
-    def _served_call(self, to: Request, call: Call[Any]) -> Steps[Any]:
-        """Go through a call; PortsExhausted if it has not come to a try."""
-        try:
-            return (yield from call.steps())
-        except (LimitReached, TurnMissed) as error:
-            raise self._failure(error, to) from None
-
-    def _adopt(self, to: Request, call: Call[Any], sock: socket.socket) -> Steps[None]:
-        """Have a connected socket keep its slot until it is closed."""
-        slot = call.slot
-        if isinstance(sock, OwnSocket):
-            sock.slot = slot
-        elif slot is not None:
-            slot.detached(sock)
-        if self._chooses and slot is not None and slot.destination.growing:
-            # Not of the socket: its handshake may not be done yet, or its peer gone.
-            yield Work(partial(self._count_others, to, NAMESPACES.here()), awaited=False)
-
-    def _count_others(self, to: Request, namespace: Namespace) -> None:
+    def count_others(self, to: Request, namespace: Namespace) -> None:
         """Have "most-free" know of connections that are not this dialer's.
 
         It goes on with what it knew where that cannot be found out: a source that is full
@@ -402,19 +198,17 @@ class Policy:
         with contextlib.suppress(OSError):
             self.capacity(to.address, to.type, to.proto, namespace)
 
-    def _request(self, to: Request, host: str) -> Request:
-        """Return what a try asks for: a connection from a source address."""
-        if not host:
-            return to if not to.source.host else self._literal_from(to, None)
-        if to.family != to.wire_family and ":" not in host:
-            host = f"{V4_MAPPED_TEXT}{host}"
-        return self._literal_from(to, (host, 0))
+    # What a call asks for.
 
-    def _literal_from(self, to: Request, source: Address | None) -> Request:
+    def request(self, to: Request, host: str) -> Request:
+        """Return what a try asks for: a connection from a source address; "" for any."""
+        if to.family != to.wire_family and host and ":" not in host:
+            host = f"{V4_MAPPED_TEXT}{host}"
+        source = (host, 0) if host else None
         request = parse_literal(to.address, source, to.type, to.proto, to.strategy)
         return request or parse(0, to.type, to.proto, to.strategy, source, to.address)
 
-    def _literal(
+    def literal(
         self, address: tuple[str | None, int | str], kind: int, proto: int
     ) -> Request | None:
         """Return what a call to an IP address asks for; None for a name."""
@@ -428,18 +222,20 @@ class Policy:
         if request is None and isinstance(address[0], str) and "%" in address[0]:
             # uvloop's resolver drops a scope that is in the text.
             request = parse_literal(scoped(tuple(address)), None, kind, proto, strategy)
-        return None if request is None else self._served(request)
+        if request is None or request.version in self.versions:
+            return request
+        return self.serve(request)
 
-    def _served(self, to: Request) -> Request:
+    def serve(self, to: Request) -> Request:
         """Return the request if there is a source of its version; OSError (EAFNOSUPPORT) if not."""
-        if not self.settings.sources.serves(to.version):
+        if to.version not in self.versions:
             raise OSError(
                 errno.EAFNOSUPPORT,
                 f"none of the dialer's sources is IPv{to.version}, as {to.destination} is",
             )
         return to
 
-    def _only(self, to: Request, key: str | None) -> str:
+    def only(self, to: Request, key: str | None) -> str:
         """Return the one source that a call may have; "" for any of them.
 
         Raises ValueError for a source, which is a socket's that is bound to it, that the
@@ -457,7 +253,7 @@ class Policy:
             )
         return bound or only
 
-    def _failure(self, error: Exception, to: Request) -> PortsExhausted:
+    def failure(self, error: Exception, to: Request) -> PortsExhausted:
         """Return the error of a call that has not come to a try, which is counted."""
         self.destinations.unserved()
         open_now = sum(self.destinations.open_to(to.key).values())
@@ -480,6 +276,19 @@ class Policy:
                 "raise the limit, or wait longer."
             ),
         )
+
+    # Within.
+
+    def _begin(self) -> Open:
+        """Start with nothing open: at first, and in a child process."""
+        pid = os.getpid()
+        # Of threads that come here at once the first one's is everybody's. Not by a lock:
+        # the parent's thread that holds it might not be in the child.
+        begun = self._open = self._begun.setdefault(pid, Open(self.settings))
+        for other in tuple(self._begun):
+            if other != pid:
+                self._begun.pop(other, None)
+        return begun
 
     def _ports(self, to: Request, namespace: Namespace) -> set[int]:
         """Return the ports that may be used; RangeNotHonoured as for a call."""

@@ -79,6 +79,13 @@ class Sources:
         """The prefixes of a version that are too large to list."""
         return self._pools[version].prefixes if version in self._pools else ()
 
+    def single(self, version: int) -> str | None:
+        """Return the only source of a version, "" for routing's choice; None if there are more."""
+        if self.any:
+            return ""
+        hosts = self.hosts(version)
+        return hosts[0] if len(hosts) == 1 and not self.prefixes(version) else None
+
     def has(self, version: int, host: str) -> bool:
         """Whether an address is one of the sources."""
         address = ipaddress.ip_address(host)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from connectx._dial.connecting import CallersCall, OwnCall, by_name
 from connectx._dial.policy import AnyDialer
 from connectx.aio.connecting import HAPPY_EYEBALLS_DELAY
 from connectx.aio.streams import endpoint_over, stream_over, tls_keywords
@@ -53,18 +54,27 @@ class Dialer(AnyDialer):
         Raises:
             OSError: As `connectx.Dialer.create_connection` raises it.
         """
-        return await run(
-            self._policy.create_connection(
-                address,
-                timeout,
-                all_errors=all_errors,
-                kind=type,
-                proto=proto,
-                key=key,
-                awaited=True,
-                delay=happy_eyeballs_delay,
+        policy = self._policy
+        to = policy.literal(address, type, proto)
+        if to is None or all_errors:
+            return await run(
+                by_name(
+                    policy,
+                    address,
+                    timeout,
+                    type,
+                    proto,
+                    key,
+                    all_errors=all_errors,
+                    awaited=True,
+                    delay=happy_eyeballs_delay,
+                )
             )
-        )
+        call = OwnCall(policy, to, timeout, key, awaited=True)
+        steps = call.begin()
+        if steps is not None:
+            await run(steps)
+        return call.sock
 
     async def open_connection(
         self,
@@ -118,7 +128,10 @@ class Dialer(AnyDialer):
         """
         if sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking: call sock.setblocking(False) first")
-        await run(self._policy.connectx(sock, destination, b"", key, awaited=True))
+        call = CallersCall(self._policy, sock, destination, b"", key, awaited=True)
+        steps = call.begin()
+        if steps is not None:
+            await run(steps)
 
     async def capacity(
         self,

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 _BUFFER: Final = 32768
 
 #: How often a request is sent if its reply gets lost. Requests only read, so repeating one is
+#: More octets than the answer to any request here has, dumps aside.
+_ANSWER: Final = 8192
+
 #: harmless.
 _ATTEMPTS: Final = 3
 
@@ -339,10 +342,15 @@ class NetlinkSocket:
         buffer had no room for it.
         """
         try:
-            for datagram in self._datagrams():
+            while True:
+                datagram = self.recv(_ANSWER)
+                if len(datagram) == _ANSWER:
+                    raise MalformedMessage(f"an answer of {_ANSWER} octets or more")
                 for message in messages(datagram):
                     if message.sequence == sequence:
                         return message
+        except BlockingIOError:
+            return None
         except OSError as error:
             if not _buffer_was_full(error):
                 raise

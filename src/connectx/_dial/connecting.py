@@ -1,0 +1,221 @@
+"""The calls of a dialer: to an address or a name, on its own socket or on a caller's."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from connectx._connect.callers_socket import CallersConnection
+from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
+from connectx._connect.names import interleaved, resolve
+from connectx._connect.namespace import NAMESPACES
+from connectx._connect.own_socket import OwnSocket
+from connectx._connect.request import parse
+from connectx._connect.waits import Race, Work
+from connectx._dial.call import Call
+from connectx._dial.endings import SWEPT_BY_A_CALL, listen
+from connectx.errors import PortsExhausted
+from connectx.linux.sockopts import set_ip_freebind
+
+if TYPE_CHECKING:
+    import socket
+
+    from connectx._connect.request import Request
+    from connectx._connect.waits import Steps
+    from connectx._dial.call import LimitReached, TurnMissed
+    from connectx._dial.endings import Endings
+    from connectx._dial.policy import Policy
+    from connectx.addresses import Address, PortRange
+
+
+class _PolicyCall(Call):
+    """A call as a policy has it."""
+
+    def __init__(self, policy: Policy, to: Request, only: str, *, wait: bool = True) -> None:
+        begun = policy.open
+        if begun.unreported:
+            begun.unreported.sweep(SWEPT_BY_A_CALL)
+        super().__init__(begun.rules, to.key, to.version, only, wait=wait)
+        self._policy = policy
+        self._to = to
+        self._unreported = begun.unreported
+
+    def _listen(self) -> Endings | None:
+        return listen(self._to, self._unreported)
+
+    def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
+        return self._policy.failure(error, self._to)
+
+    def _grown(self) -> Work | None:
+        """Return the work of counting others' connections, if it is time for that."""
+        slot, policy = self.slot, self._policy
+        if slot is None or not (policy.chooses and slot.destination.growing):
+            return None
+        # Not of the socket: its handshake may not be done yet, or its peer gone.
+        count = partial(policy.count_others, self._to, NAMESPACES.here())
+        return Work(count, awaited=False)
+
+
+class OwnCall(_PolicyCall):
+    """A call that makes its socket.
+
+    Attributes:
+        sock: The socket, once it is connected.
+    """
+
+    sock: socket.socket
+
+    def __init__(
+        self,
+        policy: Policy,
+        to: Request,
+        timeout: float | None,
+        key: str | None,
+        *,
+        awaited: bool,
+        wait: bool = True,
+    ) -> None:
+        """Begin a call.
+
+        to: what to connect to. timeout: as create_connection() takes it. key: what a
+        "sticky" source belongs to; None for the destination's host. awaited: whether the
+        driver waits for handshakes, and the socket is non-blocking. wait: whether it may
+        wait for a port, where the dialer does.
+        """
+        super().__init__(policy, to, policy.only(to, key) if policy.sticks else "", wait=wait)
+        self._timeout = timeout
+        self._awaited = awaited
+
+    def _connect(self, host: str, ports: PortRange | None) -> Connection:
+        policy, timeout = self._policy, self._timeout
+        request = policy.request(self._to, host) if host else self._to
+        options = policy.settings.options[ports]
+        if not self._awaited and self.queue is None:
+            connection = Connection(request, timeout, options)
+        else:
+            connection = Connection(request, DEFAULT_TIMEOUT, options)
+            seconds = connection.sock.gettimeout() if timeout is DEFAULT_TIMEOUT else timeout
+            connection.apart(seconds, blocking=not self._awaited)
+        self.sock = connection.sock
+        return connection
+
+    def _adopt(self) -> Work | None:
+        sock, slot = self.sock, self.slot
+        if isinstance(sock, OwnSocket):
+            sock.slot = slot
+        elif slot is not None:
+            slot.detached(sock)
+        return self._grown() if self._policy.chooses else None
+
+
+class CallersCall(_PolicyCall):
+    """A call that connects a socket made elsewhere."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        sock: socket.socket,
+        destination: Address,
+        data: bytes | bytearray | memoryview,
+        key: str | None,
+        *,
+        awaited: bool,
+    ) -> None:
+        """Begin a call.
+
+        sock, destination, data: as connectx() takes them. key, awaited: as for `OwnCall`.
+        """
+        connection = CallersConnection(sock)
+        to = policy.serve(connection.ask(None, destination, policy.settings.strategy))
+        super().__init__(policy, to, policy.only(to, key))
+        self._sock = sock
+        self._data = data
+        self._awaited = awaited
+        self._connection = connection
+
+    def _connect(self, host: str, ports: PortRange | None) -> CallersConnection:
+        sock, policy = self._sock, self._policy
+        if policy.settings.freebind:
+            set_ip_freebind(sock, on=True)
+        connection = self._connection = CallersConnection(sock, ports)
+        connection.prepare(policy.request(self._to, host), self._data)
+        timeout = sock.gettimeout()
+        if self._awaited:
+            connection.apart(None, blocking=False)
+        elif self.queue is not None and not len(self._data) and timeout != 0:
+            connection.apart(timeout, blocking=True)
+        return connection
+
+    def _adopt(self) -> Work | None:
+        if self.slot is not None:
+            self.slot.detached(self._sock)
+        return self._grown()
+
+    def result(self) -> int:
+        """Return how many bytes of data were taken; BlockingIOError while it is connecting."""
+        return self._connection.result()
+
+
+def by_name(
+    policy: Policy,
+    address: tuple[str | None, int | str],
+    timeout: float | None,
+    kind: int,
+    proto: int,
+    key: str | None,
+    *,
+    all_errors: bool,
+    awaited: bool,
+    delay: float | None = None,
+) -> Steps[socket.socket]:
+    """Connect to the first of a name's addresses that has a port.
+
+    Only where no address has a port does the call wait for one.
+
+    Args:
+        policy: What decides.
+        address, timeout, kind, proto, all_errors: As create_connection() takes them.
+        key, awaited: As for `OwnCall`.
+        delay: Seconds between the starts of two attempts; None for one after the other.
+    """
+    requests = [
+        parse(0, kind, proto, policy.settings.strategy, None, found)
+        for _, found in (yield from resolve(address, kind))
+    ]
+    served = [to for to in requests if to.version in policy.versions]
+    if not served:
+        policy.serve(requests[0])
+    if awaited:
+        served = interleaved(served)
+    exhausted: list[Request] = []
+
+    def opening(to: Request, *, wait: bool) -> Steps[socket.socket]:
+        call = OwnCall(policy, to, timeout, key, awaited=awaited, wait=wait)
+        try:
+            steps = call.begin()
+            if steps is not None:
+                yield from steps
+        except PortsExhausted:
+            exhausted.append(to)
+            raise
+        return call.sock
+
+    errors: list[OSError] = []
+    try:
+        try:
+            calls = [opening(to, wait=False) for to in served]
+            return cast("socket.socket", (yield Race(calls, errors, delay)))
+        except OSError:
+            if not (exhausted and policy.settings.wait):
+                raise
+        # One after the other, the first would use up all the time that there is.
+        worth = exhausted[:1] if awaited and delay is None else exhausted.copy()
+        calls = [opening(to, wait=True) for to in worth]
+        return cast("socket.socket", (yield Race(calls, errors, delay)))
+    except OSError:
+        if all_errors:
+            raise ExceptionGroup("create_connection failed", errors) from None
+        raise
+    finally:
+        # The errors' tracebacks refer to this frame: break the cycle.
+        errors.clear()
