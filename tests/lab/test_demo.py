@@ -15,7 +15,7 @@ import pytest
 from connectx.cli.main import main
 from connectx.lab import demo, resources
 from connectx.sandbox import workers
-from connectx.sandbox.workers import Held
+from connectx.sandbox.holders import Held
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:

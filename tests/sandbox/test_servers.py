@@ -75,7 +75,7 @@ def test_closing_frees_the_port_and_leaves_no_process(servers: Servers) -> None:
 def test_a_server_that_has_died_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="the echo server failed"):  # noqa: SIM117
         # Not a listener: accept() fails in the child.
-        with EchoServer([socket.socket()]) as server, pytest.raises(ConnectionError):
+        with EchoServer([socket.socket()]) as server, pytest.raises(ChildProcessError):
             server.peers()
     assert "accept" in capfd.readouterr().err
 

@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from connectx.sandbox.workers import Crew, Held, Holders, descriptors_free
+from connectx.sandbox.workers import Crew, descriptors_free, in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from connectx.sandbox.networks import Network
-    from connectx.sandbox.workers import Worker
+    from collections.abc import Callable
 
     Report = Callable[[int], None]
 
@@ -56,28 +53,8 @@ def open_sockets(sockets: list[socket.socket], _report: Report, count: int) -> i
     return before - descriptors_free()
 
 
-def bind_sockets(held: Held, _report: Report, count: int) -> None:
-    for _ in range(count):
-        held.sockets.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        held.sockets[-1].bind(("127.0.0.1", 0))
-
-
-def ports(held: Held, _report: Report) -> list[int]:
-    return [sock.getsockname()[1] for sock in held.sockets]
-
-
-def lower_limit(_state: object, _report: Report) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
-
 def send(sock: socket.socket, _report: Report, data: bytes) -> None:
     sock.sendall(data)
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    with Crew() as crew:
-        yield crew
 
 
 class TestTasks:
@@ -138,45 +115,19 @@ class TestDescriptors:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class TestHolders:
-    def test_take_over_what_the_opener_has_opened(self, network: Network, crew: Crew) -> None:
-        del network  # It is enough that the sockets are in it.
-        with Holders(crew) as holders:
-            before = holders.opener.start(descriptors).result()
-            # More than one message can carry.
-            holders.opener.start(bind_sockets, 600).result()
-            opened = holders.opener.start(ports).result()
-            holders.relieve()
-            assert sorted(holders.workers[1].start(ports).result()) == sorted(opened)
-            assert holders.opener.start(descriptors).result() == before
+class TestInWorker:
+    def test_what_a_function_does_to_its_process_ends_with_it(self) -> None:
+        before = os.umask(0o22)
+        try:
+            # A closure will do: it is not sent, but inherited.
+            assert in_worker(lambda: os.umask(0o77)) == 0o22
+            assert os.umask(0o22) == 0o22
+        finally:
+            os.umask(before)
 
-    def test_leave_the_opener_to_open_more(self, network: Network, crew: Crew) -> None:
-        del network
-        with Holders(crew) as holders:
-            for _ in range(3):
-                holders.opener.start(bind_sockets, 10).result()
-                holders.relieve()
-            holders.opener.start(bind_sockets, 5).result()
-            held = [worker.start(ports).result() for worker in holders.workers]
-        assert [len(share) for share in held] == [5, 10, 10, 10]
-        assert len(set().union(*held)) == 35
-
-    def test_say_so_if_they_cannot_take_all(
-        self, network: Network, crew: Crew, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        del network
-        with Holders(crew) as holders:
-            holders.opener.start(bind_sockets, 100).result()
-            real = crew.fork
-
-            def fork(state: Held) -> Worker[Held]:
-                worker = real(state)
-                worker.start(lower_limit).result()
-                return worker
-
-            monkeypatch.setattr(crew, "fork", fork)
-            with pytest.raises(OSError, match="could not take over"):
-                holders.relieve()
+    def test_its_error_is_raised(self) -> None:
+        with pytest.raises(ZeroDivisionError):
+            in_worker(lambda: 1 // 0)
 
 
 class TestEnd:

@@ -22,9 +22,10 @@ import connectx
 from connectx.lab import resources
 from connectx.lab.opening import REFUSALS
 from connectx.sandbox import echo
+from connectx.sandbox.holders import Held, Holders
 from connectx.sandbox.networks import experiment_network
 from connectx.sandbox.servers import Servers
-from connectx.sandbox.workers import Crew, Held, Holders, descriptors_free
+from connectx.sandbox.workers import Crew, descriptors_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -298,7 +299,7 @@ class _Trial:
             if stream:
                 _accept(crew, server_sockets, [opening.opened for opening in openings])
             else:
-                crew.fork(server_sockets).start(echo.serve_datagrams)
+                servers.echo(*server_sockets)
             return Way(
                 self._protocol,
                 self._technique,

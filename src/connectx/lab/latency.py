@@ -26,8 +26,9 @@ from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 from connectx.lab.summary import summarise
 from connectx.lab.transports import PROTOCOLS, Transport
 from connectx.sandbox import workers
+from connectx.sandbox.holders import Held, Holders
 from connectx.sandbox.servers import family_of
-from connectx.sandbox.workers import Crew, Held, Holders, descriptors_free
+from connectx.sandbox.workers import Crew, descriptors_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The private networks of one experiment, and what was changed in them."""
+"""The private networks of one experiment, and what it changes in them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,42 @@ from connectx.sandbox.networks import Network, experiment_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
-#: Values of one setting that are listed; of more, the first is named.
+#: At most so many values of one setting are listed; of more, only the first.
 _LISTED: Final = 3
 
 
-class PrivateNetworks:
-    """Makes private networks, one after the other, and keeps the books.
+class PrivateNetworks(contextlib.ExitStack):
+    """Makes private networks, one after the other, and records what is changed in them.
 
-    A context manager; entering raises as in_first_network().
+    A context manager.
+
+    Raises:
+        CannotStartError: On entry, where the machine allows no private network.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._changed: dict[str, dict[str, None]] = {}
-        self._outer = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.enter_context(in_first_network())
+        return super().__enter__()
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[Network]:
-        """Run a block in another private network; raises OSError as experiment_network()."""
+        """Run a block in another private network.
+
+        Raises:
+            OSError: As experiment_network() does.
+        """
         with experiment_network() as network:
             try:
                 yield network
             finally:
-                self._note(network)
+                for change in network.changes:
+                    name, _, value = change.partition(" = ")
+                    self._changed.setdefault(name, {})[value] = None
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -47,29 +59,15 @@ class PrivateNetworks:
             lines += [f"{name} = {value}" if value else name for value in listed]
         return tuple(lines)
 
-    def __enter__(self) -> Self:
-        self._outer.enter_context(in_first_network())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._outer.close()
-
-    def _note(self, network: Network) -> None:
-        for change in network.changes:
-            name, _, value = change.partition(" = ")
-            self._changed.setdefault(name, {})[value] = None
-
 
 def leave_one_port(network: Network, port: int) -> PortRange:
-    """Have the kernel choose an even port, for lack of another; returns the range.
+    """Leave the kernel one port to choose, which must be even.
 
-    Not by a range of that port alone: the kernel would tell its log, which is the
-    machine's, that it prefers ends of different parity (set_local_port_range()).
+    The range is not that port alone: for ends of the same parity the kernel writes a line into
+    its log, which is the machine's (set_local_port_range()). The other port is reserved.
+
+    Returns:
+        The range that was set.
     """
     ports = PortRange(port, port + 1)
     network.port_range(*ports)

@@ -1,8 +1,7 @@
-"""Tasks for workers: an echo server, and saying something over every connection.
+"""Tasks for workers: accept and echo, and check that every connection echoes.
 
-Each connection gets a token of its own. Only its coming back to the very socket
-that sent it shows that the connection is alive and that no other socket has
-taken over its 4-tuple.
+Each connection sends a token of its own. Only when that token comes back to the same socket
+is the connection alive, and its 4-tuple its own.
 """
 
 from __future__ import annotations
@@ -16,26 +15,31 @@ from typing import TYPE_CHECKING, Final, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from connectx.sandbox.workers import Held, Report
+    from connectx.sandbox.holders import Held
+    from connectx.sandbox.workers import Report
 
-#: How long a reply may take, in seconds; on the loopback it never takes as long.
+#: Seconds that a reply may take; on the loopback it never takes that long.
 TIMEOUT: Final = 30.0
 
-#: Tokens under way at a time. A UDP server's socket holds some 270 small
-#: datagrams by default (net.core.rmem_default) and drops what exceeds that.
-WINDOW: Final = 64
+#: Tokens in flight at a time. A UDP server's socket holds some 270 small datagrams by
+#: default (net.core.rmem_default) and drops the rest.
+BATCH: Final = 64
 
 _TOKEN: Final = struct.Struct("!Q")
-#: struct linger: on, after no time. close() then resets the connection.
+#: struct linger: on, for zero seconds. close() then resets the connection.
 _ABORT: Final = struct.pack("ii", 1, 0)
 _READ_SIZE: Final = 64
 
 
 def serve_streams(listeners: Sequence[socket.socket], _: Report, counts: Sequence[int]) -> NoReturn:
-    """Accept so many connections from each listener, then echo until killed.
+    """Accept some connections from each listener, then echo until the worker is killed.
 
-    The connections are reset when the worker ends: an orderly end would take
-    four segments and leave a TIME_WAIT for each.
+    The connections are reset when the worker ends: an orderly end would take four segments
+    and leave a TIME_WAIT for each.
+
+    Args:
+        listeners: The worker's state.
+        counts: How many connections to accept from each listener.
     """
     connections = {}
     with select.epoll() as poller:
@@ -54,33 +58,25 @@ def serve_streams(listeners: Sequence[socket.socket], _: Report, counts: Sequenc
                     connections.pop(descriptor).close()
 
 
-def serve_datagrams(sockets: Sequence[socket.socket], _: Report) -> NoReturn:
-    """Echo datagrams, in the order in which they came to each socket, until killed."""
-    by_descriptor = {sock.fileno(): sock for sock in sockets}
-    poller = select.poll()
-    for descriptor in by_descriptor:
-        poller.register(descriptor, select.POLLIN)
-    while True:
-        for descriptor, _events in poller.poll():
-            sock = by_descriptor[descriptor]
-            data, sender = sock.recvfrom(_READ_SIZE)
-            sock.sendto(data, sender)
-
-
 def echo_streams(held: Held, report: Report, first: int) -> int:
-    """Send a token over every connection and count those that come back.
+    """Send a token over every connection, and count those that come back.
 
-    first: the first socket's token; the others have those that follow.
+    Args:
+        held: The worker's state.
+        report: Called with how many tokens have come back so far.
+        first: The first socket's token; the other sockets get those that follow.
 
-    Raises TimeoutError after TIMEOUT without a reply, OSError as send(2) and recv(2).
+    Raises:
+        TimeoutError: No reply came within TIMEOUT.
+        OSError: As send(2) and recv(2) do.
     """
     echoed = 0
-    for window in _windows(held.sockets, first):
-        for sock, token in window:
+    for batch in _batches(held.sockets, first):
+        for sock, token in batch:
             sock.settimeout(TIMEOUT)
             sock.sendall(token)
-        for sock, token in window:
-            # All of it comes at once: so little is never segmented.
+        for sock, token in batch:
+            # It comes in one piece: so little is never segmented.
             echoed += sock.recv(_READ_SIZE) == token
         report(echoed)
     return echoed
@@ -93,45 +89,51 @@ def echo_datagrams(
     marker_source: str,
     destinations: Sequence[tuple[str, int]],
 ) -> int:
-    """Send a token over every connected socket and count those that come back to it.
+    """Send a token over every connected socket, and count those that come back to it.
 
-    A token does not come back when a newer socket is on the same 4-tuple, and
-    waiting for what never comes would take for ever. So each window ends with a
-    marker to each destination: when these are back, the server has answered
-    all that came before.
+    A token does not come back when a newer socket is on the same 4-tuple, and then waiting
+    for it would never end. So each batch of tokens ends with a marker to each destination:
+    when the markers are back, the server has answered all that came before them.
 
-    marker_source: a local address that none of the sockets is bound to, since
-        the marker's socket must not be on a 4-tuple of theirs.
+    Args:
+        held: The worker's state.
+        report: Called with how many tokens were answered, or lost, so far.
+        first: The first socket's token; the other sockets get those that follow.
+        marker_source: A local address that none of the sockets is bound to, so that the
+            marker's socket is on a 4-tuple of its own.
+        destinations: What the sockets are connected to.
 
-    Raises TimeoutError after TIMEOUT without a marker, OSError as send(2) and recv(2).
+    Raises:
+        TimeoutError: No marker came within TIMEOUT.
+        OSError: As send(2) and recv(2) do.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as marker:
         marker.bind((marker_source, 0))
         marker.settimeout(TIMEOUT)
         sent = 0
-        for window in _windows(held.sockets, first):
-            for sock, token in window:
+        for batch in _batches(held.sockets, first):
+            for sock, token in batch:
                 sock.settimeout(0)
                 sock.send(token)
             for destination in destinations:
                 marker.sendto(b"", destination)
             for _destination in destinations:
                 marker.recv(_READ_SIZE)
-            sent += len(window)
+            sent += len(batch)
             report(sent)
-    # Only now, when other sockets' tokens that came to the wrong one are there as well.
+    # Counted last, when tokens that went to the wrong socket have arrived there as well.
     return sum(
-        _has_come(sock, token) for window in _windows(held.sockets, first) for sock, token in window
+        _has_come(sock, token) for batch in _batches(held.sockets, first) for sock, token in batch
     )
 
 
-def _windows(
+def _batches(
     sockets: Sequence[socket.socket], first: int
 ) -> Iterator[list[tuple[socket.socket, bytes]]]:
-    for start in range(0, len(sockets), WINDOW):
+    for start in range(0, len(sockets), BATCH):
         yield [
             (sock, _TOKEN.pack(number))
-            for number, sock in enumerate(sockets[start : start + WINDOW], first + start)
+            for number, sock in enumerate(sockets[start : start + BATCH], first + start)
         ]
 
 

@@ -1,5 +1,5 @@
-"""Helpers for tests and experiments: private networks, servers, pytest fixtures.
+"""pytest fixtures for tests that open connections, each test in a private network.
 
-``namespaces`` and ``servers`` need nothing but the standard library; only
-``fixtures``, a pytest plugin, imports pytest.
+``fixtures`` is the plugin; it is the only module here, and the only one of connectx that
+imports pytest. It stands on :mod:`connectx.sandbox`, which needs the standard library only.
 """

@@ -1,18 +1,17 @@
-"""pytest plugin: every test away from the machine's own network, and nothing left behind.
+"""pytest plugin: each test runs in a private network, and leaves nothing behind.
 
-Enable it with ``pytest_plugins = ["connectx.testing.fixtures"]`` in the
-top-level conftest.py. From then on the pytest process, and each pytest-xdist
-worker, lives in a private network namespace; what a test needs beyond that it
-asks for:
+Enable it with ``pytest_plugins = ["connectx.testing.fixtures"]`` in the top-level conftest.py.
+The pytest process, and each pytest-xdist worker, then lives in a private network namespace.
+A test asks for what it needs beyond that:
 
 - ``network``: a fresh network of its own, with sysctls, addresses and devices to set;
 - ``servers``: listeners, receivers and echo servers in it;
 - ``closing``: a contextlib.ExitStack for the test's own sockets.
 
-Every test is checked for descriptors and child processes it left behind.
+Every test is checked for descriptors and child processes that it left behind.
 
-Threads started in a test are in the test's namespace, as a new thread starts in
-its creator's; a thread or process from before the test is not.
+Threads that a test starts are in the test's namespace, since a new thread starts in its
+creator's. A thread or process from before the test is not.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from connectx.sandbox.servers import Servers
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-#: The library keeps netlink sockets open between calls, per thread and namespace,
-#: and drops them later; more than this many are not dropped any more.
+#: connectx keeps netlink sockets open between calls, for each thread and namespace, and
+#: drops them later. If more than this many are open, it has failed to drop them.
 _KEPT_NETLINK_SOCKETS = 32
 
 #: Where getpass.getuser() looks for the user's name first.
@@ -48,8 +47,9 @@ _WORKER_INPUT = "connectx_machine_namespace"
 class Isolation:
     """How a pytest process is kept off the machine's network.
 
-    machine: the namespace that the whole test run was started in.
-    refusal: why no private namespace could be made, "" when one was.
+    Attributes:
+        machine: The namespace in which the whole test run was started.
+        refusal: Why no private namespace could be made; "" when one was.
     """
 
     machine: netns.Identity
@@ -64,22 +64,22 @@ _FAILED = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Leave the machine's own network before anything is collected.
 
-    pytest-xdist's controller does so as well, although it runs no test: an
-    ordinary user's process can enter a user namespace only while it has a
-    single thread, which a worker never is; workers inherit the controller's.
+    The controller of pytest-xdist does so as well, although it runs no test: an ordinary
+    user's process can enter a user namespace only while it has a single thread. A worker
+    always has several, and inherits the controller's namespace.
     """
     worker_input: dict[str, Any] = getattr(config, "workerinput", {})
     machine = netns.Identity(*worker_input.get(_WORKER_INPUT, netns.current()))
     refusal, user = "", os.geteuid()
     try:
         rootless = netns.unshare_network().rootless
-        # pytest names its temporary directory after the user, who reads as root from
-        # now on unless the environment says otherwise; and root's is another's.
+        # pytest names its temporary directory after the user. From now on that is root,
+        # whose directory belongs to another user, unless the environment names one.
         if rootless and not _USER_VARIABLES & os.environ.keys():
             os.environ["LOGNAME"] = str(user)
     except OSError as error:
-        # Not fatal here: tests that touch no network can still run. Those that
-        # ask for one are skipped with this reason.
+        # Not fatal here: tests that touch no network can still run. Those that ask for one
+        # are skipped with this reason.
         refusal = str(error)
     config.stash[_ISOLATION] = Isolation(machine, refusal)
 
@@ -94,7 +94,7 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note a failed test: its traceback keeps its sockets alive, which is no leak."""
+    """Note a failed test: its traceback keeps its sockets alive, and that is no leak."""
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
@@ -126,7 +126,7 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> Iterator[Network]:
-    """A fresh private network, with the loopback up, for this test alone."""
+    """Give the test a fresh private network of its own, with the loopback up."""
     isolation = request.config.stash[_ISOLATION]
     if isolation.refusal:
         pytest.skip(isolation.refusal)
@@ -136,8 +136,8 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 
 
 @pytest.fixture
-def servers(network: Network) -> Iterator[Servers]:  # noqa: ARG001 -- they live in it
-    """Make listeners, receivers and echo servers in the test's network, closed after it."""
+def servers(network: Network) -> Iterator[Servers]:  # noqa: ARG001 -- the servers are in it
+    """Make listeners, receivers and echo servers in the test's network; close them after it."""
     with Servers() as started:
         yield started
 
