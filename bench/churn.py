@@ -12,7 +12,6 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bench.fills import Fill, with_connectx
 from bench.harness import (
     DESTINATION,
     SOURCES,
@@ -22,14 +21,15 @@ from bench.harness import (
     listen_at_destination,
 )
 from bench.holders import SPARE_DESCRIPTORS, descriptor_limit
+from bench.ways import Fill, with_connectx
 from connectx.addresses import PortRange
 from connectx.linux import netns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from bench.fills import Opener
     from bench.harness import Settings
+    from bench.ways import Opener
 
 _KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _OCCUPANCIES: Final = (0.10, 0.99)

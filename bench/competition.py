@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from bench.filling import BLOCK, Result, run, timed
-from bench.fills import Fill, bare_tcp, bare_udp, linear_probing, plain_connect, with_connectx
 from bench.harness import (
     DESTINATION,
     SECOND_DESTINATION,
@@ -23,13 +22,14 @@ from bench.harness import (
 )
 from bench.native import compiler, native_fill
 from bench.processes import in_process
+from bench.ways import Fill, bare_tcp, bare_udp, linear_probing, plain_connect, with_connectx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from bench.filling import BlockOpener
-    from bench.fills import Address, Way
     from bench.harness import Settings
+    from bench.ways import Address, Way
 
 Start: TypeAlias = "Callable[[Fill], BlockOpener]"
 

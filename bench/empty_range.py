@@ -16,8 +16,8 @@ from bench.harness import DESTINATION, SOURCES, Findings, Table, in_network, lis
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.fills import Address
     from bench.harness import Settings
+    from bench.ways import Address
 
 _CALLS: Final = 500
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from bench.fills import Fill, Way
+    from bench.ways import Fill, Way
 
 #: Connections opened in one go: long enough for what lies between to weigh
 #: nothing, short enough to see where in a fill the machine was slow.

@@ -16,8 +16,8 @@ from connectx.sandbox.servers import SERVER_PORT, listen
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bench.fills import Address
     from bench.processes import T
+    from bench.ways import Address
     from connectx.addresses import PortRange
 
 LOOPBACK: Final = "127.0.0.1"

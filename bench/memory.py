@@ -13,9 +13,9 @@ import tracemalloc
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.churn import ABORT
-from bench.fills import Fill, with_connectx
 from bench.harness import DESTINATION, Findings, Table, in_network
 from bench.holders import SPARE_DESCRIPTORS, descriptor_limit
+from bench.ways import Fill, with_connectx
 from connectx.addresses import PortRange
 from connectx.sandbox.servers import listen
 

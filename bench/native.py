@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.filling import Block
-from bench.fills import open_sock_diag
 from bench.harness import LOOPBACK
+from bench.ways import open_sock_diag
 
 if TYPE_CHECKING:
     from bench.filling import BlockOpener
-    from bench.fills import Address, Fill
+    from bench.ways import Address, Fill
 
 _SOURCES: Final = Path(__file__).parent / "c"
 BUILD: Final = Path(__file__).parent / "build"

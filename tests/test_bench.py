@@ -22,7 +22,6 @@ from bench import memory, native, report, usage
 from bench.__main__ import MEASUREMENTS
 from bench.competition import TCP, UDP, Competition, mean_time, typical_time
 from bench.filling import Block, Result, run
-from bench.fills import Fill, linear_probing
 from bench.harness import (
     DESTINATION,
     SOURCES,
@@ -34,6 +33,7 @@ from bench.harness import (
 )
 from bench.holders import Holders
 from bench.targets import AT_LEAST, AT_MOST, TARGETS, Target
+from bench.ways import Fill, linear_probing
 from connectx.addresses import PortRange
 from connectx.linux import netns
 

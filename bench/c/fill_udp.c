@@ -1,7 +1,7 @@
 /* UDP connections, each from the next port of a shuffled free list, with
  * SO_REUSEADDR as the lock around a look whether the 4-tuple is taken.
  *
- * The same dance as bench/fills.py has in Python: what the language costs.
+ * The same dance as bench/ways.py has in Python: what the language costs.
  */
 
 #include <errno.h>
