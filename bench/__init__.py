@@ -1,6 +1,8 @@
-"""``make bench``: connectx beside the ways it has to measure up to, in one run.
+"""``make bench``: connectx beside the ways that it has to measure up to, in one run.
 
-What is compared and how well it has to do is in targets.py, the ways of opening
-connections in ways.py and c/, and how a noisy machine is made to give steady
-ratios in lanes.py.
+- ``targets``: every figure that has a target, and the target.
+- ``ways``: the ways to open a connection; ``native`` and ``c/`` have the fills in C.
+- ``filling``, ``competition``: whole fills of the range, each way alone.
+- ``turns``: single calls, the ways by turns.
+- the other modules: one measurement each.
 """

@@ -14,28 +14,36 @@ from bench import (
     calls,
     churn,
     competition,
-    dialing,
-    empty_range,
     importing,
     memory,
     report,
     top,
+    turns,
     usage,
 )
 from bench.harness import Findings, Settings, progress_line, refusal
 from connectx.addresses import PortRange
+from connectx.cli.arguments import unprivileged_port_range, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-#: By the names that --only takes, and that the figures' names begin with.
+#: By the names that --only takes, and with which the figures' names begin.
 MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     "tcp": functools.partial(competition.measure, competition.TCP),
     "udp": functools.partial(competition.measure, competition.UDP),
     "system calls": calls.measure,
     "churn": churn.measure,
-    "empty range": empty_range.measure,
-    "dialer": dialing.measure,
+    "empty range": functools.partial(
+        turns.measure, "Empty range: TCP to a literal address", turns.EMPTY_RANGE
+    ),
+    "own socket": functools.partial(
+        turns.measure, "connectx() on the caller's socket", turns.OWN_SOCKET
+    ),
+    "new destinations": functools.partial(
+        turns.measure, "A new destination at every call", turns.NEW
+    ),
+    "dialer": functools.partial(turns.measure, "Dialer", turns.DIALER),
     "asyncio": asynchronous.measure,
     "import": importing.measure,
     "memory": memory.measure,
@@ -45,7 +53,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the measurements; 0 if every target is met, else 1."""
+    """Run the measurements, and return 0 if every target is met, else 1."""
     options = _parser().parse_args(arguments)
     names = options.only or list(MEASUREMENTS)
     settings = Settings(options.rounds, options.ports, progress_line)
@@ -73,17 +81,17 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         action="append",
         choices=list(MEASUREMENTS),
-        help="measure this and nothing else; may be given several times",
+        help="measure only this; may be given several times",
     )
     parser.add_argument(
         "--rounds",
-        type=_positive,
+        type=whole_number(),
         default=9,
         help="how often each comparison is repeated (%(default)s)",
     )
     parser.add_argument(
         "--ports",
-        type=_ports,
+        type=unprivileged_port_range,
         default=PortRange(32768, 60999),
         metavar="LOW-HIGH",
         help="the range of source ports in the private networks (%(default)s)",
@@ -96,20 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write the figures as JSON (%(default)s)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(f"{text} is less than 1")
-    return value
-
-
-def _ports(text: str) -> PortRange:
-    low, high = map(int, text.split("-"))
-    if not 1024 <= low <= high <= 65535:
-        raise ValueError(f"{text} is not a range within 1024-65535")
-    return PortRange(low, high)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import socket
 import statistics
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.churn import ABORT
-from bench.harness import DESTINATION, LOOPBACK, Findings, Table, in_network, listen_at_destination
-from bench.holders import SPARE_DESCRIPTORS, descriptor_limit
+from bench.competition import tail
+from bench.harness import (
+    ABORT,
+    DESTINATION,
+    LOOPBACK,
+    Findings,
+    Table,
+    in_network,
+    listen_at_destination,
+    typical,
+)
 from connectx import aio
 from connectx.addresses import PortRange
+from connectx.sandbox.workers import descriptors_free
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 
     from bench.harness import Settings
 
@@ -24,82 +35,72 @@ _CALLS: Final = 500
 _WAITING: Final = 1_000
 #: Seconds for which the waiting tasks are watched.
 _WATCHED: Final = 3.0
-_SOURCE: Final = (LOOPBACK, 0)
+_MOST_FILLS: Final = 3
+
+_CALL: Final[Mapping[str, Callable[[], Awaitable[Any]]]] = {
+    "aio.create_connection()": lambda: aio.create_connection(
+        DESTINATION, source_address=(LOOPBACK, 0)
+    ),
+    "aio.open_connection()": lambda: aio.open_connection(
+        *DESTINATION, source_address=(LOOPBACK, 0)
+    ),
+    "asyncio.open_connection()": lambda: asyncio.open_connection(
+        *DESTINATION, local_addr=(LOOPBACK, 0)
+    ),
+}
 
 
 def measure(settings: Settings) -> Findings:
-    """Measure the three."""
+    """Measure calls, fills and waiting tasks."""
     findings = Findings()
     settings.progress("asyncio: empty range")
-    rounds = in_network(lambda: asyncio.run(_empty_range(settings.rounds)), settings.ports)
-    findings.add(
-        "asyncio, empty range", statistics.median(theirs / ours for ours, _, theirs in rounds), ""
-    )
-    times = [statistics.median(column) / 1000 for column in zip(*rounds, strict=True)]
+    rounds = [_in_loop(_empty_range, settings.ports) for _ in range(settings.rounds)]
+    times = [typical(column, 1) / _CALLS / 1000 for column in zip(*rounds, strict=True)]
+    findings.add("asyncio, empty range", times[-1] / times[0])
     findings.tables.append(
         Table(
             "asyncio: TCP from a source address, in an empty range",
             ("call", "µs"),
-            list(
-                zip(
-                    (
-                        "aio.create_connection()",
-                        "aio.open_connection()",
-                        "asyncio.open_connection()",
-                    ),
-                    (round(each, 1) for each in times),
-                    strict=True,
-                )
-            ),
+            [(call, round(each, 1)) for call, each in zip(_CALL, times, strict=True)],
         )
     )
     settings.progress("asyncio: up to the last port")
-    some = PortRange(
-        settings.ports.low,
-        settings.ports.low
-        + min(settings.ports.size, descriptor_limit() - SPARE_DESCRIPTORS - 100) // 2 * 2
-        - 1,
-    )
+    # In one process, since this is about one event loop; an even number.
+    size = min(settings.ports.size, descriptors_free()) // 2 * 2
+    some = PortRange(settings.ports.low, settings.ports.low + size - 1)
     fills = [
-        in_network(lambda: asyncio.run(_fill(some)), some) for _ in range(min(3, settings.rounds))
+        _in_loop(functools.partial(_fill, size), some)
+        for _ in range(min(_MOST_FILLS, settings.rounds))
     ]
-    findings.add("asyncio, opened", min(len(fill) for fill in fills) / some.size, f"{some.size:,}")
-    findings.add("asyncio, last 1 %", statistics.median(map(_tail, fills)), "")
+    findings.add("asyncio, opened", min(len(fill) for fill in fills) / size, f"{size:,}")
+    findings.add("asyncio, last 1 %", statistics.median(map(tail, fills)))
     settings.progress("asyncio: waiting")
-    share = in_network(lambda: asyncio.run(_wait()), PortRange(40000, 40099))
+    share = _in_loop(_wait, PortRange(40000, 40099))
     findings.add("asyncio, waiting", 100 * share, f"{_WAITING:,} tasks, {_WATCHED:.0f} s")
     settings.progress("asyncio: waiting while others come and go")
-    share, ends = in_network(lambda: asyncio.run(_wait_in_churn(some)), some)
+    share, ends = _in_loop(functools.partial(_wait_in_churn, size), some)
     findings.add("asyncio, waiting in churn", 100 * share, f"{ends:,.0f} ends a second")
     return findings
 
 
-async def _empty_range(rounds: int) -> list[tuple[float, float, float]]:
-    """Of each round the median nanoseconds of the three calls."""
-    gc.collect()
-    gc.disable()
+def _in_loop(main: Callable[[], Coroutine[Any, Any, Any]], ports: PortRange) -> Any:
+    def run() -> Any:
+        gc.collect()
+        gc.disable()
+        return asyncio.run(main())
 
-    async def ours() -> Any:
-        return await aio.create_connection(DESTINATION, source_address=_SOURCE)
+    return in_network(run, ports)
 
-    async def streams() -> Any:
-        return await aio.open_connection(*DESTINATION, source_address=_SOURCE)
 
-    async def theirs() -> Any:
-        return await asyncio.open_connection(*DESTINATION, local_addr=_SOURCE)
-
-    calls = (ours, streams, theirs)
+async def _empty_range() -> list[list[int]]:
+    """Return the nanoseconds of every call."""
+    times: list[list[int]] = [[] for _ in _CALL]
     with listen_at_destination() as listener:
-        for call in calls:
-            await _time(call, listener)
-        results = []
-        for _ in range(rounds):
-            times: tuple[list[int], ...] = ([], [], [])
-            for _ in range(_CALLS):
-                for call, column in zip(calls, times, strict=True):
-                    column.append(await _time(call, listener))
-            results.append(tuple(statistics.median(column) for column in times))
-    return results  # type: ignore[return-value]  # three each
+        for _ in range(_CALLS + 1):
+            for call, column in zip(_CALL.values(), times, strict=True):
+                column.append(await _time(call, listener))
+    # What a program pays once is not what a call costs.
+    return [column[1:] for column in times]
 
 
 async def _time(call: Callable[[], Awaitable[Any]], listener: socket.socket) -> int:
@@ -119,42 +120,54 @@ async def _time(call: Callable[[], Awaitable[Any]], listener: socket.socket) -> 
     return spent
 
 
-async def _fill(ports: PortRange) -> list[int]:
-    """The nanoseconds of each connection of a fill; ends at the first that fails."""
-    gc.collect()
-    gc.disable()
+async def _fill(size: int) -> list[int]:
+    """Return the nanoseconds of each connection of a fill, which ends at the first failure."""
     nanoseconds = []
-    sockets = []
     clock = time.perf_counter_ns
-    with listen_at_destination():
-        try:
-            for _ in range(ports.size):
-                start = clock()
-                sockets.append(await aio.create_connection(DESTINATION, source_address=_SOURCE))
-                nanoseconds.append(clock() - start)
-        except OSError:
-            return nanoseconds
-        finally:
-            for sock in sockets:
-                sock.close()
+    with listen_at_destination(), contextlib.ExitStack() as stack:
+        for _ in range(size):
+            start = clock()
+            try:
+                sock = await aio.create_connection(DESTINATION, source_address=(LOOPBACK, 0))
+            except OSError:
+                break
+            nanoseconds.append(clock() - start)
+            stack.enter_context(sock)
     return nanoseconds
 
 
-def _tail(nanoseconds: list[int]) -> float:
-    last = nanoseconds[-max(1, len(nanoseconds) // 100) :]
-    return statistics.fmean(last) / statistics.fmean(nanoseconds[: len(nanoseconds) // 2])
-
-
-async def _wait_in_churn(ports: PortRange) -> tuple[float, float]:
-    """The same for one task in a full range whose connections keep ending, into TIME_WAIT.
-
-    Returns how many ended a second, too.
-    """
+@contextlib.asynccontextmanager
+async def _full_range(size: int, waiting: int) -> AsyncIterator[list[socket.socket]]:
+    """Run a block in which tasks wait for a port; it gets the connections that have them all."""
     with listen_at_destination():
         dialer = aio.Dialer([LOOPBACK], wait=60)
-        sockets = [await dialer.create_connection(DESTINATION) for _ in range(ports.size)]
-        task = asyncio.create_task(dialer.create_connection(DESTINATION))
+        sockets = [await dialer.create_connection(DESTINATION) for _ in range(size)]
+        tasks = [asyncio.create_task(dialer.create_connection(DESTINATION)) for _ in range(waiting)]
+        # Each begins to wait in its first turn.
         await asyncio.sleep(0)
+        yield sockets
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for sock in sockets:
+            sock.close()
+
+
+async def _wait() -> float:
+    """Return the share of a CPU that tasks take which wait for a port in a full range."""
+    async with _full_range(100, _WAITING):
+        before = time.process_time()
+        await asyncio.sleep(_WATCHED)
+        return (time.process_time() - before) / _WATCHED
+
+
+async def _wait_in_churn(size: int) -> tuple[float, float]:
+    """Return the same for one task while connections keep ending, into TIME_WAIT.
+
+    Returns:
+        The share, and how many connections ended a second.
+    """
+    async with _full_range(size, 1) as sockets:
         spent, ended = 0.0, 0
         begun = time.monotonic()
         while time.monotonic() - begun < _WATCHED and sockets:
@@ -164,29 +177,4 @@ async def _wait_in_churn(ports: PortRange) -> tuple[float, float]:
             before = time.thread_time()
             await asyncio.sleep(0.002)
             spent += time.thread_time() - before
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        for sock in sockets:
-            sock.close()
     return spent / _WATCHED, ended / _WATCHED
-
-
-async def _wait() -> float:
-    """The share of a CPU that tasks take which wait for a port in a full range."""
-    with listen_at_destination():
-        dialer = aio.Dialer([LOOPBACK], wait=60)
-        sockets = [await dialer.create_connection(DESTINATION) for _ in range(100)]
-        tasks = [
-            asyncio.create_task(dialer.create_connection(DESTINATION)) for _ in range(_WAITING)
-        ]
-        # Each begins to wait in its first turn.
-        await asyncio.sleep(0)
-        before = time.process_time()
-        await asyncio.sleep(_WATCHED)
-        spent = time.process_time() - before
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for sock in sockets:
-            sock.close()
-    return spent / _WATCHED

@@ -8,22 +8,23 @@ import gc
 import random
 import socket
 import statistics
-import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.harness import (
+    ABORT,
     DESTINATION,
+    KINDS,
     SOURCES,
     Findings,
     Table,
     in_networks,
     listen_at_destination,
 )
-from bench.holders import SPARE_DESCRIPTORS, descriptor_limit
 from bench.ways import Fill, with_connectx
 from connectx.addresses import PortRange
 from connectx.linux import netns
+from connectx.sandbox.workers import descriptors_free
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,15 +32,10 @@ if TYPE_CHECKING:
     from bench.harness import Settings
     from bench.ways import Opener
 
-_KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _OCCUPANCIES: Final = (0.10, 0.99)
 _PORTS: Final = 16384
 _TURNS: Final = 32
 _OPERATIONS: Final = 64
-
-#: SO_LINGER on with no time: close() resets the connection. No TIME_WAIT stays
-#: behind, on neither side.
-ABORT: Final = struct.pack("@ii", 1, 0)
 
 
 class Lane(NamedTuple):
@@ -55,7 +51,7 @@ def measure(settings: Settings) -> Findings:
     ports = _range(settings.ports)
     findings = Findings()
     rows = []
-    for protocol, kind in _KINDS.items():
+    for protocol, kind in KINDS.items():
         for source, address in SOURCES.items():
             settings.progress(f"churn: {protocol}, {source}")
             fill = Fill(kind, address, [DESTINATION] * ports.size, ports)
@@ -71,7 +67,6 @@ def measure(settings: Settings) -> Findings:
             findings.add(
                 f"churn, {protocol}, {source}",
                 statistics.median(times[high] / times[low] for times in rounds),
-                "",
             )
     findings.tables.append(
         Table(
@@ -84,26 +79,25 @@ def measure(settings: Settings) -> Findings:
 
 
 def _range(ports: PortRange) -> PortRange:
-    """As many ports as one process can hold sockets for, at both occupancies together."""
-    room = descriptor_limit() - SPARE_DESCRIPTORS
-    size = min(_PORTS, ports.size, int(room / sum(_OCCUPANCIES)))
+    """Return as many ports as one process can hold sockets for, at both occupancies together."""
+    size = min(_PORTS, ports.size, int(descriptors_free() / sum(_OCCUPANCIES)))
     return PortRange(ports.low, ports.low + size - 1)
 
 
 def _all_rounds(
     fill: Fill, rounds: int, networks: Sequence[int]
 ) -> Sequence[Mapping[float, float]]:
-    """The mean nanoseconds of opening, by occupancy, of every round.
+    """Return the mean nanoseconds of opening, by occupancy, of every round.
 
-    The two occupancies take turns, since the machine's speed changes from one
-    second to the next.
+    The two occupancies take turns, since the machine's speed changes from one second to the
+    next.
     """
     with contextlib.ExitStack() as stack:
         lanes = {}
         for occupancy, network in zip(_OCCUPANCIES, networks, strict=True):
             netns.enter(network)
             if fill.kind is socket.SOCK_STREAM:
-                # Nobody accepts. What is reset stays in the queue, which has room.
+                # Nobody accepts. What was reset stays in the queue, which has room.
                 stack.enter_context(listen_at_destination())
             open_one = with_connectx(fill)
             sockets = [open_one(DESTINATION) for _ in range(round(fill.ports.size * occupancy))]
@@ -122,7 +116,7 @@ def _all_rounds(
 
 
 def _replace(lane: Lane, kind: socket.SocketKind) -> list[int]:
-    """Close some connections, and open one after each; the nanoseconds of the opening."""
+    """Close some connections, open one after each, and return the nanoseconds of opening."""
     clock = time.perf_counter_ns
     open_one, sockets = lane.open_one, lane.sockets
     times = []

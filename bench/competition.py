@@ -8,7 +8,7 @@ import math
 import socket
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from bench.filling import BLOCK, Result, run, timed
 from bench.harness import (
@@ -19,19 +19,17 @@ from bench.harness import (
     Table,
     in_network,
     listen_at_destination,
+    typical,
 )
 from bench.native import compiler, native_fill
-from bench.processes import in_process
 from bench.ways import Fill, bare_tcp, bare_udp, linear_probing, plain_connect, with_connectx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bench.filling import BlockOpener
-    from bench.harness import Settings
-    from bench.ways import Address, Way
-
-Start: TypeAlias = "Callable[[Fill], BlockOpener]"
+    from bench.filling import Start
+    from bench.harness import Address, Settings
+    from bench.ways import Way
 
 #: Seconds after which a fill is too slow to wait for.
 _TIME_LIMIT: Final = 60.0
@@ -54,9 +52,14 @@ _COLUMNS: Final = (
 class Competition:
     """What is compared for one protocol.
 
-    bare: the way that issues connectx's system calls and does nothing else.
-    slow: the way that is much slower, and what it is called.
-    slow_rounds: in how many rounds it takes part; it needs seconds.
+    Attributes:
+        name: The protocol.
+        kind: socket.SOCK_STREAM or socket.SOCK_DGRAM.
+        destinations: They take turns.
+        bare: The way that issues connectx's system calls and does nothing else.
+        slow_name: What the figures call the way that is much slower.
+        slow: That way.
+        slow_rounds: In how many rounds it takes part; it needs seconds.
     """
 
     name: str
@@ -68,12 +71,12 @@ class Competition:
     slow_rounds: int
 
     def fill(self, settings: Settings, source: str | None) -> Fill:
-        """As many connections as there are, the destinations taking turns."""
+        """Return as many connections as there are, the destinations taking turns."""
         destinations = itertools.chain.from_iterable([self.destinations] * settings.ports.size)
         return Fill(self.kind, source, list(destinations), settings.ports)
 
     def equals(self) -> Mapping[str, Start]:
-        """The ways that are about as fast, connectx first; without C where no compiler is."""
+        """Return the ways that are about as fast, connectx first; C only with a compiler."""
         ways: dict[str, Start] = {
             "connectx": functools.partial(timed, with_connectx),
             "bare loop": functools.partial(timed, self.bare),
@@ -83,7 +86,7 @@ class Competition:
         return ways
 
     def ways(self) -> Mapping[str, Start]:
-        """All the ways."""
+        """Return all the ways."""
         return {**self.equals(), self.slow_name: functools.partial(timed, self.slow)}
 
 
@@ -99,68 +102,55 @@ UDP: Final = Competition(
     linear_probing,
     2,
 )
-
-
-class Runner(NamedTuple):
-    """A way, with what it has to do."""
-
-    start: Start
-    fill: Fill
+COMPETITIONS: Final = {competition.name: competition for competition in (TCP, UDP)}
 
 
 def measure(competition: Competition, settings: Settings) -> Findings:
     """Measure one protocol."""
-    equals = {
-        f"{way}, {source}": Runner(start, competition.fill(settings, address))
-        for source, address in SOURCES.items()
-        for way, start in competition.equals().items()
-    }
-    slow = Runner(functools.partial(timed, competition.slow), competition.fill(settings, None))
-    results = in_network(
-        functools.partial(_all_rounds, competition, settings, equals, slow), settings.ports
-    )
+    results = in_network(functools.partial(_all_rounds, competition, settings), settings.ports)
     findings = Findings()
     for source in SOURCES:
         _compare(findings, competition, source, results)
     count = len(competition.destinations)
-    title = (
-        f"{competition.name.upper()}: {len(slow.fill.destinations):,} connections "
-        f"to {count} destination{'s' * (count > 1)}"
+    findings.tables.append(
+        Table(
+            f"{competition.name.upper()}: {count * settings.ports.size:,} connections "
+            f"to {count} destination{'s' * (count > 1)}",
+            _COLUMNS,
+            [_row(name, rounds) for name, rounds in results.items()],
+        )
     )
-    rows = [_row(name, rounds) for name, rounds in results.items()]
-    findings.tables.append(Table(title, _COLUMNS, rows))
     return findings
 
 
-def _all_rounds(
-    competition: Competition, settings: Settings, equals: Mapping[str, Runner], slow: Runner
-) -> dict[str, list[Result]]:
-    """Every runner alone, one after the other, again and again.
+def _all_rounds(competition: Competition, settings: Settings) -> dict[str, list[Result]]:
+    """Run every way alone, one after the other, again and again.
 
-    Not alternating in smaller steps, although the machine's speed changes from
-    one second to the next: fills that are open at the same time crowd each other
-    out of the caches, and C and connectx look more alike than they are. Instead
-    `typical` below sorts out the slow moments.
+    They do not alternate in smaller steps, although the machine's speed changes from one second
+    to the next: fills that are open at the same time crowd each other out of the caches, and C
+    and connectx look more alike than they are. Instead typical() sorts out the slow moments.
 
-    All in the same network: the kernel takes a dead one apart in the background,
-    and would do so while the next way is measured.
+    All run in the same network: the kernel takes a dead one apart in the background, and would
+    do so while the next way is measured.
     """
     listen = listen_at_destination if competition.kind is socket.SOCK_STREAM else None
-    results: dict[str, list[Result]] = {name: [] for name in (*equals, competition.slow_name)}
+    equals = [
+        (f"{way}, {source}", start, competition.fill(settings, address))
+        for source, address in SOURCES.items()
+        for way, start in competition.equals().items()
+    ]
+    slow = functools.partial(timed, competition.slow)
+    results: dict[str, list[Result]] = {}
     slow_rounds = min(competition.slow_rounds, settings.rounds)
     slow_turns = {turn * settings.rounds // slow_rounds for turn in range(slow_rounds)}
     for turn in range(settings.rounds):
-        order = list(equals.items())
         # There and back, so that none is always the one after a rest.
-        if turn % 2:
-            order.reverse()
+        order = equals[:: -1 if turn % 2 else 1]
         if turn in slow_turns:
-            order.append((competition.slow_name, slow))
-        for name, runner in order:
+            order.append((competition.slow_name, slow, competition.fill(settings, None)))
+        for name, start, fill in order:
             settings.progress(f"{competition.name}: round {turn + 1} of {settings.rounds}, {name}")
-            results[name].append(
-                in_process(functools.partial(run, runner.fill, runner.start, listen, _TIME_LIMIT))
-            )
+            results.setdefault(name, []).append(run(fill, start, listen, _TIME_LIMIT))
     return results
 
 
@@ -176,7 +166,7 @@ def _compare(
     prefix = f"{competition.name}, {source}: "
     findings.add(f"{prefix}opened", opened / worst.asked, f"{opened:,} of {worst.asked:,}")
     duplicates = max(len(result.nanoseconds) - result.distinct for result in ours)
-    findings.add(f"{prefix}duplicates", duplicates, "")
+    findings.add(f"{prefix}duplicates", duplicates)
     slow = results[competition.slow_name]
     shortest = min(len(result.nanoseconds) for result in slow)
     findings.add(
@@ -191,42 +181,36 @@ def _compare(
             continue
         both = min(len(result.nanoseconds) for result in (*ours, *theirs))
         findings.add(f"{prefix}{way}", typical_time(theirs, both) / typical_time(ours, both))
-    findings.add(f"{prefix}last 1 %", statistics.median(map(_tail, ours)))
-
-
-def typical_time(rounds: Sequence[Result], count: int) -> float:
-    """Nanoseconds that a way takes for its first `count` connections on a quiet machine.
-
-    Of each stretch of the fill, the median of all rounds: what belongs to the
-    way comes back in every round, at the same place, and a slow moment does not.
-    """
-    return sum(
-        statistics.median(
-            sum(result.nanoseconds[start : min(start + BLOCK, count)]) for result in rounds
-        )
-        for start in range(0, count, BLOCK)
+    findings.add(
+        f"{prefix}last 1 %", statistics.median(tail(result.nanoseconds) for result in ours)
     )
 
 
-def mean_time(rounds: Sequence[Result], count: int) -> float:
-    """Nanoseconds that a way takes for its first `count` connections, slow moments included.
+def typical_time(rounds: Sequence[Result], count: int) -> float:
+    """Return the nanoseconds that a way takes for its first connections on a quiet machine."""
+    return typical([result.nanoseconds[:count] for result in rounds], BLOCK)
 
-    For the slow ways: their few, long rounds have had the average of the
-    machine's moments, and so must what they are compared with.
+
+def mean_time(rounds: Sequence[Result], count: int) -> float:
+    """Return the nanoseconds that a way takes for its first connections, slow moments included.
+
+    For the slow ways: their few, long rounds have had the average of the machine's moments, and
+    so must what they are compared with.
     """
     return statistics.fmean(sum(result.nanoseconds[:count]) for result in rounds)
 
 
-def _tail(result: Result) -> float:
-    return _last_percent(result) / _first_half(result)
+def tail(nanoseconds: Sequence[int]) -> float:
+    """Return how long a connection takes in the last 1 % of a fill, the first half being 1."""
+    return _last_percent(nanoseconds) / _first_half(nanoseconds)
 
 
-def _first_half(result: Result) -> float:
-    return _mean(result.nanoseconds[: len(result.nanoseconds) // 2])
+def _first_half(nanoseconds: Sequence[int]) -> float:
+    return _mean(nanoseconds[: len(nanoseconds) // 2])
 
 
-def _last_percent(result: Result) -> float:
-    return _mean(result.nanoseconds[-max(1, len(result.nanoseconds) // 100) :])
+def _last_percent(nanoseconds: Sequence[int]) -> float:
+    return _mean(nanoseconds[-max(1, len(nanoseconds) // 100) :])
 
 
 def _mean(nanoseconds: Sequence[int]) -> float:
@@ -234,18 +218,21 @@ def _mean(nanoseconds: Sequence[int]) -> float:
 
 
 def _row(name: str, rounds: Sequence[Result]) -> Sequence[Any]:
-    """Of each number the median of the rounds; times in µs."""
+    """Give of each number the median of the rounds; times in µs."""
     worst = min(rounds, key=lambda result: len(result.nanoseconds))
-    columns: tuple[Callable[[Result], float], ...] = (
-        lambda result: _mean(result.nanoseconds),
+    columns: tuple[Callable[[Sequence[int]], float], ...] = (
+        _mean,
         _first_half,
         _last_percent,
-        lambda result: sorted(result.nanoseconds)[len(result.nanoseconds) * 99 // 100],
-        lambda result: max(result.nanoseconds),
+        lambda nanoseconds: sorted(nanoseconds)[len(nanoseconds) * 99 // 100],
+        max,
     )
     opened = len(worst.nanoseconds)
     times = [
-        statistics.median(map(column, rounds)) / 1000 if opened else math.nan for column in columns
+        statistics.median(column(result.nanoseconds) for result in rounds) / 1000
+        if opened
+        else math.nan
+        for column in columns
     ]
     return (
         name,

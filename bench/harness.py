@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
+import statistics
+import struct
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from bench.processes import in_process
 from connectx.linux import netns
 from connectx.sandbox.networks import experiment_network
 from connectx.sandbox.servers import SERVER_PORT, listen
+from connectx.sandbox.workers import in_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from bench.processes import T
-    from bench.ways import Address
     from connectx.addresses import PortRange
+
+T = TypeVar("T")
+#: Everything here is IPv4.
+Address: TypeAlias = tuple[str, int]
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -26,8 +31,17 @@ LOOPBACK: Final = "127.0.0.1"
 DESTINATION: Final[Address] = (LOOPBACK, SERVER_PORT)
 SECOND_DESTINATION: Final[Address] = (LOOPBACK, SERVER_PORT + 1)
 
-#: What is asked for as a source, and what figures and tables call that.
+KINDS: Final[Mapping[str, socket.SocketKind]] = {
+    "tcp": socket.SOCK_STREAM,
+    "udp": socket.SOCK_DGRAM,
+}
+
+#: Which source is asked for, by what figures and tables call it.
 SOURCES: Final[Mapping[str, str | None]] = {"any source": None, "source address": LOOPBACK}
+
+#: SO_LINGER on, for zero seconds: close() resets the connection, and leaves no TIME_WAIT on
+#: either side.
+ABORT: Final = struct.pack("@ii", 1, 0)
 
 listen_at_destination: Final = functools.partial(listen, *DESTINATION)
 
@@ -36,9 +50,10 @@ listen_at_destination: Final = functools.partial(listen, *DESTINATION)
 class Settings:
     """What the command line asks for.
 
-    rounds: how often each comparison is repeated.
-    ports: the range of source ports in the private networks.
-    progress: told what is being measured.
+    Attributes:
+        rounds: How often each comparison is repeated.
+        ports: The range of source ports in the private networks.
+        progress: Called with what is being measured.
     """
 
     rounds: int
@@ -58,9 +73,10 @@ class Table(NamedTuple):
 class Findings:
     """What a measurement found.
 
-    figures: by name; targets.py says how high or low they should be.
-    details: by the same names, what a reader should know of them.
-    tables: in the order of printing.
+    Attributes:
+        figures: By name; targets.py says how high or low they should be.
+        details: By the same names, what a reader should know about them.
+        tables: In the order of printing.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -83,8 +99,25 @@ class Findings:
         self.tables += other.tables
 
 
+def typical(rounds: Sequence[Sequence[int]], block: int) -> float:
+    """Return the nanoseconds that a sequence of calls takes on a quiet machine.
+
+    It sums, over blocks of calls, the median of all rounds: what belongs to a way comes back
+    in every round, at the same place, and a slow moment of the machine does not.
+
+    Args:
+        rounds: The nanoseconds of each call, as many in every round.
+        block: How many calls to take together: 1 where all calls are alike, more where some
+            cost more than others, and not always the same ones.
+    """
+    return sum(
+        statistics.median(sum(calls[start : start + block]) for calls in rounds)
+        for start in range(0, len(rounds[0]), block)
+    )
+
+
 def refusal() -> str:
-    """Why this machine lets us have no private network, "" where it does."""
+    """Return why this machine allows no private network; "" where it does."""
 
     def attempt() -> str:
         try:
@@ -93,20 +126,22 @@ def refusal() -> str:
             return str(error)
         return ""
 
-    return in_process(attempt)
+    return in_worker(attempt)
 
 
 def in_networks(function: Callable[[Sequence[int]], T], count: int, ports: PortRange) -> T:
-    """Run a function in a process of its own that has `count` private networks.
+    """Call a function in a process of its own that has several private networks.
 
-    It is called in the first of them with a descriptor of each; netns.enter()
-    leads from one to another.
+    Args:
+        function: Called in the first network with a descriptor of each; netns.enter() leads
+            from one to another.
+        count: How many networks it gets.
+        ports: Their range of source ports.
     """
 
     def inside() -> T:
-        # An ordinary user's first network comes with the user namespace in which
-        # the others can be made and entered, and cannot itself be left and
-        # entered again: it is not used.
+        # An ordinary user's first network comes with the user namespace in which the others
+        # can be made and entered. It cannot be left and entered again, so it is not used.
         netns.unshare_network()
         with contextlib.ExitStack() as stack:
             networks = []
@@ -117,16 +152,16 @@ def in_networks(function: Callable[[Sequence[int]], T], count: int, ports: PortR
             netns.enter(networks[0])
             return function(networks)
 
-    return in_process(inside)
+    return in_worker(inside)
 
 
 def in_network(function: Callable[[], T], ports: PortRange) -> T:
-    """Run a function in a process of its own in a private network."""
+    """Call a function in a process of its own in a private network."""
     return in_networks(lambda _: function(), 1, ports)
 
 
 def progress_line(message: str) -> None:
-    """Show on a terminal what is going on; an empty message clears it."""
+    """Show on a terminal what is being measured; an empty message clears it."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{message}")
         sys.stderr.flush()

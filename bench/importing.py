@@ -1,34 +1,46 @@
-"""What `import connectx` adds to a program that imports socket anyway."""
+"""What connectx adds to the start of a program that imports socket anyway."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from bench.harness import Findings, Table
+from bench.harness import (
+    DESTINATION,
+    KINDS,
+    Findings,
+    Table,
+    in_network,
+    listen_at_destination,
+)
 
 if TYPE_CHECKING:
     from bench.harness import Settings
 
 _RUNS: Final = 10
-_PROGRAMS: Final = ("import socket", "import socket, connectx")
+_MOST_ROUNDS: Final = 5
+
+_BARE: Final = "import socket"
+_IMPORTED: Final = "import socket, connectx"
+#: What is loaded when it is first needed belongs to the price.
+_CALLED: Final = {
+    protocol: f"{_IMPORTED}; connectx.create_connection({DESTINATION}, type=socket.{kind.name})"
+    for protocol, kind in KINDS.items()
+}
 
 
 def measure(settings: Settings) -> Findings:
     """Start fresh interpreters, in turns."""
     settings.progress("import")
-    times: dict[str, list[float]] = {program: [] for program in _PROGRAMS}
-    # Once more than needed: the first run may have to compile the modules.
-    for _ in range(_RUNS * min(settings.rounds, 5) + 1):
-        for program in _PROGRAMS:
-            times[program].append(_run(program))
-    medians = {program: statistics.median(values[1:]) for program, values in times.items()}
-    without, with_connectx = (medians[program] for program in _PROGRAMS)
+    runs = _RUNS * min(settings.rounds, _MOST_ROUNDS)
+    medians = in_network(functools.partial(_medians, runs), settings.ports)
     findings = Findings()
-    findings.add("import", (with_connectx - without) * 1000)
+    for protocol, program in _CALLED.items():
+        findings.add(f"import, {protocol}", (medians[program] - medians[_BARE]) * 1000)
     findings.tables.append(
         Table(
             "Import: a fresh interpreter from start to end",
@@ -37,6 +49,17 @@ def measure(settings: Settings) -> Findings:
         )
     )
     return findings
+
+
+def _medians(runs: int) -> dict[str, float]:
+    """Return the median seconds of each program."""
+    times: dict[str, list[float]] = {each: [] for each in (_BARE, _IMPORTED, *_CALLED.values())}
+    with listen_at_destination():
+        # Once more than needed: the first run may have to compile the modules.
+        for _ in range(runs + 1):
+            for program, column in times.items():
+                column.append(_run(program))
+    return {program: statistics.median(column[1:]) for program, column in times.items()}
 
 
 def _run(program: str) -> float:

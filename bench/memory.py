@@ -12,19 +12,17 @@ import time
 import tracemalloc
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bench.churn import ABORT
-from bench.harness import DESTINATION, Findings, Table, in_network
-from bench.holders import SPARE_DESCRIPTORS, descriptor_limit
+from bench.harness import ABORT, DESTINATION, KINDS, Findings, Table, in_network
 from bench.ways import Fill, with_connectx
 from connectx.addresses import PortRange
 from connectx.sandbox.servers import listen
+from connectx.sandbox.workers import descriptors_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bench.harness import Settings
 
-_KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _PORTS: Final = 16384
 #: More than any cache of a sensible size holds.
 _DESTINATIONS: Final = 2000
@@ -33,16 +31,18 @@ _IDLE: Final = 3.3
 
 
 class Usage(NamedTuple):
-    """Bytes that Python had allocated more than before, and what they were for.
+    """Bytes that Python had allocated more than before.
 
-    bare: a socket for each port, without connectx.
-    one, full: connectx toward one destination with a connection, and with a
-        connection on every port.
-    closed: after all of these were closed.
-    destination: with a connection on every port again, but without the socket
-        objects, as if other processes kept the connections open.
-    first, second: after many other destinations, each of them connected to and
-        closed, and then left alone for some time; after as many again.
+    Attributes:
+        bare: With a socket for each port, without connectx.
+        one: With one connection of connectx to a destination.
+        full: With a connection on every port to it.
+        closed: After all of these were closed.
+        destination: With a connection on every port again, but without the socket objects, as
+            if other processes kept the connections open.
+        first: After many other destinations were each connected to, closed, and then left
+            alone for some time.
+        second: After as many again.
     """
 
     bare: int
@@ -56,11 +56,11 @@ class Usage(NamedTuple):
 
 def measure(settings: Settings) -> Findings:
     """Measure TCP and UDP with tracemalloc."""
-    size = min(_PORTS, settings.ports.size, descriptor_limit() - SPARE_DESCRIPTORS)
+    size = min(_PORTS, settings.ports.size, descriptors_free())
     ports = PortRange(settings.ports.low, settings.ports.low + size - 1)
     findings = Findings()
     rows = []
-    for protocol, kind in _KINDS.items():
+    for protocol, kind in KINDS.items():
         settings.progress(f"memory: {protocol}")
         usage = in_network(functools.partial(_usage, kind, ports), ports)
         one = usage.one - usage.bare // size
@@ -102,8 +102,8 @@ def _usage(kind: socket.SocketKind, ports: PortRange) -> Usage:
         for index in range(ports.size):
             sockets[index] = open_one(DESTINATION)
 
-    # What the first connection in a process or namespace leaves is no
-    # destination's: modules, the range in force.
+    # What the first connection in a process or namespace leaves belongs to no destination:
+    # modules, the range in force.
     _close(open_one(elsewhere))
     tracemalloc.start()
     start = _allocated()
@@ -129,8 +129,8 @@ def _usage(kind: socket.SocketKind, ports: PortRange) -> Usage:
     for destinations in many:
         for each in destinations:
             _close(open_one(each))
-        # Idle is what nobody has connected to for some time. What was known of
-        # it may go as late as when the program connects somewhere else.
+        # A destination is idle when nobody has connected to it for some time. What was known
+        # about it may stay until the program connects somewhere else.
         for _ in range(3):
             time.sleep(_IDLE / 3)
             _close(open_one(elsewhere))
@@ -159,7 +159,7 @@ def _close(sock: socket.socket) -> None:
 
 
 def _detach(sock: socket.socket) -> None:
-    """Close the descriptor behind the back of whoever follows the socket."""
+    """Close the descriptor without the socket object, which would report it."""
     _abort(sock)
     os.close(sock.detach())
 

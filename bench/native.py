@@ -1,8 +1,7 @@
 """The fills in C: compiled on demand, called in this process.
 
-A library and not a program, so that its blocks can alternate with those of the
-other ways (lanes.py). It is called once for many connections, and takes the time
-of each by itself: nothing of Python is in its figures.
+C is called once for a block of connections, and takes the time of each by itself: nothing of
+Python is in its figures.
 """
 
 from __future__ import annotations
@@ -17,30 +16,32 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.filling import Block
 from bench.harness import LOOPBACK
-from bench.ways import open_sock_diag
+from bench.lookups import open_sock_diag
 
 if TYPE_CHECKING:
     from bench.filling import BlockOpener
-    from bench.ways import Address, Fill
+    from bench.harness import Address
+    from bench.ways import Fill
 
 _SOURCES: Final = Path(__file__).parent / "c"
 BUILD: Final = Path(__file__).parent / "build"
 FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-shared", "-fPIC")
 
-#: The sources without their suffix, which are the names of the functions, too.
+#: The names of the functions, and of the source files without their suffix.
 PROGRAMS: Final = {socket.SOCK_STREAM: "fill_tcp", socket.SOCK_DGRAM: "fill_udp"}
 
 
 def compiler() -> str | None:
-    """The C compiler: $CC, else gcc or cc; None where there is none."""
+    """Return the C compiler: $CC, else gcc or cc; None where there is none."""
     return shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
 
 
 def build(name: str) -> Path:
-    """Compile c/NAME.c unless that was done since it changed; gives the library.
+    """Compile c/NAME.c, unless that was done since it changed, and return the library.
 
-    Raises FileNotFoundError without a compiler, subprocess.CalledProcessError
-    when it fails; its messages are on standard error then.
+    Raises:
+        FileNotFoundError: There is no compiler.
+        subprocess.CalledProcessError: The compiler failed; its messages are on standard error.
     """
     source = _SOURCES / f"{name}.c"
     library = BUILD / f"{name}.so"
@@ -51,7 +52,7 @@ def build(name: str) -> Path:
     if program is None:
         raise FileNotFoundError("no C compiler: install gcc")
     BUILD.mkdir(exist_ok=True)
-    # Renamed into place, so that nobody loads a library that is half written.
+    # Renamed into place, so that no process loads a library that is half written.
     unfinished = library.with_suffix(f".{os.getpid()}")
     subprocess.run([program, *FLAGS, "-o", unfinished, source], check=True)
     unfinished.replace(library)
@@ -70,7 +71,7 @@ class _SockaddrIn(ctypes.Structure):
 
 
 def native_fill(fill: Fill) -> BlockOpener:
-    """The fill in C."""
+    """Prepare the fill in C."""
     name = PROGRAMS[fill.kind]
     function = ctypes.CDLL(str(build(name)), use_errno=True)[name]
     function.restype = ctypes.c_size_t
@@ -125,5 +126,5 @@ def _sockaddr_in(address: Address) -> _SockaddrIn:
 
 
 def _after(elements: ctypes.Array[Any], first: int) -> object:
-    """A pointer to an array's element."""
+    """Return a pointer to an array's element."""
     return ctypes.byref(elements, first * ctypes.sizeof(elements._type_))

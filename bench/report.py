@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def conditions(settings: Settings) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     return {
         "connectx": connectx.__version__,
         "kernel": platform.release(),
@@ -30,18 +30,18 @@ def conditions(settings: Settings) -> dict[str, Any]:
 
 
 def targets_of(names: Iterable[str]) -> list[Target]:
-    """The targets of the measurements of these names."""
+    """Return the targets of the measurements of these names."""
     prefixes = tuple(f"{name}{end}" for name in names for end in ",:")
     return [target for target in TARGETS if f"{target.figure}:".startswith(prefixes)]
 
 
 def all_met(targets: Iterable[Target], findings: Findings) -> bool:
-    """Whether every target is met."""
+    """Return whether every target is met."""
     return all(target.met_by(findings.figures.get(target.figure)) for target in targets)
 
 
 def as_json(targets: Sequence[Target], findings: Findings, settings: Settings) -> dict[str, Any]:
-    """Everything, for json.dump()."""
+    """Return everything, for json.dump()."""
     return {
         **conditions(settings),
         "met": all_met(targets, findings),
@@ -71,7 +71,7 @@ def as_json(targets: Sequence[Target], findings: Findings, settings: Settings) -
 
 
 def as_text(targets: Sequence[Target], findings: Findings, settings: Settings) -> str:
-    """Everything, for reading."""
+    """Return everything, for reading."""
     about = ", ".join(f"{key} {value}" for key, value in conditions(settings).items())
     rows = [
         (
@@ -100,7 +100,7 @@ def _measured(target: Target, findings: Findings) -> str:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN, which JSON does not have."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

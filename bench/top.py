@@ -8,7 +8,6 @@ import functools
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -16,10 +15,11 @@ import termios
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import connectx
+from bench.filling import open_all
 from bench.harness import LOOPBACK, Findings, Table, in_network
-from bench.holders import Holders
+from connectx.sandbox.holders import Holders
 from connectx.sandbox.servers import SERVER_PORT, listen
+from connectx.sandbox.workers import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,6 @@ _CONNECTIONS: Final = 100_000
 #: To several destinations, since an accept queue holds 65,535 connections.
 _DESTINATIONS: Final = 4
 _PAIRS: Final = 200
-#: Connections that are handed over together.
-_AT_ONCE: Final = 1000
 #: More than one interval, by which it has started and drawn what it counted.
 _STARTING: Final = 6.0
 _WATCHED: Final = 20.0
@@ -39,7 +37,13 @@ _SIZE: Final = struct.pack("HHHH", 40, 120, 0, 0)
 
 
 class Cost(NamedTuple):
-    """CPU seconds of the process, watched for some seconds; memory at the end, in bytes."""
+    """What the process took while it was watched.
+
+    Attributes:
+        cpu: CPU seconds.
+        seconds: How long it was watched.
+        memory: Bytes at the end.
+    """
 
     cpu: float
     seconds: float
@@ -69,7 +73,7 @@ def measure(settings: Settings) -> Findings:
 
 
 def _fills(size: int) -> list[int]:
-    """Connections of each pair: of different fullness, so that there is something to sort."""
+    """Return how many connections each pair has: different numbers, so that sorting has work."""
     total = sum(1 / rank for rank in range(1, _PAIRS + 1))
     fills = [min(size, int(_CONNECTIONS / total / rank)) for rank in range(1, _PAIRS + 1)]
     # What rounding down left out, as far as there are ports for it.
@@ -79,20 +83,16 @@ def _fills(size: int) -> list[int]:
 
 def _cost(fills: Sequence[int]) -> Cost:
     with contextlib.ExitStack() as stack:
-        holders = stack.enter_context(Holders(sum(fills)))
+        holders = stack.enter_context(Holders(stack.enter_context(Crew())))
         # Nobody accepts: in the queue they need no descriptor.
         for number in range(_DESTINATIONS):
             stack.enter_context(listen(LOOPBACK, SERVER_PORT + number))
-        for number, fill in enumerate(fills):
-            source = f"127.0.1.{number + 1}"
-            destination = (LOOPBACK, SERVER_PORT + number % _DESTINATIONS)
-            for start in range(0, fill, _AT_ONCE):
-                holders.take(
-                    [
-                        connectx.create_connection(destination, source_address=(source, 0))
-                        for _ in range(min(_AT_ONCE, fill - start))
-                    ]
-                )
+        pairs = [
+            ((f"127.0.1.{number + 1}", 0), (LOOPBACK, SERVER_PORT + number % _DESTINATIONS))
+            for number, fill in enumerate(fills)
+            for _ in range(fill)
+        ]
+        open_all(holders, pairs)
         return _watch()
 
 
@@ -115,7 +115,8 @@ def _watch() -> Cost:
             _read_for(screen, _WATCHED)
             seconds = time.monotonic() - start
             cost = Cost(_cpu_seconds(process.pid) - before, seconds, _memory(process.pid))
-            process.send_signal(signal.SIGINT)
+            # Not SIGINT, which workers, and so what they start, have blocked.
+            os.write(screen, b"q")
             _read_for(screen, _STARTING)
             assert process.wait() == 0
         finally:
@@ -124,7 +125,7 @@ def _watch() -> Cost:
 
 
 def _read_for(screen: int, seconds: float) -> None:
-    """Be the terminal, which takes what is drawn, for some seconds or until it is closed."""
+    """Take what is drawn, as a terminal does, for some seconds or until it is closed."""
     end = time.monotonic() + seconds
     poll = select.poll()
     poll.register(screen, select.POLLIN)

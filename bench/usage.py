@@ -6,19 +6,19 @@ import contextlib
 import functools
 import importlib
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from bench.filling import open_all
 from bench.harness import LOOPBACK, Findings, Table, in_network
-from bench.holders import Holders
 from connectx.addresses import PortRange
-from connectx.linux.sockopts import set_ip_local_port_range
 from connectx.observe import snapshot
+from connectx.sandbox.holders import Holders
 from connectx.sandbox.servers import listen
+from connectx.sandbox.workers import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 #: Nobody accepts them, so that a connection takes one descriptor and yet has two ends.
 CONNECTIONS: Final = 50_000
 _LISTENERS: Final = (900, 901)
-#: A plain connect() is slow past the first half of a range; nothing here is about that.
 _PORTS: Final = PortRange(1024, 65535)
-_AT_ONCE: Final = 250
 
 USAGE: Final = "connectx usage --json"
 SNAPSHOT: Final = "snapshot()"
@@ -43,8 +41,8 @@ _COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-#: Starts a command, and prints the most memory that it had, in KiB. A process of its own:
-#: what execve() replaces counts too, and this one is as large as a Python can be small.
+#: Starts a command, and prints the most memory that it had, in KiB. It is a process of its own,
+#: as small as a Python can be, since what execve() replaces counts too.
 _MEMORY_OF: Final = """\
 import os, resource, sys
 null = os.open(os.devnull, os.O_WRONLY)
@@ -56,7 +54,12 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 class Measured(NamedTuple):
-    """Seconds of each run, and of a command the most memory it had, in MiB."""
+    """What one way took.
+
+    Attributes:
+        seconds: Of each run.
+        memory: The most memory that a command had, in MiB; None for a call.
+    """
 
     seconds: list[float]
     memory: float | None
@@ -96,7 +99,7 @@ def _ways() -> dict[str, Callable[[], object]]:
         if shutil.which(words[0])
     }
     ways[SNAPSHOT] = snapshot
-    # By name, since it is the bench's own: what checks the types has no need of it.
+    # By name, since only the bench installs it: mypy runs without it.
     with contextlib.suppress(ModuleNotFoundError):
         psutil = importlib.import_module("psutil")
         ways[PSUTIL] = functools.partial(psutil.net_connections, kind="tcp")
@@ -104,14 +107,13 @@ def _ways() -> dict[str, Callable[[], object]]:
 
 
 def _measured(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Measured]:
-    with Holders(CONNECTIONS) as holders:
-        listeners = [listen(LOOPBACK, port) for port in _LISTENERS]
-        for listener in listeners:
-            destination = listener.getsockname()
-            for _ in range(0, CONNECTIONS // len(listeners), _AT_ONCE):
-                holders.take([_connected(destination) for _ in range(_AT_ONCE)])
+    with contextlib.ExitStack() as stack:
+        holders = stack.enter_context(Holders(stack.enter_context(Crew())))
+        listeners = [stack.enter_context(listen(LOOPBACK, port)) for port in _LISTENERS]
+        each = CONNECTIONS // len(listeners)
+        open_all(holders, [(None, sock.getsockname()) for sock in listeners for _ in range(each)])
         assert sum(row.in_use for row in snapshot().rows) == CONNECTIONS
-        # This also compiles modules, which no timed run is to do.
+        # This also compiles modules, which no timed run should do.
         measured = {
             way: Measured([], _memory(_COMMANDS[way]) if way in _COMMANDS else None) for way in ways
         }
@@ -120,16 +122,7 @@ def _measured(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
                 start = time.perf_counter()
                 run()
                 measured[way].seconds.append(time.perf_counter() - start)
-        for listener in listeners:
-            listener.close()
     return measured
-
-
-def _connected(destination: tuple[str, int]) -> socket.socket:
-    sock = socket.socket()
-    set_ip_local_port_range(sock, *_PORTS)
-    sock.connect(destination)
-    return sock
 
 
 def _run(words: Sequence[str]) -> None:

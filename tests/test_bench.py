@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import memory, native, report, usage
+from bench import memory, native, report, turns, usage
 from bench.__main__ import MEASUREMENTS
 from bench.competition import TCP, UDP, Competition, mean_time, typical_time
-from bench.filling import Block, Result, run
+from bench.filling import Block, BlockOpener, Result, run
 from bench.harness import (
     DESTINATION,
     SOURCES,
@@ -31,9 +31,8 @@ from bench.harness import (
     in_networks,
     listen_at_destination,
 )
-from bench.holders import Holders
 from bench.targets import AT_LEAST, AT_MOST, TARGETS, Target
-from bench.ways import Fill, linear_probing
+from bench.ways import Fill, Way, bare_udp_anywhere, linear_probing, with_own_socket
 from connectx.addresses import PortRange
 from connectx.linux import netns
 
@@ -83,6 +82,22 @@ class TestWays:
 
         assert in_network(one_too_many, PORTS) == errno.EAGAIN
 
+    @pytest.mark.parametrize("source", SOURCES)
+    @pytest.mark.parametrize("way", [with_own_socket, bare_udp_anywhere])
+    def test_connects_udp_to_destinations_it_has_not_seen(self, way: Way, source: str) -> None:
+        destinations = [(f"127.1.0.{number}", 9000) for number in range(1, 4)]
+
+        def connected() -> list[tuple[object, object]]:
+            open_one = way(Fill(socket.SOCK_DGRAM, SOURCES[source], destinations, PORTS))
+            ends = []
+            for destination in destinations:
+                with open_one(destination) as sock:
+                    ends.append((sock.getsockname()[0], sock.getpeername()))
+            return ends
+
+        # On the loopback the routing table chooses the same source.
+        assert in_network(connected, PORTS) == [("127.0.0.1", each) for each in destinations]
+
     @pytest.mark.parametrize("competition", [TCP, UDP], ids=lambda value: value.name)
     def test_every_port_comes_once_toward_each_destination(self, competition: Competition) -> None:
         fill = competition.fill(SETTINGS, None)
@@ -108,13 +123,14 @@ class TestNative:
             native.build("fill_tcp")
 
 
+def failing(_: Fill) -> BlockOpener:
+    return lambda _count: Block([], [], OSError(errno.EMFILE, "Too many open files"))
+
+
 class TestFilling:
-    def test_an_error_ends_a_fill_and_is_told(self) -> None:
-        failed = Block([], [], OSError(errno.EMFILE, "Too many open files"))
+    def test_an_error_ends_a_fill_and_is_reported(self) -> None:
         fill = Fill(socket.SOCK_DGRAM, None, [DESTINATION], PORTS)
-        result = in_network(
-            lambda: run(fill, lambda _fill: lambda _count: failed, None, math.inf), PORTS
-        )
+        result = in_network(lambda: run(fill, failing, None, math.inf), PORTS)
         assert "Too many open files" in result.error
         assert not result.nanoseconds
 
@@ -132,26 +148,6 @@ class TestFilling:
         apart = in_networks(identities, 2, PORTS)
         assert len(apart) == 2
         assert netns.current() not in apart
-
-    def test_holders_keep_what_they_were_given(self) -> None:
-        def held() -> tuple[int | None, int | None]:
-            with Holders(1) as holders:
-                holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                holder.bind(DESTINATION)
-                holders.take([holder])
-                assert holder.fileno() < 0
-                during = bind_error()
-            return during, bind_error()
-
-        def bind_error() -> int | None:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                try:
-                    sock.bind(DESTINATION)
-                except OSError as error:
-                    return error.errno
-            return None
-
-        assert in_network(held, PORTS) == (errno.EADDRINUSE, None)
 
 
 class TestFigures:
@@ -189,8 +185,8 @@ class TestFigures:
 
     def test_a_missing_figure_says_why(self) -> None:
         findings = Findings()
-        findings.lack("import", "no interpreter")
-        text = report.as_text(report.targets_of(["import"]), findings, SETTINGS)
+        findings.lack("top", "no interpreter")
+        text = report.as_text(report.targets_of(["top"]), findings, SETTINGS)
         assert "not measured (no interpreter)" in text
         assert "1 of 1 targets missed" in text
 
@@ -200,10 +196,15 @@ def result(nanoseconds: list[int]) -> Result:
 
 
 class TestMeasurements:
-    @pytest.mark.parametrize("name", ["churn", "empty range", "memory"])
+    @pytest.mark.parametrize(
+        "name", ["churn", "empty range", "own socket", "new destinations", "dialer", "memory"]
+    )
     def test_finds_all_its_figures(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # Nobody waits in a test: then nothing is idle yet, which changes the figure only.
         monkeypatch.setattr(memory, "_IDLE", 0)
+        # More than there are ports.
+        monkeypatch.setattr(turns, "CALLS", 110)
+        monkeypatch.setattr(turns, "NEW_DESTINATIONS", 110)
         figures = MEASUREMENTS[name](SETTINGS).figures
         assert sorted(figures) == sorted(target.figure for target in report.targets_of([name]))
         assert all(math.isfinite(value) for value in figures.values())

@@ -1,7 +1,7 @@
 /* TCP connections, each from the next port of a shuffled free list, which it
  * asks for with a window of that port alone (IP_LOCAL_PORT_RANGE).
  *
- * The same fill as bench/ways.py has in Python: what the language costs.
+ * bench/ways.py has the same fill in Python: the difference is what the language costs.
  */
 
 #include <netinet/in.h>

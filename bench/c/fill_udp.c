@@ -1,7 +1,7 @@
 /* UDP connections, each from the next port of a shuffled free list, with
- * SO_REUSEADDR as the lock around a look whether the 4-tuple is taken.
+ * SO_REUSEADDR as a lock around a lookup of the 4-tuple.
  *
- * The same dance as bench/ways.py has in Python: what the language costs.
+ * bench/ways.py has the same fill in Python: the difference is what the language costs.
  */
 
 #include <errno.h>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectx.sandbox.holders import Held, Holders
+from connectx.sandbox.workers import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from connectx.sandbox.networks import Network
-    from connectx.sandbox.workers import Crew, Worker
+    from connectx.sandbox.workers import Worker
 
     Report = Callable[[int], None]
 
@@ -49,6 +51,24 @@ class TestHolders:
             holders.relieve()
             assert sorted(holders.workers[1].start(ports).result()) == sorted(opened)
             assert holders.opener.start(descriptors).result() == before
+
+    def test_keep_their_sockets_until_the_crew_ends(self, network: Network) -> None:
+        del network
+
+        def bind_error(port: int) -> int | None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                try:
+                    sock.bind(("127.0.0.1", port))
+                except OSError as error:
+                    return error.errno
+            return None
+
+        with Crew() as crew, Holders(crew) as holders:
+            holders.opener.start(bind_sockets, 1).result()
+            holders.relieve()
+            (port,) = holders.workers[1].start(ports).result()
+            assert bind_error(port) == errno.EADDRINUSE
+        assert bind_error(port) is None
 
     def test_leave_the_opener_to_open_more(self, network: Network, crew: Crew) -> None:
         del network
