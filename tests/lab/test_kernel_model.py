@@ -32,6 +32,7 @@ from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import TupleLookup
 from connectx.sandbox.networks import experiment_network
 from connectx.sandbox.servers import Servers
+from tests.kernel.mixing import COLUMNS, DATAGRAM_MATRIX, ROWS, STREAM_MATRIX, P
 from tests.kernel.raw import (
     NOTAVAIL,
     OK,
@@ -44,7 +45,6 @@ from tests.kernel.raw import (
     look_up,
     set_window,
 )
-from tests.kernel.test_mixing_matrix import COLUMNS, DATAGRAM_MATRIX, ROWS, STREAM_MATRIX, P
 
 HOST: Final = "127.0.0.1"
 HOSTS: Final = (HOST, "127.0.0.2")
