@@ -17,13 +17,12 @@ import socket
 import struct
 import time
 from array import array
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.lab import resources
 from connectx.lab.machine import Machine, describe
 from connectx.lab.opening import check_way, opener, window_of
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
-from connectx.lab.summary import summarise
 from connectx.lab.transports import PROTOCOLS, Transport
 from connectx.sandbox import workers
 from connectx.sandbox.holders import Held, Holders
@@ -274,23 +273,6 @@ def _fill(
         if part.stopped or len(samples.port) == settings.tries:
             return samples, not part.stopped
         holders.relieve()
-
-
-def as_json(latency: Latency) -> dict[str, Any]:
-    """All of it, every sample included, as `connectx lab latency --help` describes it."""
-    settings = latency.settings
-    return {
-        "way": settings.way,
-        "protocol": settings.protocol,
-        "family": settings.family,
-        "ports": list(settings.ports),
-        "sources": settings.sources,
-        "destinations": settings.destinations,
-        "finished": latency.finished,
-        "summary": summarise(latency).as_json(),
-        "fill": {name: list(column) for name, column in latency.fill._asdict().items()},
-        "churn": {name: list(column) for name, column in latency.churn._asdict().items()},
-    }
 
 
 # What the workers do.

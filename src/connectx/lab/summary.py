@@ -117,6 +117,23 @@ def summarise(latency: Latency) -> Summary:
     )
 
 
+def as_json(latency: Latency) -> dict[str, Any]:
+    """All of it, every sample included, as `connectx lab latency --help` describes it."""
+    settings = latency.settings
+    return {
+        "way": settings.way,
+        "protocol": settings.protocol,
+        "family": settings.family,
+        "ports": list(settings.ports),
+        "sources": settings.sources,
+        "destinations": settings.destinations,
+        "finished": latency.finished,
+        "summary": summarise(latency).as_json(),
+        "fill": {name: list(column) for name, column in latency.fill._asdict().items()},
+        "churn": {name: list(column) for name, column in latency.churn._asdict().items()},
+    }
+
+
 def percentiles(nanoseconds: Iterable[int]) -> Percentiles:
     """The mean and the percentiles of some times."""
     times = sorted(nanoseconds)

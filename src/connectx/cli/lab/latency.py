@@ -18,7 +18,7 @@ from connectx.lab.explanations import explain
 from connectx.lab.machine import describe
 from connectx.lab.opening import ONE_WINDOW, check_way
 from connectx.lab.resources import DEFAULT_PORTS, in_first_network
-from connectx.lab.summary import Percentiles, Summary, summarise
+from connectx.lab.summary import Percentiles, Summary, as_json, summarise
 from connectx.lab.transports import FAMILIES, PROTOCOLS
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _as_json(results: Sequence[latency.Latency]) -> dict[str, Any]:
     return {
         "machine": results[0].machine._asdict() if results else None,
         "changes": _changes(results),
-        "ways": [latency.as_json(result) for result in results],
+        "ways": [as_json(result) for result in results],
     }
 
 
