@@ -1,7 +1,7 @@
 """A model of how Linux gives out source ports, small enough to be read.
 
-An `Attempt` can be driven against it (`drive`), a simulation can count what the
-kernel probes, and a test can ask what would have been possible. What it does is
+A simulation can count what the kernel probes, and a test can drive an attempt against
+it and ask what would have been possible. What it does is
 held against the running kernel, operation by operation, in
 tests/lab/test_kernel_model.py. The rules, in words:
 
@@ -35,16 +35,12 @@ import errno
 import itertools
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from connectx._connect.attempt import Attempt
-from connectx._connect.strategies import Action, Outcome, Verdict
 from connectx.addresses import Endpoint, PortRange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from connectx._connect.attempt import Terms
+    from collections.abc import Iterable, Iterator
 
 #: A source of which nothing has been chosen yet.
 _UNBOUND: Final = Endpoint("", 0)
@@ -522,131 +518,3 @@ def _conflict(sock: ModelSocket, other: ModelSocket, *, shared: bool) -> bool:
 
 def _error(number: int) -> OSError:
     return OSError(number, errno.errorcode[number])
-
-
-# Attempts.
-
-
-class Driven(NamedTuple):
-    """What came of an attempt.
-
-    socket: the connected socket; None where it failed with a verdict.
-    actions: what was done, in order.
-    probes: the ports that the kernel looked at in all of it.
-    """
-
-    socket: ModelSocket | None
-    verdict: Verdict | None
-    actions: list[Action]
-    probes: list[int]
-
-
-class _Driver:
-    """Does what an attempt says, as connectx._connect.connection does it with real sockets."""
-
-    def __init__(
-        self, kernel: KernelModel, plan: Terms, destination: Endpoint, host: str, *, stream: bool
-    ) -> None:
-        self.kernel = kernel
-        self.plan = plan
-        self.destination = destination
-        self.host = host
-        self.sock = kernel.socket(stream=stream)
-        self.probes: list[int] = []
-
-    def act(self, action: Action, low: int, high: int) -> Outcome | None:
-        """Carry one action out; None where it has connected the socket."""
-        if action is Action.LOOK:
-            return self._look(low)
-        if action is Action.SURVEY:
-            return self._survey()
-        if action is Action.RETRY:
-            return Outcome.SOME_FREE if self.plan.ledger.retry() else Outcome.NONE_FREE
-        if self.sock.source.port:
-            # bind() was told the port: only a new socket gets rid of it.
-            self.kernel.close(self.sock)
-            self.sock = self.kernel.socket(stream=self.sock.stream)
-        if action is Action.CLAIM:
-            return self._claim(low)
-        try:
-            if action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
-                self.sock.reuseaddr = action is Action.SHARED_BIND
-                self.kernel.bind(self.sock, self.host, low)
-            else:
-                if action is Action.WINDOW:
-                    self.sock.reuseaddr = True
-                    self.sock.local_port_range = low, high
-                if self.host:
-                    self.sock.bind_address_no_port = True
-                    self.kernel.bind(self.sock, self.host, 0)
-            self.kernel.connect(self.sock, self.destination)
-        except OSError as error:
-            return Outcome.IN_USE if error.errno == errno.EADDRINUSE else Outcome.UNAVAILABLE
-        finally:
-            self.probes += self.kernel.probes
-        return None
-
-    def _look(self, port: int) -> Outcome:
-        source = Endpoint(self.host or self.kernel.address, port)
-        found = self.kernel.lookup(source, self.destination, stream=self.sock.stream)
-        if found is None or found.destination is None:
-            return Outcome.NOTHING
-        return Outcome.OCCUPIED if found.state is State.ESTABLISHED else Outcome.TIME_WAIT
-
-    def _survey(self) -> Outcome:
-        host = self.host or self.kernel.address
-        in_use = [
-            sock.source.port
-            for sock in self.kernel.sockets(stream=self.sock.stream)
-            if sock.source.host == host
-            and sock.destination == self.destination
-            and sock.state is not State.TIME_WAIT
-        ]
-        return Outcome.SOME_FREE if self.plan.ledger.survey(in_use) else Outcome.NONE_FREE
-
-    def _claim(self, port: int) -> Outcome | None:
-        # connectx._connect.udp_lock, of which nothing comes in between here.
-        source = Endpoint(self.host or self.kernel.address, port)
-        self.sock.reuseaddr = True
-        try:
-            self.kernel.bind(self.sock, *source[:2])
-        except OSError:
-            return Outcome.IN_USE
-        self.sock.reuseaddr = False
-        found = self.kernel.lookup(source, self.destination, stream=False)
-        if found is not self.sock:
-            return Outcome.OVERTAKEN if found and found.destination is None else Outcome.OCCUPIED
-        self.kernel.connect(self.sock, self.destination)
-        self.sock.reuseaddr = True
-        return None
-
-
-def drive(
-    kernel: KernelModel,
-    plan: Terms,
-    destination: Endpoint,
-    *,
-    stream: bool = True,
-    host: str = "",
-    meanwhile: Callable[[], object] = lambda: None,
-) -> Driven:
-    """Carry an attempt out on a model.
-
-    host: the source address to connect from; "" for routing's choice.
-    meanwhile: what other programs do before each action.
-    """
-    attempt = Attempt(plan)
-    driver = _Driver(kernel, plan, destination, host, stream=stream)
-    actions: list[Action] = []
-    while True:
-        action = attempt.next_step()
-        if isinstance(action, Verdict):
-            kernel.close(driver.sock)
-            return Driven(None, action, actions, driver.probes)
-        meanwhile()
-        actions.append(action)
-        outcome = driver.act(action, attempt.low, attempt.high)
-        if outcome is None:
-            return Driven(driver.sock, None, actions, driver.probes)
-        if not attempt.feed(outcome):
-            raise RuntimeError(f"the program has no row for {outcome} of {action}")
