@@ -22,8 +22,9 @@ from bench import (
     usage,
 )
 from bench.harness import Findings, Settings, progress_line, refusal
-from connectx.addresses import PortRange
-from connectx.cli.arguments import unprivileged_port_range, whole_number
+from connectx.cli.arguments import whole_number
+from connectx.cli.lab.arguments import add_ports
+from connectx.lab.resources import DEFAULT_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,21 +88,15 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds",
         type=whole_number(),
         default=9,
-        help="how often each comparison is repeated (%(default)s)",
+        help="how often each comparison is repeated (default: %(default)s)",
     )
-    parser.add_argument(
-        "--ports",
-        type=unprivileged_port_range,
-        default=PortRange(32768, 60999),
-        metavar="LOW-HIGH",
-        help="the range of source ports in the private networks (%(default)s)",
-    )
+    add_ports(parser, DEFAULT_PORTS)
     parser.add_argument(
         "--json",
         type=Path,
         default=Path("bench.json"),
         metavar="FILE",
-        help="where to write the figures as JSON (%(default)s)",
+        help="where to write the figures as JSON (default: %(default)s)",
     )
     return parser
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from connectx._connect.attempt import Attempt
 from connectx._connect.strategies import Action, Outcome, Verdict
 from connectx.addresses import Endpoint
-from connectx.lab.kernel_model import KernelModel, ModelSocket, State
+from connectx.lab.model_sockets import ModelSocket, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from connectx._connect.attempt import Terms
+    from connectx.lab.kernel_model import KernelModel
 
 
 class Driven(NamedTuple):

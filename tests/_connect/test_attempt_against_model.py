@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from connectx._connect.strategies import STRATEGIES, Action, Case, Need, Verdict
 from connectx.addresses import Endpoint, PortRange
-from connectx.lab.kernel_model import KernelModel, ModelSocket, State
+from connectx.lab.kernel_model import KernelModel
+from connectx.lab.model_sockets import ModelSocket, State
 from tests._connect.driving import Driven, drive
 from tests._connect.plans import EVERYTHING, SLOW_SEARCH, WITHOUT_WINDOWS, plan_of
 

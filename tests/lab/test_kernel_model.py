@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 
 from connectx._connect.plan import FULL_RANGE
 from connectx.addresses import Endpoint, PortRange
-from connectx.lab.kernel_model import KernelModel, ModelSocket, Obstacle, State
+from connectx.lab.kernel_model import KernelModel
+from connectx.lab.model_sockets import ModelSocket, Obstacle, State
 from connectx.linux import features, uapi
 from connectx.linux.disconnect import disconnect
 from connectx.linux.features import Probe

@@ -270,7 +270,7 @@ class TestRefusal:
         monkeypatch.setattr(workers, "descriptor_limit", lambda: 1000)
         with pytest.raises(SystemExit, match="2"):
             main(["lab", "latency", "--ports", "40000-41999", "--churn", "90"])
-        assert "churn takes 1,800 descriptors in one process" in capsys.readouterr().err
+        assert "churn needs 1,800 descriptors in one process" in capsys.readouterr().err
 
 
 class TestInterruption:

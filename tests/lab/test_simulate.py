@@ -112,8 +112,8 @@ class TestTotals:
         assert [group.connections for group in groups.values()] == [500, 400, 90, 10, 10]
         assert [group.failed for group in groups.values()] == [0, 0, 0, 0, 10]
         assert groups["full"].mean == groups["full"].most == 1000
-        assert groups["0-50 %"].probes < 500 * 10
-        assert groups["50-90 %"].probes > 400 * 500
+        assert groups["0% to 50%"].probes < 500 * 10
+        assert groups["50% to 90%"].probes > 400 * 500
 
     def test_by_parity(self) -> None:
         simulation = run(PortRange(40000, 40999), connections=1010)
@@ -134,8 +134,8 @@ class TestSettings:
             ({"reserved": frozenset({39999})}, "reserved port 39999 is not in the range"),
             ({"bound": frozenset({40008})}, "bound port 40008 is not in the range"),
             ({"bound": frozenset(range(40000, 40008))}, "every port"),
-            ({"destinations": 0}, "counted from one"),
-            ({"connections": -1}, "counted from one"),
+            ({"destinations": 0}, "must be at least 1"),
+            ({"connections": -1}, "must be at least 1"),
         ],
     )
     def test_that_make_no_sense(self, wrong: dict[str, Any], message: str) -> None:
@@ -150,7 +150,7 @@ class TestSettings:
         "text", ["", "x", "plain:1", "option:", "window", "window:", "window:0", "window:-1"]
     )
     def test_no_search(self, text: str) -> None:
-        with pytest.raises(ValueError, match="neither plain"):
+        with pytest.raises(ValueError, match="is neither plain"):
             simulate.parse_search(text)
 
     @pytest.mark.parametrize("step_of_one", [True, False])

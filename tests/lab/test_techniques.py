@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from connectx.lab.transports import PROTOCOLS
+from connectx.addresses import PROTOCOLS
 from tests.lab.commands import connectx
 
 if TYPE_CHECKING:

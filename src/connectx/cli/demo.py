@@ -1,4 +1,4 @@
-"""``connectx demo``: formats what the experiment in connectx.lab.demo finds."""
+"""``connectx demo``: prints what the experiment in connectx.lab.demo finds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx.cli.arguments import unprivileged_port_range
+from connectx.cli.lab.arguments import add_ports
+from connectx.cli.lab.output import table
 from connectx.cli.progress import progress_bars
 from connectx.lab import demo
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
@@ -24,22 +25,22 @@ EXAMPLE: Final = "connectx demo --protocol udp --ports 40000-40999"
 _DESCRIPTION: Final = f"""\
 {HELP}
 
-In private network namespaces, connections are opened from one source address to an
-echo server on two destinations, as many to each as there are source ports: the ways
-people usually write it, then connectx. A way is stopped after {demo.FAILURES_IN_A_ROW} failures
-in a row, or {demo.PATIENCE:.0f} s with one destination. Then every connection sends
-something of its own and must get just that back.
+In private network namespaces, the demo opens connections from one source address to an
+echo server on two destinations, as many to each as there are source ports: in the ways
+that people usually write, and with connectx. A way gives up after {demo.FAILURES_IN_A_ROW} failures
+in a row, or {demo.PATIENCE:.0f} s with one destination. Then every connection sends something of
+its own, and must get exactly that back.
 
 ways:
   connect       connect()
   bind          bind() to the source address, then connect()
-  SO_REUSEADDR  the same after setsockopt(SO_REUSEADDR)
+  SO_REUSEADDR  setsockopt(SO_REUSEADDR), then the same
   connectx      connectx.create_connection(..., source_address=(address, 0))
 
 keys of --json:
   kernel, cores          kernel release; CPUs available
   ports                  the port range, [low, high]
-  seconds                how long it all took
+  seconds                how long it took
   ways                   a list, in the order of the table:
     protocol             "tcp" or "udp"
     technique            as above
@@ -47,42 +48,28 @@ keys of --json:
       destination        address and port
       opened             connections
       rate               connections per second, null if there is none
-      errno              name of the error met last, null for none
+      errno              name of the last error, null for none
       stopped            "{demo.FULL}", "{demo.REFUSED}" or
                          "{demo.SLOW}"
-    duplicates           sockets on a 4-tuple that another was on before them
+    duplicates           sockets on a 4-tuple that another socket was on before them
     echoed               connections that got back what they sent
 """
 
-#: Columns of the table on a wide terminal; it fits into 80.
+#: How wide the table gets; it fits into 80 columns.
 _WIDEST: Final = 100
-
-_STOPPED: Final = {
-    demo.FULL: "all ports",
-    demo.REFUSED: f"{demo.FAILURES_IN_A_ROW} failures",
-    demo.SLOW: "too slow",
-}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = _DESCRIPTION
-    parser.add_argument(
-        "--protocol", choices=list(demo.PROTOCOLS), help="leave the other protocol out"
-    )
-    parser.add_argument(
-        "--ports",
-        type=unprivileged_port_range,
-        default=DEFAULT_PORTS,
-        metavar="LOW-HIGH",
-        help="the range of source ports (default: %(default)s)",
-    )
+    parser.add_argument("--protocol", choices=demo.DEMONSTRATED, help="try only this protocol")
+    add_ports(parser, DEFAULT_PORTS)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiment; 0 if connectx opened, and kept apart, all there is to open."""
-    protocols = [arguments.protocol] if arguments.protocol else list(demo.PROTOCOLS)
+    """Run the experiment; return 0 if connectx opened all connections and each one works."""
+    protocols = [arguments.protocol] if arguments.protocol else demo.DEMONSTRATED
     try:
         with progress_bars() as watch:
             result = demo.run(protocols, arguments.ports, watch)
@@ -142,47 +129,41 @@ def _print_table(result: demo.Demonstration) -> None:
 
 
 def _table(result: demo.Demonstration, width: int) -> Table:
-    from rich import box  # noqa: PLC0415 -- from the tools extra
-    from rich.table import Table  # noqa: PLC0415
-
     first, second = (f"{host}:{port}" for host, port in demo.DESTINATIONS)
-    table = Table(
+    drawn = table(
         title=f"{result.ports.size:,} source ports ({result.ports}) of {demo.SOURCE}\n"
         f"first line of each way: to {first}, second line: to {second}",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
         width=width,
     )
-    table.add_column()
-    table.add_column("way")
-    table.add_column("opened", justify="right")
-    table.add_column("per\nsecond", justify="right")
-    table.add_column("errno")
-    table.add_column("stopped")
-    table.add_column("duplicates", justify="right")
-    table.add_column("echoing", justify="right")
+    drawn.add_column()
+    drawn.add_column("way")
+    drawn.add_column("opened", justify="right")
+    drawn.add_column("per\nsecond", justify="right")
+    drawn.add_column("errno")
+    drawn.add_column("stopped")
+    drawn.add_column("dupli-\ncates", justify="right")
+    drawn.add_column("echoing", justify="right")
     for number, way in enumerate(result.ways):
         new = number == 0 or result.ways[number - 1].protocol != way.protocol
         if new and number:
-            table.add_section()
+            drawn.add_section()
         heads = [way.protocol.upper() if new else "", way.technique]
         tails = [
             _marked(f"{way.duplicates:,}", "red", where=way.duplicates > 0),
             _marked(f"{way.echoed:,}", "red", where=way.echoed < way.opened),
         ]
         for opening in way.openings:
-            table.add_row(
+            drawn.add_row(
                 *heads,
                 f"{opening.opened:,}",
                 f"{opening.rate:,.0f}" if opening.opened else "",
                 errno.errorcode.get(opening.errno, "none"),
-                _marked(_STOPPED[opening.stopped], "yellow", where=opening.stopped != demo.FULL),
+                _marked(opening.stopped, "yellow", where=opening.stopped != demo.FULL),
                 *tails,
                 style="bold" if way.technique == demo.CONNECTX else None,
             )
             heads, tails = ["", ""], ["", ""]
-    return table
+    return drawn
 
 
 def _marked(text: str, colour: str, *, where: bool) -> str:

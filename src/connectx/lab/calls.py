@@ -1,10 +1,10 @@
 """Ways to open a socket, written as the system calls they consist of.
 
-Each is a generator that names the call it is about to make. Run to its end it
-opens a socket; stopped in between, it lets another socket's calls go first, which
-is how `connectx.lab.interleaving` finds out what a technique takes for granted.
-Making a socket and setting its options concern no other socket as long as it has
-no port, so these calls are not named.
+Each is a generator that names the call it is about to make. Run to its end, it opens a socket.
+Stopped in between, it lets another socket's calls go first: that is how
+`connectx.lab.interleaving` finds out what a technique takes for granted. Calls that make a
+socket and set its options are not named: as long as it has no port, they concern no other
+socket.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ if TYPE_CHECKING:
     from connectx.addresses import PortRange
     from connectx.lab.transports import Transport
 
-#: Names each call before it is made, and returns the socket.
+#: Yields the name of each call before it makes the call, and returns the socket.
 Steps: TypeAlias = "Generator[str, None, socket.socket]"
 
 
 class Attempt(NamedTuple):
     """What a socket is opened for.
 
-    ports: ip_local_port_range.
-    port: the source port for techniques that ask for one.
-    destination: a port of the source address.
+    Attributes:
+        transport: The protocol and family.
+        ports: ip_local_port_range.
+        port: The source port for techniques that ask for one.
+        destination: A port of the source address.
     """
 
     transport: Transport
@@ -54,10 +56,14 @@ class Opener(Protocol):
         """The calls that make it up."""
 
     def missing(self, transport: Transport) -> str:
-        """What this kernel would need to have for it, "" for nothing; found out by trying."""
+        """Try the kernel, and return what it lacks for this way; "" for nothing."""
 
     def open(self, attempt: Attempt) -> Steps:
-        """Open a socket; raises OSError as the calls do."""
+        """Open a socket.
+
+        Raises:
+            OSError: As the calls do.
+        """
 
 
 def complete(steps: Steps) -> socket.socket:
@@ -70,11 +76,11 @@ def complete(steps: Steps) -> socket.socket:
             return sock
 
 
-# Options, and whether there are such.
+# Options, and whether the kernel has them.
 
 
 def set_so_reuseport(sock: socket.socket) -> None:
-    """Set SO_REUSEPORT, which the library itself has no use for."""
+    """Set SO_REUSEPORT, which connectx itself does not use."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
 
 
@@ -87,7 +93,7 @@ _OPTIONS: Final[dict[str, Callable[[socket.socket], None]]] = {
 
 
 def has_option(transport: Transport, name: str) -> bool:
-    """Whether sockets of the transport take an option: MPTCP learnt some later than TCP."""
+    """Return whether sockets of the transport take an option: MPTCP got some later than TCP."""
     with transport.socket() as scratch:
         try:
             _OPTIONS[name](scratch)
@@ -99,7 +105,7 @@ def has_option(transport: Transport, name: str) -> bool:
 
 
 def missing_options(transport: Transport, *names: str) -> str:
-    """Which of the options there are not, "" for none."""
+    """Return which of the options the kernel lacks; "" for none."""
     return ", ".join(name for name in names if not has_option(transport, name))
 
 
@@ -107,7 +113,7 @@ def missing_options(transport: Transport, *names: str) -> str:
 
 
 class Bind(enum.Enum):
-    """What bind() is given beside the source address."""
+    """What bind() gets besides the source address."""
 
     NONE = ""
     ANY_PORT = "bind(ip, 0)"
@@ -123,7 +129,7 @@ class Window(enum.Enum):
 
 
 class Then(enum.Enum):
-    """What becomes of the socket."""
+    """The last call, which makes the socket what it is."""
 
     CONNECT = "connect()"
     LISTEN = "listen()"
@@ -133,7 +139,14 @@ class Then(enum.Enum):
 class CallSequence(NamedTuple):
     """Options, bind() and connect(), in that order, each at most once.
 
-    anywhere: bind() to the wildcard address instead of the source address.
+    Attributes:
+        reuseaddr: Whether it sets SO_REUSEADDR.
+        reuseport: Whether it sets SO_REUSEPORT.
+        window: What it sets IP_LOCAL_PORT_RANGE to.
+        no_port: Whether it sets IP_BIND_ADDRESS_NO_PORT.
+        bind: What it binds to.
+        then: Its last call.
+        anywhere: Whether it binds to the wildcard address and not to the source address.
     """
 
     reuseaddr: bool = False
@@ -146,13 +159,13 @@ class CallSequence(NamedTuple):
 
     @property
     def connect_picks(self) -> bool:
-        """Whether it is connect() that chooses the port, knowing the destination by then."""
+        """Whether connect() chooses the port, when it knows the destination."""
         return self.bind is Bind.NONE or (self.bind is Bind.ANY_PORT and self.no_port)
 
     @property
     def calls(self) -> str:
         """The calls that make it up."""
-        named = (
+        names = (
             "SO_REUSEADDR" * self.reuseaddr,
             "SO_REUSEPORT" * self.reuseport,
             self.window.value,
@@ -160,17 +173,17 @@ class CallSequence(NamedTuple):
             self.bind.value,
             self.then.value,
         )
-        return ", ".join(name for name in named if name)
+        return ", ".join(filter(None, names))
 
     def missing(self, transport: Transport) -> str:
-        """Which options there are not."""
+        """Return which options the kernel lacks."""
         used = (
-            ("SO_REUSEADDR", self.reuseaddr),
-            ("SO_REUSEPORT", self.reuseport),
-            ("IP_LOCAL_PORT_RANGE", self.window is not Window.NONE),
-            ("IP_BIND_ADDRESS_NO_PORT", self.no_port),
+            "SO_REUSEADDR" * self.reuseaddr,
+            "SO_REUSEPORT" * self.reuseport,
+            "IP_LOCAL_PORT_RANGE" * (self.window is not Window.NONE),
+            "IP_BIND_ADDRESS_NO_PORT" * self.no_port,
         )
-        return missing_options(transport, *(name for name, wanted in used if wanted))
+        return missing_options(transport, *filter(None, used))
 
     def open(self, attempt: Attempt) -> Steps:
         """Open a socket."""

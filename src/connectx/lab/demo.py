@@ -1,10 +1,9 @@
 """How many connections one address can have, opened in the usual ways and with connectx.
 
-Each way gets a fresh private network with an echo server on two destinations,
-and opens connections from one source address: to the first destination until
-there are as many as ports or the way gives out, then to the second. After
-that, every connection says something of its own to the server and listens for
-it to come back.
+Each way gets a fresh private network with an echo server on two destinations. It opens
+connections from one source address: to the first destination until there are as many as ports or
+the way gives out, then to the second. After that, every connection sends something of its own to
+the server and must get it back.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import connectx
+from connectx.addresses import PROTOCOLS
 from connectx.lab import resources
 from connectx.lab.opening import REFUSALS
 from connectx.sandbox import echo
 from connectx.sandbox.holders import Held, Holders
 from connectx.sandbox.networks import experiment_network
 from connectx.sandbox.servers import Servers
-from connectx.sandbox.workers import Crew, descriptors_free
+from connectx.sandbox.workers import Crew, descriptors_free, sparingly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,40 +35,38 @@ if TYPE_CHECKING:
     from connectx.sandbox.workers import Report
 
     Address: TypeAlias = tuple[str, int]
-    Technique: TypeAlias = Callable[[socket.SocketKind, Address], socket.socket]
+    Technique: TypeAlias = Callable[[int, Address], socket.socket]
 
 SOURCE: Final = "127.0.0.1"
 #: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
 DESTINATIONS: Final[tuple[Address, ...]] = (("127.0.0.2", 7), ("127.0.0.3", 7))
 MARKER_SOURCE: Final = "127.0.0.4"
 
-
-PROTOCOLS: Final[Mapping[str, socket.SocketKind]] = {
-    "tcp": socket.SOCK_STREAM,
-    "udp": socket.SOCK_DGRAM,
-}
+#: Keys of connectx.addresses.PROTOCOLS.
+DEMONSTRATED: Final = ("tcp", "udp")
 
 FAILURES_IN_A_ROW: Final = 50
-#: Seconds that a way may take for each destination.
+#: Seconds that a way may take for a destination.
 PATIENCE: Final = 8.0
 
-FULL: Final = "as many as ports"
-REFUSED: Final = f"failed {FAILURES_IN_A_ROW} times in a row"
-SLOW: Final = "too slow to wait for"
+#: How a way ended.
+FULL: Final = "all ports"
+REFUSED: Final = "gave up, refused"
+SLOW: Final = "gave up, too slow"
 
-_REPORT_EVERY: Final = 0.1  # seconds
 _FOUR_TUPLE: Final = struct.Struct("!4sH4sH")
 
 
 class Opening(NamedTuple):
     """How far one way has come toward one destination.
 
-    opened: connections that are open.
-    seconds: the time until the last of them was.
-    spent: the time altogether, later failures included.
-    failures: how many since the last success.
-    errno: of the last failure, 0 for none.
-    stopped: FULL, REFUSED or SLOW; "" while it may go on.
+    Attributes:
+        opened: Connections that are open.
+        seconds: The time until the last of them was open.
+        spent: The time altogether, later failures included.
+        failures: How many there were since the last success.
+        errno: The error of the last failure; 0 for none.
+        stopped: FULL, REFUSED or SLOW; "" while it may go on.
     """
 
     opened: int = 0
@@ -87,9 +85,12 @@ class Opening(NamedTuple):
 class Way(NamedTuple):
     """What came of one way to open connections.
 
-    openings: one for each of DESTINATIONS.
-    duplicates: how many sockets are on a 4-tuple that another one was on before them.
-    echoed: connections whose token came back to them.
+    Attributes:
+        protocol: The protocol.
+        technique: The name of the way.
+        openings: One for each of DESTINATIONS.
+        duplicates: How many sockets are on a 4-tuple that another socket was on before them.
+        echoed: Connections that got back what they sent.
     """
 
     protocol: str
@@ -105,7 +106,7 @@ class Way(NamedTuple):
 
     @property
     def flawless(self) -> bool:
-        """Whether every port serves every destination, and each connection works."""
+        """Whether every port serves every destination, and every connection works."""
         return (
             all(opening.stopped == FULL for opening in self.openings)
             and not self.duplicates
@@ -116,9 +117,12 @@ class Way(NamedTuple):
 class Demonstration(NamedTuple):
     """What came of all the ways, and where.
 
-    kernel: the release of the running kernel.
-    cores: how many CPUs this process may use.
-    seconds: how long it all took.
+    Attributes:
+        kernel: The release of the running kernel.
+        cores: How many CPUs this process may use.
+        ports: The range of source ports.
+        seconds: How long it took.
+        ways: The ways, in order.
     """
 
     kernel: str
@@ -131,46 +135,38 @@ class Demonstration(NamedTuple):
 # The ways.
 
 
-def connect(kind: socket.SocketKind, destination: Address) -> socket.socket:
-    """Leave address and port to the kernel."""
+def connect(
+    kind: int, destination: Address, *, bind: bool = False, reuseaddr: bool = False
+) -> socket.socket:
+    """Connect in a usual way.
+
+    Args:
+        kind: SOCK_STREAM or SOCK_DGRAM.
+        destination: Where to connect to.
+        bind: Whether to choose the source address, as socket.create_connection() does.
+        reuseaddr: Whether to set SO_REUSEADDR, which people try against EADDRINUSE.
+    """
     with contextlib.ExitStack() as on_error:
         sock = on_error.enter_context(socket.socket(socket.AF_INET, kind))
+        if reuseaddr:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bind:
+            sock.bind((SOURCE, 0))
         sock.connect(destination)
         on_error.pop_all()
     return sock
 
 
-def bind_connect(kind: socket.SocketKind, destination: Address) -> socket.socket:
-    """Choose the source address, as socket.create_connection() does it."""
-    with contextlib.ExitStack() as on_error:
-        sock = on_error.enter_context(socket.socket(socket.AF_INET, kind))
-        sock.bind((SOURCE, 0))
-        sock.connect(destination)
-        on_error.pop_all()
-    return sock
-
-
-def reuseaddr_bind_connect(kind: socket.SocketKind, destination: Address) -> socket.socket:
-    """Choose the source address, with what is usually tried against EADDRINUSE."""
-    with contextlib.ExitStack() as on_error:
-        sock = on_error.enter_context(socket.socket(socket.AF_INET, kind))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((SOURCE, 0))
-        sock.connect(destination)
-        on_error.pop_all()
-    return sock
-
-
-def create_connection(kind: socket.SocketKind, destination: Address) -> socket.socket:
-    """Choose the source address with this library."""
+def create_connection(kind: int, destination: Address) -> socket.socket:
+    """Connect from the source address with connectx."""
     return connectx.create_connection(destination, source_address=(SOURCE, 0), type=kind)
 
 
 CONNECTX: Final = "connectx"
 TECHNIQUES: Final[Mapping[str, Technique]] = {
     "connect": connect,
-    "bind": bind_connect,
-    "SO_REUSEADDR": reuseaddr_bind_connect,
+    "bind": functools.partial(connect, bind=True),
+    "SO_REUSEADDR": functools.partial(connect, bind=True, reuseaddr=True),
     CONNECTX: create_connection,
 }
 
@@ -182,22 +178,33 @@ def open_connections(
     held: Held,
     report: Report,
     technique: Technique,
-    kind: socket.SocketKind,
+    kind: int,
     destination: Address,
     ports: int,
     before: Opening,
 ) -> Opening:
     """Open connections until the way is done or this worker's descriptors are used up.
 
-    Once there are as many as ports, one more try shows the errno of an exhausted range.
+    Once there are as many connections as ports, one more try shows the errno of an exhausted
+    range.
 
-    before: how far it had come when the descriptors were used up before.
+    Args:
+        held: The worker's state.
+        report: Called with how many connections are open.
+        technique: The way.
+        kind: SOCK_STREAM or SOCK_DGRAM.
+        destination: Where to connect to.
+        ports: How many source ports there are.
+        before: How far it had come when descriptors were used up before.
+
+    Raises:
+        OSError: The experiment failed: an error that is not about ports.
     """
+    report = sparingly(report)
     sockets = held.sockets
     room = len(sockets) + descriptors_free()
     opened, seconds, spent, failures, number, stopped = before
     begun = time.monotonic() - spent
-    reported = spent
     while not stopped and len(sockets) < room:
         try:
             sock = technique(kind, destination)
@@ -221,14 +228,12 @@ def open_connections(
             stopped = REFUSED
         elif spent > PATIENCE:
             stopped = SLOW
-        if spent - reported > _REPORT_EVERY:
-            report(opened)
-            reported = spent
+        report(opened)
     return Opening(opened, seconds, spent, failures, number, stopped)
 
 
 def four_tuples(held: Held, _: Report) -> list[bytes]:
-    """The 4-tuples that the sockets say they are on, packed, since there are so many."""
+    """Return the 4-tuples of the sockets, packed, since there are so many."""
     packed = []
     for sock in held.sockets:
         host, port = sock.getsockname()
@@ -243,13 +248,20 @@ def four_tuples(held: Held, _: Report) -> list[bytes]:
 
 
 def run(protocols: Collection[str], ports: PortRange, watch: Watch) -> Demonstration:
-    """Try every way with each of the protocols; `watch` is told how it goes.
+    """Try every way with each of the protocols.
 
-    Of an ordinary user's process this makes the root of a user namespace, from
-    which there is no way back: give it a process of its own.
+    It turns an ordinary user's process into the root of a user namespace, for good: give it a
+    process of its own.
 
-    Raises CannotStartError before anything is tried; later ChildProcessError,
-    TimeoutError or another OSError if the experiment itself fails.
+    Args:
+        protocols: Of DEMONSTRATED.
+        ports: The range of source ports.
+        watch: Called with the progress.
+
+    Raises:
+        CannotStartError: The machine lacks something. Nothing was tried.
+        OSError: The experiment itself failed; ChildProcessError if a process died, TimeoutError
+            if the server did not answer.
     """
     resources.require(ports.size * len(DESTINATIONS), both_ends=True)
     begun = time.monotonic()
@@ -257,7 +269,7 @@ def run(protocols: Collection[str], ports: PortRange, watch: Watch) -> Demonstra
         stack.enter_context(resources.in_first_network())
         ways = tuple(
             _Trial(protocol, technique, ports, watch).run()
-            for protocol in PROTOCOLS
+            for protocol in DEMONSTRATED
             if protocol in protocols
             for technique in TECHNIQUES
         )
@@ -269,8 +281,7 @@ class _Trial:
     """One way, tried in a network of its own."""
 
     def __init__(self, protocol: str, technique: str, ports: PortRange, watch: Watch) -> None:
-        self._protocol = protocol
-        self._kind = PROTOCOLS[protocol]
+        self._protocol = PROTOCOLS[protocol]
         self._technique = technique
         self._ports = ports
         self._watch = watch
@@ -284,7 +295,7 @@ class _Trial:
             Holders(crew) as holders,
         ):
             network.port_range(*self._ports)
-            stream = self._kind == socket.SOCK_STREAM
+            stream = self._protocol.stream
             make = servers.listen if stream else servers.receive
             server_sockets = [make(*destination) for destination in DESTINATIONS]
 
@@ -301,7 +312,7 @@ class _Trial:
             else:
                 servers.echo(*server_sockets)
             return Way(
-                self._protocol,
+                self._protocol.name,
                 self._technique,
                 tuple(openings),
                 duplicates=total - len(set().union(*shares)),
@@ -310,13 +321,13 @@ class _Trial:
 
     def _open(self, holders: Holders, destination: Address, before: int) -> Opening:
         total = self._ports.size * len(DESTINATIONS)
-        progress = functools.partial(self._tell, "opening", total, before)
+        progress = functools.partial(self._report, "opening", total, before)
         opening = Opening()
         while True:
             job = holders.opener.start(
                 open_connections,
                 TECHNIQUES[self._technique],
-                self._kind,
+                self._protocol.type,
                 destination,
                 self._ports.size,
                 opening,
@@ -330,11 +341,10 @@ class _Trial:
     def _echo(self, holders: Holders, shares: Sequence[int]) -> int:
         total = sum(shares)
         echoed = done = 0
-        # One after the other, so that what is under way stays within the
-        # server's receive buffers.
+        # One after the other, so that what is in flight fits into the server's receive buffers.
         for worker, share in zip(holders.workers, shares, strict=True):
-            progress = functools.partial(self._tell, "echoing", total, done)
-            if self._kind == socket.SOCK_STREAM:
+            progress = functools.partial(self._report, "echoing", total, done)
+            if self._protocol.stream:
                 job = worker.start(echo.echo_streams, done)
             else:
                 job = worker.start(echo.echo_datagrams, done, MARKER_SOURCE, DESTINATIONS)
@@ -342,15 +352,15 @@ class _Trial:
             done += share
         return echoed
 
-    def _tell(self, phase: str, total: int, before: int, count: int) -> None:
-        self._watch(f"{self._protocol.upper()} {self._technique}", phase, before + count, total)
+    def _report(self, phase: str, total: int, before: int, count: int) -> None:
+        self._watch(f"{self._protocol.title} {self._technique}", phase, before + count, total)
 
 
 def _accept(crew: Crew, listeners: list[socket.socket], waiting: list[int]) -> None:
     """Have workers accept the connections and echo.
 
-    Until now they waited in the accept queues, where they take no descriptor,
-    and no server took time from whoever opened them.
+    Until now the connections waited in the accept queues, where they take no descriptor, and no
+    server took time from the process that opened them.
     """
     while any(waiting):
         room = descriptors_free()

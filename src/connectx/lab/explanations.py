@@ -1,4 +1,4 @@
-"""What the kernel does in each way, in its own words, for this kernel's version and features."""
+"""What the kernel does for each way to open connections, and in which of its functions."""
 
 from __future__ import annotations
 
@@ -14,75 +14,75 @@ if TYPE_CHECKING:
 
 _UNAIDED: Final = (
     "connect() calls __inet_hash_connect(), which walks the range in steps of two from a random "
-    "offset: first all ports of the low end's parity, here the {first} ones, each with a look at "
-    "its bind bucket and, where that is shared, __inet_check_established(). Once these are in "
-    "use, every connection walks over all of them before it tries the first {second} one."
+    "offset. It tries all ports of the low end's parity first, here the {first} ones: it looks at "
+    "the port's bind bucket and, if that is shared, calls __inet_check_established(). Once these "
+    "ports are in use, every connection walks over all of them before it tries an {second} one."
 )
 
 _FULL_RANGE: Final = {
     1: (
-        "IP_LOCAL_PORT_RANGE is set, to the whole range. From Linux 6.8 on __inet_hash_connect() "
-        "then walks port by port from a random offset that moves on past each port it gives out, "
+        "IP_LOCAL_PORT_RANGE is set to the whole range. Since Linux 6.8, __inet_hash_connect() "
+        "then walks port by port, from a random offset that moves past each port it gives out, "
         "so that it seldom meets one in use."
     ),
     2: (
-        "IP_LOCAL_PORT_RANGE is set, to the whole range. Before Linux 6.8 __inet_hash_connect() "
+        "IP_LOCAL_PORT_RANGE is set to the whole range. Before Linux 6.8, __inet_hash_connect() "
         "walks in steps of two all the same, and both parities cost what they cost without it."
     ),
 }
 
 _WINDOWS: Final = (
     "IP_LOCAL_PORT_RANGE is set to {tries} of random position, in which __inet_hash_connect() "
-    "walks in steps of {step}. A full window costs a look at each of its ports and gives "
-    "EADDRNOTAVAIL, although other ports are free."
+    "walks in steps of {step}. In a full window it looks at each port and gives EADDRNOTAVAIL, "
+    "although other ports are free."
 )
 
 _EXPLICIT_BIND: Final = (
-    "A port that our own ledger takes for free is bound with SO_REUSEADDR, and connect() finds "
+    "connectx binds a port that its ledger holds to be free, with SO_REUSEADDR; connect() finds "
     "out whether the 4-tuple is free. bind() goes through all sockets on that address and port "
-    "(inet_csk_get_port()), and the port is then closed to everybody who leaves the choice to "
-    "connect()."
+    "(inet_csk_get_port()). After that, connect() gives the port to no socket that leaves the "
+    "choice to it."
 )
 
 _ONE_PORT: Final = (
-    "A port that our own ledger takes for free is offered to the kernel as a window of one "
-    "(IP_LOCAL_PORT_RANGE): one bind bucket to look at and one 4-tuple to check, however full the "
-    "range is."
+    "connectx offers the kernel a port that its ledger holds to be free, as a window of one port "
+    "(IP_LOCAL_PORT_RANGE). The kernel looks at one bind bucket and checks one 4-tuple, however "
+    "full the range is."
 )
 
 #: What "auto" adds to _ONE_PORT, by the kernel's step.
 _THEN: Final = {
-    1: " Refused twice, the kernel walks the whole range, port by port.",
-    2: " Where that gets nowhere, the list of sockets is read, and what is free is tried.",
+    1: " After two refusals, the kernel walks the whole range, port by port.",
+    2: " If ports are refused, connectx reads the list of sockets and tries what is free.",
 }
 
 _WITHOUT_WINDOWS: Final = (
-    "Without IP_LOCAL_PORT_RANGE connect() chooses by itself, one parity first; a port that its "
-    "walk leaves out is bound explicitly."
+    "Without IP_LOCAL_PORT_RANGE, connect() chooses the port, one parity first. connectx binds "
+    "the ports that its walk leaves out."
 )
 
 _LOCK: Final = (
-    "A port that our own ledger takes for free is claimed under the lock: bind() with "
-    "SO_REUSEADDR, the option off again, an exact SOCK_DIAG lookup of the 4-tuple, and connect(). "
-    "The kernel searches for nothing, and checks no 4-tuple by itself."
+    "connectx claims a port that its ledger holds to be free, under a lock: bind() with "
+    "SO_REUSEADDR, the option off again, an exact SOCK_DIAG lookup of the 4-tuple, connect(). The "
+    "kernel searches for nothing, and checks no 4-tuple by itself."
 )
 
 _DATAGRAM_WINDOWS: Final = (
-    "IP_LOCAL_PORT_RANGE is set to one window of random position, and bind() takes a port within "
-    "it that no other socket of that address has, whatever its destination. A full window gives "
-    "EAGAIN, although other ports are free."
+    "IP_LOCAL_PORT_RANGE is set to one window of random position. bind() takes a port in it that "
+    "no other socket of that address has, whatever its destination. A full window gives EAGAIN, "
+    "although other ports are free."
 )
 
 _DATAGRAMS: Final = (
     "connect() binds the socket first: udp_lib_get_port() begins at a random port and walks in "
-    "steps of a random size; a port that any other socket of that address has is passed over, "
+    "steps of a random size. It passes over every port that another socket of that address has, "
     "whatever its destination."
 )
 
 
 def explain(settings: Settings, machine: Machine) -> str:
-    """A few sentences to stand beside a fill's figures."""
-    streams = settings.protocol in ("tcp", "mptcp")
+    """Return a few sentences to stand beside a fill's figures."""
+    streams = settings.transport.stream
     text = _of_streams(settings, machine) if streams else _of_datagrams(settings)
     return f"{text} (Linux {machine.kernel})"
 

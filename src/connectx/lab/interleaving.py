@@ -1,8 +1,8 @@
 """Every order in which the calls of two sockets can follow each other.
 
-Two processes that open a socket at once are interrupted anywhere. What can come
-of it is found not by racing them, which shows a rare accident only by chance, but
-by going through all the orders: two times five calls have 252.
+Two processes that open a socket at the same time can be interrupted anywhere. A race between
+them shows a rare accident only by chance, so this goes through all the orders: two times five
+calls have 252.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 
 class Pair:
-    """Two sockets being opened, a call of one and then a call of either.
+    """Two sockets that are being opened, one call at a time.
 
-    refusals: the errnos that mean that one was not to be opened; others are raised.
-    closing: gets what was opened, and what was begun.
+    Args:
+        first: The calls of one.
+        second: The calls of the other.
+        refusals: The errnos that mean that a socket could not be opened; others are raised.
+        closing: Closes what was opened, and what was begun.
+
+    Attributes:
+        opened: The sockets that were opened.
     """
 
     def __init__(
@@ -37,13 +43,18 @@ class Pair:
         self._closing = closing
         for steps in (first, second):
             closing.callback(steps.close)
-            # Up to the first call that concerns the other.
+            # Up to the first call that concerns the other socket.
             self._step(steps)
 
     def run(self, order: tuple[int, ...]) -> tuple[int, ...]:
-        """Make all the calls; returns whose turn it was, as long as it could be either's.
+        """Make all the calls.
 
-        order: whose turn it is first, 0 or 1; after its end the first's.
+        Args:
+            order: Whose call is next, 0 or 1, as long as both have calls to make; when the
+                order has ended, it is always the first's.
+
+        Returns:
+            Whose calls were made, as long as it could have been either's.
         """
         taken: list[int] = []
         while self._running:
@@ -67,16 +78,17 @@ class Pair:
 
 
 def orders(run: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    """Run two sockets' calls in every order, each once, and yield it.
+    """Run two sockets' calls in every order, each once, and yield the order.
 
-    run: as Pair.run(), of a new pair each time. How many calls there are may depend on
-    the order: a call that fails is the last.
+    Args:
+        run: As Pair.run(), for a new pair each time. How many calls there are may depend on
+            the order: a call that fails is the last.
     """
     pending: list[tuple[int, ...]] = [()]
     while pending:
         order = pending.pop()
         taken = run(order)
         yield taken
-        # Behind what was asked for it was always the first's turn, so at each of
-        # these moments the other's is yet to be tried.
+        # After the order that was asked for, it was always the first's turn: at each of these
+        # moments, the other's turn is still to be tried.
         pending.extend((*taken[:moment], 1) for moment in range(len(order), len(taken)))

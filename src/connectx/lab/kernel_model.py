@@ -1,132 +1,76 @@
-"""A model of how Linux gives out source ports, small enough to be read.
+"""A model of how Linux gives out source ports, small enough to read.
 
-A simulation can count what the kernel probes, and a test can drive an attempt against
-it and ask what would have been possible. What it does is
-held against the running kernel, operation by operation, in
-tests/lab/test_kernel_model.py. The rules, in words:
+A simulation can count the ports that the kernel probes. A test can drive an attempt against it,
+and ask what would have been possible. tests/lab/test_kernel_model.py compares it with the
+running kernel, operation by operation. The rules, in words:
 
-- TCP: a port has a *bucket* of the sockets on it. It is of the connect class while
-  connect() chose the port of each of them, and of the bind class once bind() has
-  put one there. connect() takes a port with no bucket, or one of the connect class
-  on which its 4-tuple is unique; it looks at no source address. bind() takes a port
-  on which nobody of the same address conflicts with it.
-- TIME_WAIT is a socket without an owner: it stays in its bucket, and its 4-tuple
-  is taken until somebody may take it over.
-- UDP: a port is shared where both sockets have SO_REUSEADDR, or both SO_REUSEPORT.
-  Nobody looks at 4-tuples; a packet goes to the socket connected last, then to the
-  one bound last.
+- TCP: a port has a *bucket* of the sockets on it. The bucket is of the connect class as long as
+  connect() chose the port of each of them, and of the bind class once bind() has put a socket
+  there. connect() takes a port that has no bucket, or one of the connect class on which its
+  4-tuple is unique; it does not compare source addresses. bind() takes a port on which no socket
+  of the same address conflicts with it.
+- TIME_WAIT is a socket without an owner: it stays in its bucket, and keeps its 4-tuple until
+  another socket may take it over.
+- UDP: two sockets share a port if both have SO_REUSEADDR, or both SO_REUSEPORT. The kernel
+  compares no 4-tuples; a packet goes to the socket that was connected last, then to the one that
+  was bound last.
 
-One protocol family, one user, no devices, and a server that accepts everything. What
-the kernel does in three more cases, in which its tables contradict each other, is left
-out: SO_REUSEPORT is to be set before bind() and not for the wildcard; a UDP socket is to
-be disconnected before it is connected elsewhere; and a TCP socket bound to the wildcard
-and a port is not to be connected where connect() has put others on that port.
+The model has one protocol family, one user, no devices, and a server that accepts everything. It
+leaves out three cases in which the kernel's tables contradict each other. So set SO_REUSEPORT
+before bind(), and not for the wildcard; disconnect a UDP socket before you connect it elsewhere;
+and do not connect a TCP socket that is bound to the wildcard and a port on which connect() has
+put others.
 
-Source: __inet_hash_connect() and __inet_check_established() in
-net/ipv4/inet_hashtables.c, inet_csk_get_port() and inet_csk_find_open_port() in
-net/ipv4/inet_connection_sock.c, tcp_twsk_unique() in net/ipv4/tcp_ipv4.c,
-udp_lib_get_port() and __udp4_lib_lookup() in net/ipv4/udp.c.
+Source: __inet_hash_connect() and __inet_check_established() in net/ipv4/inet_hashtables.c,
+inet_csk_get_port() and inet_csk_find_open_port() in net/ipv4/inet_connection_sock.c,
+tcp_twsk_unique() in net/ipv4/tcp_ipv4.c, udp_lib_get_port() and __udp4_lib_lookup() in
+net/ipv4/udp.c.
 """
 
 from __future__ import annotations
 
-import enum
 import errno
 import itertools
 import random
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from connectx.addresses import Endpoint, PortRange
+from connectx.lab.model_sockets import (
+    OWNERLESS,
+    UNBOUND,
+    Bucket,
+    ModelSocket,
+    Obstacle,
+    State,
+    conflict,
+    overlap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-#: A source of which nothing has been chosen yet.
-_UNBOUND: Final = Endpoint("", 0)
-
-
-class State(enum.Enum):
-    """A socket's state, as far as it bears on ports; FIN_WAIT2 is the one without an owner."""
-
-    CLOSE = "unconnected"
-    LISTEN = "listening"
-    ESTABLISHED = "connected"
-    FIN_WAIT2 = "FIN_WAIT2"
-    TIME_WAIT = "TIME_WAIT"
-
-
-#: Has a name because before Python 3.12 a State.NAME costs half as much as a probe.
-_OWNERLESS: Final = (State.FIN_WAIT2, State.TIME_WAIT)
-
-
-class Obstacle(enum.Enum):
-    """Why connect()'s search passes over a port that it looks at.
-
-    BOUND: the bucket is of the bind class.
-    IN_USE: the 4-tuple is taken (__inet_check_established).
-    """
-
-    BOUND = "bound"
-    IN_USE = "in use"
-
-
-@dataclass(eq=False, slots=True)
-class ModelSocket:
-    """A socket: its options, which may be set at any time, and what the kernel notes of it.
-
-    local_port_range: IP_LOCAL_PORT_RANGE; 0 for an end that is not set.
-    source: where it is bound; host "" is the wildcard, port 0 none.
-    chosen_by_connect: whether connect() chose the port (SOCK_CONNECT_BIND).
-    host_locked, port_locked: whether bind() was told the host or the port
-    (SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK), which then stay.
-    order: when it was connected, counted.
-    timestamps, entered: of a TIME_WAIT, whether the connection had TCP timestamps,
-    and when it was closed.
-    """
-
-    stream: bool
-    reuseaddr: bool = False
-    reuseport: bool = False
-    bind_address_no_port: bool = False
-    local_port_range: tuple[int, int] = (0, 0)
-    source: Endpoint = _UNBOUND
-    destination: Endpoint | None = None
-    state: State = State.CLOSE
-    chosen_by_connect: bool = False
-    host_locked: bool = False
-    port_locked: bool = False
-    order: int = 0
-    timestamps: bool = True
-    entered: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class _Bucket:
-    """The sockets on one TCP port (struct inet_bind_bucket).
-
-    connect_class: fastreuse and fastreuseport are both -1.
-    """
-
-    connect_class: bool
-    owners: list[ModelSocket] = field(default_factory=list)
-
 
 class KernelModel:
-    """The ports of one network namespace, and who is on them.
+    """The ports of one network namespace, and the sockets on them.
 
-    ports, reserved: `ip_local_port_range`, `ip_local_reserved_ports`.
-    step_of_one: a search in a window goes in steps of one (Linux 6.8 and later).
-    recovers: a bucket is of the connect class again when the last socket that was
-    bound leaves it (6.18 and later); before, only when all sockets have.
-    seed: the model does the same again for the same seed.
-    address: the source address that routing chooses.
+    The methods raise OSError with the errno of the system call. Attributes may be changed at any
+    time.
 
-    Attributes, to be changed at will: the above, `tcp_tw_reuse`,
-    `tcp_tw_reuse_delay` (milliseconds), `tcp_timestamps`, and `now`, the time in
-    milliseconds. `probes`: the ports that the last call's search looked at, in order.
+    Args:
+        seed: The model does the same again for the same seed.
 
-    The methods raise OSError with the errno of the system call.
+    Attributes:
+        ports: `ip_local_port_range`.
+        reserved: `ip_local_reserved_ports`.
+        step_of_one: Whether a search in a window goes in steps of one (Linux 6.8 and later).
+        recovers: Whether a bucket is of the connect class again when the last socket that was
+            bound leaves it (6.18 and later), and not only when all sockets have left.
+        address: The source address that routing chooses.
+        tcp_tw_reuse: The sysctl.
+        tcp_tw_reuse_delay: The sysctl, in milliseconds.
+        tcp_timestamps: The sysctl.
+        now: The time, in milliseconds.
+        probes: The ports that the search of the last call looked at, in order.
     """
 
     def __init__(
@@ -151,12 +95,12 @@ class KernelModel:
         self.probes: list[int] = []
         self._random = random.Random(seed)  # noqa: S311 - to be repeatable is what it is for
         self._counter = itertools.count(1)
-        # TCP: by port; and by source address and destination, then by port, so that a
-        # search looks up no more than a number for each port.
-        self._buckets: dict[int, _Bucket] = {}
+        # TCP: by port; and by source address and destination, then by port, so that a search
+        # only looks up a number for each port.
+        self._buckets: dict[int, Bucket] = {}
         self._tuples: dict[tuple[str, Endpoint], dict[int, ModelSocket]] = {}
         # Where the next search toward a destination begins: RFC 6056, algorithm 4.
-        # The kernel has a table of 65,536 hashed entries; ours never collide.
+        # The kernel has a table of 65,536 hashed entries; here they never collide.
         self._offsets: dict[tuple[str, Endpoint], int] = {}
         # UDP: by port, the newest first.
         self._datagrams: dict[int, list[ModelSocket]] = {}
@@ -170,13 +114,19 @@ class KernelModel:
         bind_address_no_port: bool = False,
         local_port_range: tuple[int, int] = (0, 0),
     ) -> ModelSocket:
-        """A new socket, with options."""
+        """Make a socket with options."""
         return ModelSocket(stream, reuseaddr, reuseport, bind_address_no_port, local_port_range)
 
     def bind(self, sock: ModelSocket, host: str, port: int) -> None:
-        """Bind a socket: host "" is the wildcard, port 0 any, or with NO_PORT none yet.
+        """Bind a socket.
 
-        EINVAL for a socket that has a port, EADDRINUSE.
+        Args:
+            sock: The socket.
+            host: "" for the wildcard.
+            port: 0 for any, or with IP_BIND_ADDRESS_NO_PORT for none yet.
+
+        Raises:
+            OSError: With EINVAL for a socket that has a port; with EADDRINUSE.
         """
         self.probes = []
         if sock.source.port or sock.state is not State.CLOSE:
@@ -186,13 +136,17 @@ class KernelModel:
             try:
                 self._get_port(sock, port)
             except OSError:
-                sock.source = _UNBOUND
+                sock.source = UNBOUND
                 raise
         sock.host_locked |= bool(host)
         sock.port_locked |= bool(port)
 
     def listen(self, sock: ModelSocket) -> None:
-        """Listen: EADDRINUSE where another socket does, or does not share the port."""
+        """Listen.
+
+        Raises:
+            OSError: With EADDRINUSE if another socket listens, or does not share the port.
+        """
         sock.state = State.LISTEN
         try:
             self._get_port(sock, sock.source.port)
@@ -201,7 +155,11 @@ class KernelModel:
             raise
 
     def connect(self, sock: ModelSocket, destination: Endpoint) -> None:
-        """Connect a socket: EADDRNOTAVAIL (TCP), EAGAIN (UDP) where nothing is free."""
+        """Connect a socket.
+
+        Raises:
+            OSError: With EADDRNOTAVAIL (TCP) or EAGAIN (UDP) if no port is free.
+        """
         self.probes = []
         if sock.stream:
             self._connect_stream(sock, destination)
@@ -212,7 +170,7 @@ class KernelModel:
         sock.order = next(self._counter)
 
     def disconnect(self, sock: ModelSocket) -> None:
-        """Undo connect() by AF_UNSPEC: what the kernel chose goes, what bind() was told stays."""
+        """Undo connect() by AF_UNSPEC: what the kernel chose goes, what bind() got stays."""
         if sock.state is not State.CLOSE or not sock.stream:
             self._vacate(sock)
         if not sock.host_locked:
@@ -221,7 +179,9 @@ class KernelModel:
     def close(self, sock: ModelSocket, leaving: State = State.CLOSE) -> None:
         """Close a socket; or end a TIME_WAIT, as its timer or SOCK_DESTROY does.
 
-        leaving: TIME_WAIT or FIN_WAIT2 to leave that behind, for a TCP connection.
+        Args:
+            sock: The socket.
+            leaving: TIME_WAIT or FIN_WAIT2 if a TCP connection is to leave that behind.
         """
         if leaving is State.CLOSE:
             self._vacate(sock)
@@ -233,7 +193,7 @@ class KernelModel:
     def lookup(
         self, source: Endpoint, destination: Endpoint, *, stream: bool
     ) -> ModelSocket | None:
-        """The socket that a packet from destination to source would reach."""
+        """Return the socket that a packet from destination to source would reach."""
         if stream:
             found = self._tuples.get((source.host, destination), {}).get(source.port)
             candidates = [
@@ -257,13 +217,13 @@ class KernelModel:
         return None
 
     def sockets(self, *, stream: bool) -> list[ModelSocket]:
-        """All sockets that have a port, those in TIME_WAIT among them."""
+        """Return all sockets that have a port, including those in TIME_WAIT."""
         if stream:
             return [sock for bucket in self._buckets.values() for sock in bucket.owners]
         return [sock for on_port in self._datagrams.values() for sock in on_port]
 
     def obstacle(self, source: Endpoint, destination: Endpoint) -> Obstacle | None:
-        """Why a connect() from an address passes over a port; None where it would take it."""
+        """Return why connect() from an address passes over a port; None if it would take it."""
         bucket = self._buckets.get(source.port)
         if bucket is None:
             return None
@@ -271,7 +231,7 @@ class KernelModel:
             return Obstacle.BOUND
         former = self._tuples.get((source.host, destination), {}).get(source.port)
         if former is None or (
-            former.state in _OWNERLESS and self._may_take_over(former, explicit=False)
+            former.state in OWNERLESS and self._may_take_over(former, explicit=False)
         ):
             return None
         return Obstacle.IN_USE
@@ -279,9 +239,10 @@ class KernelModel:
     # Ports.
 
     def _range_of(self, sock: ModelSocket) -> tuple[PortRange, bool]:
-        """The ports to search, and whether the socket has a window (inet_sk_get_local_port_range).
+        """Return the ports to search, and whether the socket has a window.
 
-        An end of the window outside of the range is replaced by the range's own.
+        An end of the window outside of the range is replaced by the range's own
+        (inet_sk_get_local_port_range).
         """
         low, high = sock.local_port_range
         ports = PortRange(
@@ -291,7 +252,7 @@ class KernelModel:
         return ports, bool(low or high)
 
     def _probe(self, candidates: Iterable[int]) -> Iterator[int]:
-        """The candidates that are not reserved, each noted as probed."""
+        """Yield the candidates that are not reserved, and note that each was probed."""
         for port in candidates:
             if port not in self.reserved:
                 self.probes.append(port)
@@ -303,9 +264,9 @@ class KernelModel:
             return
         if not port:
             port = self._search_to_bind(sock)
-        elif any(_conflict(sock, other, shared=True) for other in self._owners(port)):
+        elif any(conflict(sock, other, shared=True) for other in self._owners(port)):
             raise _error(errno.EADDRINUSE)
-        bucket = self._buckets.setdefault(port, _Bucket(connect_class=False))
+        bucket = self._buckets.setdefault(port, Bucket(connect_class=False))
         bucket.connect_class = False
         if sock not in bucket.owners:
             bucket.owners.append(sock)
@@ -317,13 +278,13 @@ class KernelModel:
             return
         sock.source = sock.source._replace(host=host)
         if not sock.stream and sock.source.port:
-            # udp_lib_rehash(): the newest on the port, from the lookup's point of view.
+            # udp_lib_rehash(): a lookup then takes it for the newest on the port.
             on_port = self._datagrams[sock.source.port]
             on_port.remove(sock)
             on_port.insert(0, sock)
 
     def _vacate(self, sock: ModelSocket) -> None:
-        """Leave the 4-tuple, and the port unless bind() was told it."""
+        """Leave the 4-tuple, and the port unless bind() got it."""
         if sock.stream and sock.destination is not None:
             del self._tuples[sock.source.host, sock.destination][sock.source.port]
         sock.destination = None
@@ -377,18 +338,18 @@ class KernelModel:
         if sock.source.port:
             former = self._on_path(sock.source.host, destination).get(sock.source.port)
             if former is not None and not (
-                former.state in _OWNERLESS and self._may_take_over(former, explicit=True)
+                former.state in OWNERLESS and self._may_take_over(former, explicit=True)
             ):
                 raise _error(errno.EADDRNOTAVAIL)
             return sock.source
         port = self._search_to_connect(sock, destination)
-        self._buckets.setdefault(port, _Bucket(connect_class=True)).owners.append(sock)
+        self._buckets.setdefault(port, Bucket(connect_class=True)).owners.append(sock)
         sock.chosen_by_connect = True
         sock.source = sock.source._replace(port=port)
         return sock.source
 
     def _search_to_connect(self, sock: ModelSocket, destination: Endpoint) -> int:
-        """__inet_hash_connect(): a window port by port, else the low end's parity first."""
+        """Search as __inet_hash_connect(): a window port by port, else one parity first."""
         ports, window = self._range_of(sock)
         step = 1 if window and self.step_of_one else 2
         size = ports.size & ~1 if step > 1 and ports.size > 1 else ports.size
@@ -406,8 +367,8 @@ class KernelModel:
                 and (
                     (former := on_path.get(port)) is None
                     or (
-                        # Asked here, for a call would cost as much as the rest of a probe.
-                        former.state in _OWNERLESS and self._may_take_over(former, explicit=False)
+                        # Tested here, because a call costs as much as the rest of a probe.
+                        former.state in OWNERLESS and self._may_take_over(former, explicit=False)
                     )
                 )
             ):
@@ -417,13 +378,15 @@ class KernelModel:
         raise _error(errno.EADDRNOTAVAIL)
 
     def _on_path(self, host: str, destination: Endpoint) -> dict[int, ModelSocket]:
-        """The connections from an address to a destination, by source port."""
+        """Return the connections from an address to a destination, by source port."""
         return self._tuples.setdefault((host, destination), {})
 
     def _may_take_over(self, former: ModelSocket, *, explicit: bool) -> bool:
-        """Whether the 4-tuple of a socket without an owner may be taken (tcp_twsk_unique).
+        """Return whether the 4-tuple of a socket without an owner may be taken (tcp_twsk_unique).
 
-        explicit: bind() chose the port.
+        Args:
+            former: That socket.
+            explicit: Whether bind() chose the port.
         """
         if explicit or not former.timestamps:
             return former.timestamps
@@ -436,7 +399,7 @@ class KernelModel:
         )
 
     def _search_to_bind(self, sock: ModelSocket) -> int:
-        """inet_csk_find_open_port(): the other parity first, and no sharing with anybody."""
+        """Search as inet_csk_find_open_port(): the other parity first, and no port is shared."""
         ports, _ = self._range_of(sock)
         halves = [ports]
         if sock.reuseaddr and ports.size >= 4:
@@ -447,9 +410,7 @@ class KernelModel:
             first = self._random.randrange(size) | 1
             for start in (first, first - 1):
                 for port in self._probe(_walk(half, start, size, 2)):
-                    if not any(
-                        _conflict(sock, other, shared=False) for other in self._owners(port)
-                    ):
+                    if not any(conflict(sock, other, shared=False) for other in self._owners(port)):
                         return port
         raise _error(errno.EADDRINUSE)
 
@@ -457,7 +418,7 @@ class KernelModel:
 
     def _connect_datagram(self, sock: ModelSocket) -> None:
         if not sock.source.port:
-            # Before routing has chosen an address: the port must be free on all of them.
+            # Routing has not chosen an address yet: the port must be free on all of them.
             try:
                 self._bind_datagram(sock, 0)
             except OSError as error:
@@ -467,8 +428,8 @@ class KernelModel:
     def _bind_datagram(self, sock: ModelSocket, port: int) -> None:
         candidates: Iterable[int] = (port,)
         if not port:
-            # Exact for ranges within the kernel's hash table of at least 256 ports;
-            # a larger range is walked in another order.
+            # Exact for ranges within the kernel's hash table of at least 256 ports; it walks a
+            # larger range in another order.
             ports, _ = self._range_of(sock)
             candidates = self._probe(
                 _walk(ports, self._random.randrange(ports.size), ports.size, 1)
@@ -478,7 +439,7 @@ class KernelModel:
             if all(
                 (sock.reuseaddr and other.reuseaddr)
                 or (sock.reuseport and other.reuseport)
-                or not _overlap(sock, other)
+                or not overlap(sock, other)
                 for other in on_port
             ):
                 on_port.insert(0, sock)
@@ -488,32 +449,12 @@ class KernelModel:
 
 
 def _walk(ports: PortRange, first: int, size: int, step: int) -> Iterator[int]:
-    """Every step-th port from an offset on, around the end; size: how far before it is back."""
+    """Return `size` ports in steps, from an offset on and around the end."""
     count = len(range(0, size, step))
     start = ports.low + first
     ahead = range(start, ports.high + 1, step)[:count]
     around = range(start + len(ahead) * step - size, ports.high + 1, step)[: count - len(ahead)]
     return itertools.chain(ahead, around)
-
-
-def _overlap(sock: ModelSocket, other: ModelSocket) -> bool:
-    """Whether two sockets' addresses are the same, or one is the wildcard."""
-    hosts = {sock.source.host, other.source.host}
-    return len(hosts) == 1 or "" in hosts
-
-
-def _conflict(sock: ModelSocket, other: ModelSocket, *, shared: bool) -> bool:
-    """inet_bind_conflict(): whether bind() may not put a socket beside another one.
-
-    shared: the port was asked for, and may be shared with those who agree.
-    """
-    if sock is other or not _overlap(sock, other):
-        return False
-    if not shared:
-        return True
-    if sock.reuseaddr and other.reuseaddr and other.state is not State.LISTEN:
-        return False
-    return not (sock.reuseport and other.reuseport)
 
 
 def _error(number: int) -> OSError:

@@ -1,9 +1,8 @@
 """What each connection of a fill costs: a whole port range, from the first port to the last.
 
-Connections are opened one after the other by one process, as a single program
-would, each with the clock running (connectx.lab.opening); worker processes take
-over what exceeds one process's descriptors. For churn, connections are then closed
-at random and opened again, one by one.
+One process opens connections one after the other, as a single program would, each with the
+clock running (connectx.lab.opening). Worker processes take over what exceeds one process's
+descriptors. For churn, connections are then closed at random and opened again, one by one.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from connectx.lab import resources
 from connectx.lab.machine import Machine, describe
 from connectx.lab.opening import check_way, opener, window_of
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
-from connectx.lab.transports import PROTOCOLS, Transport
+from connectx.lab.transports import Transport
 from connectx.sandbox import workers
 from connectx.sandbox.holders import Held, Holders
 from connectx.sandbox.servers import family_of
-from connectx.sandbox.workers import Crew, descriptors_free
+from connectx.sandbox.workers import Crew, descriptors_free, sparingly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,38 +40,40 @@ if TYPE_CHECKING:
 #: Port 7 is the echo service's (RFC 862), and below every range of ephemeral ports.
 DESTINATION_PORT: Final = 7
 
-
 #: The window sizes in the table of "connect() - why are you so slow?" (2024).
 WINDOWS: Final = (500, 1000, 5000, 10000)
 
 #: Seconds of opening after which a way is too slow to wait for.
 TIME_LIMIT: Final = 120.0
 
-#: How full the accept queues get at most: the kernel spreads connections over them by
-#: a hash, and not quite evenly.
-_QUEUE_SHARE: Final = 0.6
+#: Most addresses of one kind: what fits into the last octet of those below.
+MOST_ADDRESSES: Final = 200
 
-_REPORT_EVERY: Final = 0.1  # seconds
+#: How full the accept queues get at most: the kernel spreads connections over them by a hash,
+#: and not quite evenly.
+_QUEUE_SHARE: Final = 0.6
 
 #: What a worker has open besides the connections it holds, with much to spare.
 _DESCRIPTORS_BESIDES: Final = 128
 
-#: SO_LINGER on with no time: close() resets the connection, and no TIME_WAIT is left.
+#: SO_LINGER on, for zero seconds: close() resets the connection, and leaves no TIME_WAIT.
 _ABORT: Final = struct.pack("@ii", 1, 0)
 
 
 class Settings(NamedTuple):
     """One fill.
 
-    way: as connectx.lab.opening has it.
-    protocol: one of PROTOCOLS.
-    family: 4 or 6.
-    ports: the range of source ports.
-    sources, destinations: how many addresses take turns.
-    connections: how many to try; 0 for as many as there are 4-tuples.
-    occupancy: how far to fill, from 0 to 1, before `operations` connections are closed
-    and opened again.
-    time_limit: seconds of opening after which the fill ends.
+    Attributes:
+        way: How connections are opened, as connectx.lab.opening names it.
+        protocol: A key of connectx.addresses.PROTOCOLS.
+        family: 4 or 6.
+        ports: The range of source ports.
+        sources: How many source addresses take turns.
+        destinations: How many destinations take turns.
+        connections: How many to try; 0 for as many as there are 4-tuples.
+        occupancy: How far to fill, from 0 to 1, before churn begins.
+        operations: How many connections churn closes, opening another after each; 0 for none.
+        time_limit: Seconds of opening after which the fill ends.
     """
 
     way: str
@@ -102,40 +103,44 @@ class Settings(NamedTuple):
         return self.connections or int(self.capacity * self.occupancy)
 
     def check(self) -> None:
-        """Raise ValueError for settings that make no sense."""
+        """Check that the settings make sense.
+
+        Raises:
+            ValueError: They do not.
+        """
         check_way(self.way)
         if not 0 < self.occupancy <= 1:
-            raise ValueError(f"an occupancy lies above 0 and up to 1, not {self.occupancy}")
+            raise ValueError(f"the occupancy {self.occupancy} is not above 0 and up to 1")
         for name, count in (("sources", self.sources), ("destinations", self.destinations)):
             if not 1 <= count <= MOST_ADDRESSES:
-                raise ValueError(f"{name}: 1 to {MOST_ADDRESSES}, not {count}")
+                raise ValueError(f"{name}: {count} is not a number from 1 to {MOST_ADDRESSES}")
         if window_of(self.way) > self.ports.size:
             raise ValueError(f"{self.way} has more ports than {self.ports}")
         if self.operations and not self.tries:
-            raise ValueError(f"nothing to close at {self.occupancy:.0%} of {self.ports}")
+            raise ValueError(f"at {self.occupancy:.0%} of {self.ports} there is nothing to close")
         if self.operations and self.tries > churn_most():
-            # The others would have to be closed in other processes, and the ones left to
-            # close here are the latest: all of one parity, for a plain connect().
+            # Connections beyond that would be held, and could only be closed, by other
+            # processes. Those left here would be the latest: all of one parity, for a plain
+            # connect().
             raise ValueError(
-                f"churn takes {self.tries:,} descriptors in one process, which may have "
+                f"churn needs {self.tries:,} descriptors in one process, which may have "
                 f"{churn_most():,} (ulimit -H -n): try a smaller range"
             )
 
 
 def churn_most() -> int:
-    """How many connections there may be for churn: those that one process holds."""
+    """Return how many connections churn can have: those that one process holds."""
     return max(0, workers.descriptor_limit() - _DESCRIPTORS_BESIDES)
-
-
-#: Addresses of one kind: what fits into the last octet of the ones below.
-MOST_ADDRESSES: Final = 200
 
 
 class Samples(NamedTuple):
     """Connections in the order in which they were tried, column by column.
 
-    port: 0 for one that was refused. nanoseconds: what the caller waited.
-    retries: tries that were refused within the call. errno: 0 for a connected one.
+    Attributes:
+        port: The source port; 0 for a connection that was refused.
+        nanoseconds: How long the caller waited.
+        retries: How many tries were refused within the call.
+        errno: Why the connection was refused; 0 if it was not.
     """
 
     port: array[int]
@@ -145,7 +150,7 @@ class Samples(NamedTuple):
 
     @classmethod
     def none(cls) -> Samples:
-        """No connection yet."""
+        """Return the samples of no connection."""
         return cls(array("H"), array("Q"), array("I"), array("H"))
 
     def extend(self, more: Samples) -> None:
@@ -154,7 +159,7 @@ class Samples(NamedTuple):
             column.extend(addition)
 
     def add(self, port: int, nanoseconds: int, retries: int, number: int) -> None:
-        """Add one."""
+        """Add a connection; number is its errno."""
         for column, value in zip(self, (port, nanoseconds, retries, number), strict=True):
             column.append(value)
 
@@ -162,10 +167,13 @@ class Samples(NamedTuple):
 class Latency(NamedTuple):
     """What came of a fill.
 
-    fill: every connection tried, in order.
-    churn: every connection opened in the place of another one afterwards.
-    finished: False where the time limit ended the fill.
-    changes: what was changed in the private network, which is gone.
+    Attributes:
+        settings: What was asked for.
+        machine: What it ran on.
+        fill: Every connection that was tried, in order.
+        churn: Every connection that churn opened in the place of another.
+        finished: False where the time limit ended the fill.
+        changes: What was changed in the private network, which is gone.
     """
 
     settings: Settings
@@ -177,7 +185,7 @@ class Latency(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a worker's task has opened, and whether it was stopped by the time limit."""
+    """What one task of a worker opened, and whether the time limit stopped it."""
 
     samples: Samples
     seconds: float
@@ -187,14 +195,18 @@ class _Part(NamedTuple):
 def run(settings: Settings, watch: Watch, machine: Machine | None = None) -> Latency:
     """Fill a port range in a network of its own.
 
-    machine: what it runs on, where the caller has looked before entering another network.
+    It turns an ordinary user's process into the root of a user namespace, for good: give it a
+    process of its own.
 
-    Of an ordinary user's process this makes the root of a user namespace, from
-    which there is no way back: give it a process of its own.
+    Args:
+        settings: What to fill, and how.
+        watch: Called with the progress.
+        machine: What it runs on, if the caller described that before it entered a network.
 
-    Raises ValueError for settings that make no sense and CannotStartError for what the
-    machine lacks, before anything is tried; NotSupported where this kernel cannot do as
-    the way says.
+    Raises:
+        ValueError: The settings make no sense. Nothing was tried.
+        CannotStartError: The machine lacks something. Nothing was tried.
+        NotSupported: This kernel cannot do as the way says.
     """
     settings.check()
     resources.require(settings.tries, both_ends=False)
@@ -209,17 +221,17 @@ def run(settings: Settings, watch: Watch, machine: Machine | None = None) -> Lat
         holders = stack.enter_context(Holders(crew))
         if settings.transport.stream:
             _listen(stack, settings, destinations)
-        tell = functools.partial(watch, f"{settings.way} {settings.protocol}")
-        fill, finished = _fill(settings, holders, sources, destinations, tell)
+        report = functools.partial(watch, f"{settings.way} {settings.protocol}")
+        fill, finished = _fill(settings, holders, sources, destinations, report)
         churn = Samples.none()
         if settings.operations and finished:
             job = holders.opener.start(_churn, settings, sources, destinations)
-            churn = job.result(lambda done: tell("reopening", done, settings.operations))
+            churn = job.result(lambda done: report("reopening", done, settings.operations))
         return Latency(settings, machine, fill, churn, finished, network.changes)
 
 
 def _addresses(network: Network, settings: Settings) -> tuple[list[Address], list[Address]]:
-    """The sources and the destinations, made local: all of 127.0.0.0/8 is without doing."""
+    """Return sources and destinations, all of them local, as all of 127.0.0.0/8 always is."""
     if settings.family == 4:
         sources = [f"127.0.0.{number}" for number in range(1, settings.sources + 1)]
         destinations = [f"127.0.1.{number}" for number in range(1, settings.destinations + 1)]
@@ -235,19 +247,19 @@ def _addresses(network: Network, settings: Settings) -> tuple[list[Address], lis
 def _listen(
     stack: contextlib.ExitStack, settings: Settings, destinations: Sequence[Address]
 ) -> None:
-    """Have the kernel complete handshakes; connections wait un-accepted, without a descriptor.
+    """Have the kernel complete handshakes; connections wait unaccepted, without a descriptor.
 
-    One accept queue holds at most net.core.somaxconn, so several listeners share the
-    port. None of them takes time from whoever opens the connections.
+    An accept queue holds at most net.core.somaxconn, so several listeners share the port. No
+    server takes time from the process that opens the connections.
     """
     backlog = resources.accept_queue()
-    proto = PROTOCOLS[settings.protocol].number
+    number = settings.transport.protocol.number
     per_destination = math.ceil((settings.tries + settings.operations) / len(destinations))
     listeners = math.ceil(per_destination / (backlog * _QUEUE_SHARE))
     for destination in destinations:
         for _ in range(listeners):
             sock = stack.enter_context(
-                socket.socket(family_of(destination[0]), socket.SOCK_STREAM, proto)
+                socket.socket(family_of(destination[0]), socket.SOCK_STREAM, number)
             )
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(destination)
@@ -259,7 +271,7 @@ def _fill(
     holders: Holders,
     sources: Sequence[Address],
     destinations: Sequence[Address],
-    tell: functools.partial[None],
+    report: functools.partial[None],
 ) -> tuple[Samples, bool]:
     samples, seconds = Samples.none(), 0.0
     while True:
@@ -267,7 +279,7 @@ def _fill(
         job = holders.opener.start(
             _open, settings, sources, destinations, begun, settings.time_limit - seconds
         )
-        part = job.result(lambda done: tell("opening", done, settings.tries))
+        part = job.result(lambda done: report("opening", done, settings.tries))
         samples.extend(part.samples)
         seconds += part.seconds
         if part.stopped or len(samples.port) == settings.tries:
@@ -287,36 +299,22 @@ def _open(
     begun: int,
     time_limit: float,
 ) -> _Part:
-    """Open connections until all are tried, or descriptors or time are used up."""
-    open_one: Opener = held.kept.setdefault(
-        "opener",
-        opener(
-            settings.way,
-            PROTOCOLS[settings.protocol].kind,
-            PROTOCOLS[settings.protocol].number,
-            settings.ports,
-        ),
-    )
+    """Open connections until all were tried, or descriptors or time are used up."""
+    if not held.kept:
+        held.kept["opener"] = opener(settings.way, settings.transport.protocol, settings.ports)
+    open_one: Opener = held.kept["opener"]
+    report = sparingly(report)
     pairs = _pairs(sources, destinations, begun)
-    room = descriptors_free()
+    room = len(held.sockets) + descriptors_free()
     samples = Samples.none()
-    with _collector_resting():
-        start = reported = time.monotonic()
+    with _collector_paused():
+        start = time.monotonic()
         for number in range(begun, settings.tries):
-            opened = open_one(*next(pairs))
-            port = 0
-            if opened.socket is not None:
-                port = opened.socket.getsockname()[1]
-                held.sockets.append(opened.socket)
-                room -= 1
-            samples.add(port, opened.nanoseconds, opened.retries, opened.errno)
-            now = time.monotonic()
-            if now - reported > _REPORT_EVERY:
-                report(number + 1)
-                reported = now
-            if now - start > time_limit:
-                return _Part(samples, now - start, stopped=True)
-            if not room:
+            _add(held, samples, open_one, next(pairs))
+            report(number + 1)
+            if time.monotonic() - start > time_limit:
+                return _Part(samples, time.monotonic() - start, stopped=True)
+            if len(held.sockets) == room:
                 break
         return _Part(samples, time.monotonic() - start, stopped=False)
 
@@ -328,57 +326,62 @@ def _churn(
     sources: Sequence[Address],
     destinations: Sequence[Address],
 ) -> Samples:
-    """Close one connection at random, open one between the same addresses, again and again.
+    """Close one of this worker's connections at random, open another, again and again.
 
-    One of those that this worker holds: the others stay, and their ports stay taken.
+    The new one is between the same addresses. What other workers hold stays open, and its ports
+    taken.
     """
     open_one: Opener = held.kept["opener"]
+    report = sparingly(report)
     samples = Samples.none()
-    reported = time.monotonic()
     pairs = {
         (source[0], destination[0]): (source, destination)
         for source in sources
         for destination in destinations
     }
-    with _collector_resting():
+    sockets = held.sockets
+    with _collector_paused():
         for number in range(settings.operations):
-            index = random.randrange(len(held.sockets))  # noqa: S311 - any will do
-            sock = held.sockets[index]
+            if not sockets:
+                break
+            index = random.randrange(len(sockets))  # noqa: S311 - any will do
+            sockets[index], sockets[-1] = sockets[-1], sockets[index]
+            sock = sockets.pop()
             pair = pairs[sock.getsockname()[0], sock.getpeername()[0]]
             if sock.type == socket.SOCK_STREAM:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
             sock.close()
-            opened = open_one(*pair)
-            port = 0
-            if opened.socket is not None:
-                port = opened.socket.getsockname()[1]
-                held.sockets[index] = opened.socket
-            else:
-                held.sockets[index] = held.sockets[-1]
-                held.sockets.pop()
-            samples.add(port, opened.nanoseconds, opened.retries, opened.errno)
-            now = time.monotonic()
-            if now - reported > _REPORT_EVERY:
-                report(number + 1)
-                reported = now
-            if not held.sockets:
-                break
+            _add(held, samples, open_one, pair)
+            report(number + 1)
     return samples
+
+
+def _add(held: Held, samples: Samples, open_one: Opener, pair: tuple[Address, Address]) -> None:
+    """Try to open a connection, and hold it."""
+    opened = open_one(*pair)
+    port = 0
+    if opened.socket is not None:
+        port = opened.socket.getsockname()[1]
+        held.sockets.append(opened.socket)
+    samples.add(port, opened.nanoseconds, opened.retries, opened.errno)
 
 
 def _pairs(
     sources: Sequence[Address], destinations: Sequence[Address], begun: int
 ) -> Iterator[tuple[Address, Address]]:
-    """The source and destination of each connection from a number on, all taking turns."""
-    all_pairs = [(source, destination) for destination in destinations for source in sources]
+    """Yield the source and destination of each connection from a number on, all in turn."""
+    pairs = [(source, destination) for destination in destinations for source in sources]
     while True:
-        yield all_pairs[begun % len(all_pairs)]
+        yield pairs[begun % len(pairs)]
         begun += 1
 
 
 @contextlib.contextmanager
-def _collector_resting() -> Iterator[None]:
-    """As timeit does: its passes over all those sockets would be charged to some connection."""
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, as timeit does.
+
+    Its passes over all those sockets would be charged to some connection.
+    """
     gc.collect()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
-"""A service whose port lies in the ephemeral range, and an outgoing connection that takes it.
+"""A service whose port is in the ephemeral range, and an outgoing connection that takes it.
 
-Services start late: after an upgrade, or when they are restarted. By then their
-port may be an outgoing connection's. net.ipv4.ip_local_reserved_ports keeps such
-ports out of the kernel's choice.
+Services start late: after an upgrade, or when they are restarted. By then an outgoing
+connection may have their port. net.ipv4.ip_local_reserved_ports keeps the kernel from choosing
+such ports.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ OUTGOING: Final[tuple[Opening, ...]] = (
 
 
 class Outcome(NamedTuple):
-    """What came of it.
+    """What came of a case.
 
-    takes: whether the outgoing connection has the service's port.
-    service: OK, or the errno and the call that gave it.
+    Attributes:
+        takes: Whether the outgoing connection has the service's port.
+        service: OK, or the errno and the call that kept the service from starting.
     """
 
     takes: bool
@@ -48,10 +49,15 @@ class Outcome(NamedTuple):
 class Case(NamedTuple):
     """An outgoing connection, and then a service.
 
-    outgoing, service: their calls.
-    anywhere: whether the service binds to the wildcard address.
-    reserved: whether its port is in ip_local_reserved_ports.
-    observed: None where this kernel lacks something that the connection needs.
+    Attributes:
+        transport: The protocol and family.
+        outgoing: The calls of the connection.
+        service: The calls of the service.
+        anywhere: Whether the service binds to the wildcard address.
+        reserved: Whether its port is in ip_local_reserved_ports.
+        expected: What is known to come of it.
+        observed: What came of it; None where this kernel lacks something that the connection
+            needs.
     """
 
     transport: Transport
@@ -64,12 +70,12 @@ class Case(NamedTuple):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it is as expected; None where there is nothing to compare."""
+        """Whether the kernel does as expected; None where it could not be tried."""
         return None if self.observed is None else self.observed == self.expected
 
 
 def service(transport: Transport, *, anywhere: bool) -> CallSequence:
-    """What a service does to start: TCP servers set SO_REUSEADDR, UDP servers rarely do."""
+    """Return what a service does to start: TCP servers set SO_REUSEADDR, UDP servers rarely do."""
     return CallSequence(
         reuseaddr=transport.stream,
         bind=Bind.PORT,
@@ -79,15 +85,15 @@ def service(transport: Transport, *, anywhere: bool) -> CallSequence:
 
 
 def expected(transport: Transport, outgoing: Opening, *, reserved: bool) -> Outcome:
-    """What we know to come of it, whatever address the service binds to."""
+    """Return what is known to come of a case, whatever address the service binds to."""
     asked = (
         outgoing.bind is Bind.PORT
         if isinstance(outgoing, CallSequence)
         else outgoing.source is Source.PORT
     )
-    # A port that is asked for explicitly is given, reserved or not.
+    # An explicit bind gets its port, reserved or not.
     takes = asked or not reserved
-    # inet_csk_bind_conflict(): bind() gets in beside a socket that is no listener if both
+    # inet_csk_bind_conflict(): bind() shares the port of a socket that does not listen if both
     # have SO_REUSEADDR.
     beside = transport.stream and attained(transport, outgoing).reuseaddr
     starts = not takes or beside
@@ -131,7 +137,7 @@ def _observe(
     reserved: bool,
 ) -> Outcome:
     with networks.fresh() as network, Servers() as servers, contextlib.ExitStack() as closing:
-        # Of two ports one is reserved, this or the other: what is taken is no matter of chance.
+        # One of two ports is reserved, the service's or the other, so that chance plays no part.
         ports = leave_one_port(network, PORT)
         if reserved:
             network.reserved_ports(str(PORT))
@@ -142,10 +148,9 @@ def _observe(
 
 
 def as_json(case: Case) -> dict[str, Any]:
-    """The same in JSON's types."""
+    """Return a case in JSON's types."""
     return {
-        "protocol": case.transport.protocol,
-        "family": case.transport.family,
+        **case.transport.as_json(),
         "outgoing": case.outgoing,
         "service": case.service,
         "service_address": "wildcard" if case.anywhere else "source",

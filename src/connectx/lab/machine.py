@@ -1,4 +1,4 @@
-"""What an experiment ran on, in plain terms."""
+"""The machine that an experiment ran on, in plain terms."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ _SYSCTLS: Final = (
 class Machine(NamedTuple):
     """A machine and its kernel, without its name.
 
-    kernel: release of the running kernel.
-    cores: how many CPUs this process may use.
-    python, connectx: versions.
-    features: what the kernel can do: its name here, and "yes", "no" or "could not tell".
-    sysctls: settings of the calling thread's network namespace; those that it cannot
-    see are left out.
+    Attributes:
+        kernel: The release of the running kernel.
+        cores: How many CPUs this process may use.
+        python: The version of Python.
+        connectx: The version of connectx.
+        features: What the kernel can do: "yes", "no" or "could not tell" by the name of the
+            feature.
+        sysctls: Settings of the calling thread's network namespace, without those that it
+            cannot see.
     """
 
     kernel: str
@@ -42,7 +45,7 @@ class Machine(NamedTuple):
 
 
 def describe() -> Machine:
-    """The machine, as the calling thread sees it."""
+    """Return the machine as the calling thread sees it."""
     return Machine(
         kernel=platform.release(),
         cores=len(os.sched_getaffinity(0)),

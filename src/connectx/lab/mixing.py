@@ -1,8 +1,8 @@
 """Which techniques can share a source port with which.
 
-One socket has an address and port toward the first destination; another technique
-wants the same address and port toward the second. There is one port to choose, so
-that every technique means the same one.
+One socket has an address and port toward the first destination. Another technique wants the
+same address and port toward the second. There is one port to choose, so that every technique
+means the same one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PORT: Final = 40000
 
-#: What is held, or wanted.
+#: How the port is held, or wanted.
 Opening: TypeAlias = CallSequence | Connectx
 
 OK: Final = "ok"
@@ -44,9 +44,12 @@ OK: Final = "ok"
 class Cell(NamedTuple):
     """A pair of techniques.
 
-    first, second: the calls of who has the port, and of who wants it too.
-    expected, observed: OK, or the errno and the call that gave it; observed is ""
-    where this kernel lacks something that one of them needs.
+    Attributes:
+        transport: The protocol and family.
+        first: The calls of the socket that has the port.
+        second: The calls of the socket that wants it too.
+        expected: OK, or the errno and the call that gave it.
+        observed: The same; "" where this kernel lacks something that one of them needs.
     """
 
     transport: Transport
@@ -57,7 +60,7 @@ class Cell(NamedTuple):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it is as expected; None where there is nothing to compare."""
+        """Whether the kernel does as expected; None where it could not be tried."""
         return self.observed == self.expected if self.observed else None
 
 
@@ -83,7 +86,7 @@ OPENINGS: Final[tuple[Opening, ...]] = (
 
 
 def openings(transport: Transport) -> tuple[Opening, ...]:
-    """The rows, which are the columns as well; the last is a service."""
+    """Return the rows, which are the columns as well; the last one is a service."""
     service = CallSequence(
         reuseaddr=True, bind=Bind.PORT, then=Then.LISTEN if transport.stream else Then.RECEIVE
     )
@@ -93,9 +96,11 @@ def openings(transport: Transport) -> tuple[Opening, ...]:
 class Attained(NamedTuple):
     """What a socket that has a port means to others.
 
-    reuseaddr, reuseport: options that are on.
-    connect_picks: whether the port is shared by whoever leaves the choice to connect().
-    listens: whether it is a listener.
+    Attributes:
+        reuseaddr: Whether SO_REUSEADDR is on.
+        reuseport: Whether SO_REUSEPORT is on.
+        connect_picks: Whether sockets that leave the choice to connect() share the port.
+        listens: Whether it is a listener.
     """
 
     reuseaddr: bool
@@ -105,7 +110,7 @@ class Attained(NamedTuple):
 
 
 def attained(transport: Transport, opening: Opening) -> Attained:
-    """What a technique's socket means to others, if the port was free."""
+    """Return what a technique's socket means to others, if the port was free."""
     if isinstance(opening, CallSequence):
         return Attained(
             opening.reuseaddr,
@@ -123,7 +128,7 @@ def attained(transport: Transport, opening: Opening) -> Attained:
 
 
 def expected(transport: Transport, first: Opening, second: Opening) -> str:
-    """What we know to come of a pair, on a kernel that has what it needs."""
+    """Return what is known to come of a pair, on a kernel that has what it needs."""
     holder = attained(transport, first)
     if isinstance(second, Connectx):
         return _expected_of_connectx(transport, holder, second)
@@ -131,19 +136,19 @@ def expected(transport: Transport, first: Opening, second: Opening) -> str:
     at_connect = f"{_refusal(transport)} at connect"
     at_bind = f"{errno.errorcode[errno.EADDRINUSE]} at bind"
     if not transport.stream:
-        # udp_lib_get_port() knows of no destination: it is the options that decide.
+        # udp_lib_get_port() does not know the destination: the options decide.
         if both:
             return OK
         return at_connect if second.connect_picks else at_bind
     if second.connect_picks:
-        # __inet_hash_connect() skips every port that bind() has chosen for a socket.
+        # __inet_hash_connect() skips every port that bind() chose for a socket.
         return OK if holder.connect_picks else at_connect
     # inet_csk_bind_conflict(); for port 0 it never shares (ip_autobind_reuse is off).
     return OK if both and second.bind is Bind.PORT and not holder.listens else at_bind
 
 
 def _expected_of_connectx(transport: Transport, holder: Attained, second: Connectx) -> str:
-    # By an explicit bind with SO_REUSEADDR, which is also what the UDP lock does.
+    # An explicit bind with SO_REUSEADDR, which the UDP lock uses as well, shares it.
     by_bind = holder.reuseaddr and not holder.listens
     asked = second.source is Source.PORT
     if not transport.stream:
@@ -151,7 +156,7 @@ def _expected_of_connectx(transport: Transport, holder: Attained, second: Connec
     elif has_option(transport, "IP_LOCAL_PORT_RANGE"):
         shared = holder.connect_picks or (asked and by_bind)
     else:
-        # Without windows: the kernel's own choice and then binds, or binds alone.
+        # Without windows, the kernel chooses first and explicit binds follow, or they are all.
         late = not asked and has_option(transport, "IP_BIND_ADDRESS_NO_PORT")
         shared = by_bind or (late and holder.connect_picks)
     if shared:
@@ -191,8 +196,8 @@ def run(transport: Transport, networks: PrivateNetworks, watch: Watch) -> list[C
 def _observe(
     transport: Transport, first: Opening, second: Opening, networks: PrivateNetworks
 ) -> str:
-    # A fresh network for each pair: a former socket's traces on the port would be
-    # taken for the technique's, and connectx reads the port range once a second.
+    # A fresh network for each pair: traces of an earlier socket on the port would be taken for
+    # the technique's, and connectx reads the port range only once a second.
     with networks.fresh() as network, Servers() as servers, contextlib.ExitStack() as closing:
         ports = leave_one_port(network, PORT)
         transport.serve(servers)
@@ -202,9 +207,15 @@ def _observe(
 
 
 def outcome(opener: Opener, attempt: Attempt, closing: contextlib.ExitStack) -> str:
-    """Open a socket and say what came of it: OK, or the errno and the call that gave it.
+    """Open a socket.
 
-    closing: gets the socket.
+    Args:
+        opener: How to open it.
+        attempt: What it is opened for.
+        closing: Closes the socket.
+
+    Returns:
+        OK, or the errno and the call that gave it.
     """
     steps = opener.open(attempt)
     call = ""
@@ -222,10 +233,9 @@ def outcome(opener: Opener, attempt: Attempt, closing: contextlib.ExitStack) -> 
 
 
 def as_json(cell: Cell) -> dict[str, Any]:
-    """The same in JSON's types."""
+    """Return a pair in JSON's types."""
     return {
-        "protocol": cell.transport.protocol,
-        "family": cell.transport.family,
+        **cell.transport.as_json(),
         "first": cell.first,
         "second": cell.second,
         "expected": cell.expected,

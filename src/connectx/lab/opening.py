@@ -1,10 +1,9 @@
 """One connection, with the clock running.
 
-A way to open connections is one of the core's strategies, by its name, or
-``one-window:SIZE``: the loop of "connect() - why are you so slow?" (2024), which
-tries one window of random position for each connection and takes a refusal for an
-answer. What is timed is what a caller waits for: socket(), the options, bind(),
-connect(), and every retry.
+A way to open connections is one of connectx's strategies, by its name, or ``one-window:SIZE``:
+the loop of "connect() - why are you so slow?" (2024), which tries one window of random position
+for each connection and takes a refusal for an answer. The time is what a caller waits for:
+socket(), the options, bind(), connect(), and every retry.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from connectx.linux.sockopts import set_ip_bind_address_no_port, set_ip_local_po
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from connectx.addresses import Address, PortRange
+    from connectx.addresses import Address, PortRange, Protocol
 
     #: Opens a connection from an address to a destination.
     Opener: TypeAlias = Callable[[Address, Address], "Opened"]
 
-#: What means "no source port was found". Any other error is the experiment's own failure.
+#: What means "no source port was found". Any other error means that the experiment failed.
 REFUSALS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN})
 
 #: What one-window:SIZE begins with.
@@ -40,10 +39,11 @@ ONE_WINDOW: Final = "one-window"
 class Opened(NamedTuple):
     """What came of one connection.
 
-    socket: connected; None where no port was found.
-    nanoseconds: from socket() until then.
-    retries: tries that were refused before the last one.
-    errno: 0 where it is connected.
+    Attributes:
+        socket: The connected socket; None where no port was found.
+        nanoseconds: The time from socket() on.
+        retries: How many tries were refused before the last one.
+        errno: Why no port was found; 0 where one was.
     """
 
     socket: socket.socket | None
@@ -53,12 +53,20 @@ class Opened(NamedTuple):
 
 
 def check_way(name: str) -> None:
-    """Raise ValueError if there is no way of that name."""
+    """Check the name of a way.
+
+    Raises:
+        ValueError: There is no way of that name.
+    """
     window_of(name) or strategies.named(name)
 
 
 def window_of(way: str) -> int:
-    """The size in ``one-window:SIZE``, 0 for other ways; raises ValueError for a bad size."""
+    """Return the size in ``one-window:SIZE``, and 0 for other ways.
+
+    Raises:
+        ValueError: The size is not a number of ports.
+    """
     kind, colon, size = way.partition(":")
     if kind != ONE_WINDOW:
         return 0
@@ -68,28 +76,31 @@ def window_of(way: str) -> int:
     return int(size)
 
 
-def opener(way: str, kind: socket.SocketKind, proto: int, ports: PortRange) -> Opener:
-    """Opens connections in a way, for sockets of a type and protocol.
+def opener(way: str, protocol: Protocol, ports: PortRange) -> Opener:
+    """Return a function that opens connections in a way.
 
-    ports: the range in force.
-
-    It raises OSError for what is not about ports, such as a refused connection, and
+    The function raises OSError for what is not about ports, such as a refused connection, and
     NotSupported where this kernel cannot do as the way says.
+
+    Args:
+        way: The name of the way.
+        protocol: The protocol of the sockets.
+        ports: The range in force.
     """
     size = window_of(way)
     if size:
-        return _one_window(size, kind, proto, ports)
-    return _by_strategy(way, kind, proto)
+        return _one_window(size, protocol, ports)
+    return _by_strategy(way, protocol)
 
 
-def _one_window(size: int, kind: socket.SocketKind, proto: int, ports: PortRange) -> Opener:
+def _one_window(size: int, protocol: Protocol, ports: PortRange) -> Opener:
     positions = ports.size - size + 1
 
     def open_one(source: Address, destination: Address) -> Opened:
         family = socket.AF_INET6 if ":" in destination[0] else socket.AF_INET
         low = ports.low + secrets.randbelow(positions)
         begun = time.perf_counter_ns()
-        sock = socket.socket(family, kind, proto)
+        sock = socket.socket(family, protocol.type, protocol.number)
         try:
             set_ip_local_port_range(sock, low, low + size - 1)
             set_ip_bind_address_no_port(sock, on=True)
@@ -109,12 +120,12 @@ def _one_window(size: int, kind: socket.SocketKind, proto: int, ports: PortRange
     return open_one
 
 
-def _by_strategy(way: str, kind: socket.SocketKind, proto: int) -> Opener:
-    # What connectx.create_connection() does with an IP address, and it says how often it
-    # was refused before it succeeded.
+def _by_strategy(way: str, protocol: Protocol) -> Opener:
+    # This is connectx.create_connection() for an IP address, except that it also reports how
+    # often it was refused before it succeeded.
     def open_one(source: Address, destination: Address) -> Opened:
         begun = time.perf_counter_ns()
-        request = parse_literal(destination, source, kind, proto, way)
+        request = parse_literal(destination, source, protocol.type, protocol.number, way)
         if request is None:
             raise ValueError(f"not IP addresses: {source} and {destination}")
         try:

@@ -1,6 +1,6 @@
-"""Ways to open a socket that take more than one call after the other.
+"""Ways to open a socket that are more than a fixed sequence of calls.
 
-As in `connectx.lab.calls`, each names the call that it is about to make.
+As in `connectx.lab.calls`, each yields the name of the call that it is about to make.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import connectx
 from connectx.lab.calls import Bind, CallSequence, missing_options
-from connectx.lab.transports import PROTOCOLS
 from connectx.linux import features
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import TupleLookup
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
     from connectx.lab.calls import Attempt, Steps
     from connectx.lab.transports import Transport
 
-#: Ports in one of the shifting windows. The 2024 article takes 500 to 10,000 of
-#: 56,512; what matters here is that they are few.
+#: Ports in one of the shifting windows. The 2024 article takes 500 to 10,000 of 56,512; here
+#: it only matters that they are few.
 WINDOW: Final = 8
 
-#: Tries for each port of the range, where it is chance that finds the free one: in 64
-#: ports the last one is overlooked once in ten million times.
+#: Tries for each port of the range, for ways that find a free port by chance: they miss the
+#: last of 64 ports once in ten million times.
 TRIES: Final = 16
 
 
@@ -51,18 +50,18 @@ def _missing_lookup(transport: Transport) -> str:
 
 
 class RetriedBind(NamedTuple):
-    """The 2014 article's loop: a new socket and a new port while connect() refuses the old.
+    """The 2014 article's loop: a new socket and a new port as long as connect() refuses.
 
-    TRIES for each port, where the article has a number of its own choosing.
+    It makes TRIES for each port; the article leaves the number open.
     """
 
     @property
     def calls(self) -> str:
         """The calls that make it up."""
-        return "SO_REUSEADDR, bind(ip, 0), connect(); all again on EADDRNOTAVAIL"
+        return "SO_REUSEADDR, bind(ip, 0), connect(); again on EADDRNOTAVAIL"
 
     def missing(self, transport: Transport) -> str:
-        """Which options there are not."""
+        """Return which options the kernel lacks."""
         return missing_options(transport, "SO_REUSEADDR")
 
     def open(self, attempt: Attempt) -> Steps:
@@ -78,9 +77,10 @@ class RetriedBind(NamedTuple):
 
 
 class ShiftingWindows(NamedTuple):
-    """The 2024 article's windows of random position, another one while there is no free port.
+    """The 2024 article's windows of random position: another one as long as none has a free port.
 
-    TRIES for each port, and with IP_BIND_ADDRESS_NO_PORT, which the article's code lacks.
+    It makes TRIES for each port, and sets IP_BIND_ADDRESS_NO_PORT, which the article's code
+    lacks.
     """
 
     @property
@@ -92,7 +92,7 @@ class ShiftingWindows(NamedTuple):
         )
 
     def missing(self, transport: Transport) -> str:
-        """Which options there are not."""
+        """Return which options the kernel lacks."""
         return missing_options(transport, "IP_LOCAL_PORT_RANGE", "IP_BIND_ADDRESS_NO_PORT")
 
     def open(self, attempt: Attempt) -> Steps:
@@ -105,8 +105,7 @@ class ShiftingWindows(NamedTuple):
             yield "bind"
             sock.bind(transport.at(0))
             for tries_left in reversed(range(TRIES * ports.size)):
-                # Not a matter of security here: the ports are the experiment's own.
-                low = random.randint(ports.low, ports.high - width + 1)  # noqa: S311 - as above
+                low = random.randint(ports.low, ports.high - width + 1)  # noqa: S311 - nobody guesses
                 set_ip_local_port_range(sock, low, low + width - 1)
                 yield "connect"
                 try:
@@ -119,14 +118,16 @@ class ShiftingWindows(NamedTuple):
         return sock
 
 
-# Techniques that look at the 4-tuple themselves.
+# Techniques that look the 4-tuple up themselves.
 
 
 class Lock(NamedTuple):
     """SO_REUSEADDR as a lock, whole or in part.
 
-    locks: clear SO_REUSEADDR between bind() and connect(), so that nobody else can bind.
-    looks: connect only if a lookup of the 4-tuple finds this very socket.
+    Attributes:
+        locks: Whether it clears SO_REUSEADDR between bind() and connect(), so that no other
+            socket can bind.
+        looks: Whether it connects only if a lookup of the 4-tuple finds this socket.
     """
 
     locks: bool
@@ -135,22 +136,26 @@ class Lock(NamedTuple):
     @property
     def calls(self) -> str:
         """The calls that make it up."""
-        named = (
+        names = (
             "SO_REUSEADDR, bind(ip, port)",
             "SO_REUSEADDR off" * self.locks,
             "SOCK_DIAG lookup and SO_COOKIE" * self.looks,
             "connect()",
             "SO_REUSEADDR on" * self.locks,
         )
-        return ", ".join(name for name in named if name)
+        return ", ".join(filter(None, names))
 
     def missing(self, transport: Transport) -> str:
-        """Which option or lookup there is not."""
+        """Return which option or lookup the kernel lacks."""
         lookup = _missing_lookup(transport) if self.looks else ""
         return lookup or missing_options(transport, "SO_REUSEADDR")
 
     def open(self, attempt: Attempt) -> Steps:
-        """Open a socket; EAGAIN, as in the 2022 article, if the lookup finds another."""
+        """Open a socket.
+
+        Raises:
+            OSError: With EAGAIN, as in the 2022 article, if the lookup finds another socket.
+        """
         transport, _, port, destination = attempt
         with contextlib.ExitStack() as on_error:
             sock = on_error.enter_context(transport.socket())
@@ -175,7 +180,7 @@ class Lock(NamedTuple):
 def _require_own(sock: socket.socket, attempt: Attempt) -> None:
     address = ip_address(attempt.transport.source).packed
     lookup = TupleLookup(
-        PROTOCOLS[attempt.transport.protocol].number,
+        attempt.transport.protocol.table,
         sock.family,
         address,
         address,
@@ -183,14 +188,14 @@ def _require_own(sock: socket.socket, attempt: Attempt) -> None:
     )
     with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         if not lookup.shows(netlink, attempt.port, get_so_cookie(sock)):
-            raise BlockingIOError(errno.EAGAIN, "another socket is on the 4-tuple, or ahead of us")
+            raise BlockingIOError(errno.EAGAIN, "another socket is on the 4-tuple")
 
 
-# And ours.
+# connectx.
 
 
 class Source(enum.Enum):
-    """What the caller of connectx says about the source."""
+    """Which source the caller of connectx asks for."""
 
     NONE = "no source"
     ADDRESS = "source address"
@@ -198,13 +203,13 @@ class Source(enum.Enum):
 
 
 class Connectx(NamedTuple):
-    """connectx.create_connection(), whose calls cannot be told apart from out here."""
+    """connectx.create_connection(), as one call: its system calls cannot be interleaved here."""
 
     source: Source
 
     @property
     def calls(self) -> str:
-        """The call with what it is given."""
+        """The call and its arguments."""
         given = {
             Source.NONE: "",
             Source.ADDRESS: ", source_address=(ip, 0)",
@@ -213,13 +218,12 @@ class Connectx(NamedTuple):
         return f"connectx.create_connection(){given[self.source]}"
 
     def missing(self, transport: Transport) -> str:
-        """Whether there is no lookup of datagram sockets, which it cannot do without."""
+        """Return the lookup of datagram sockets if the kernel lacks it: UDP needs it."""
         return _missing_lookup(transport)
 
     def open(self, attempt: Attempt) -> Steps:
         """Open a socket."""
         transport, _, port, destination = attempt
-        protocol = PROTOCOLS[transport.protocol]
         source = {
             Source.NONE: None,
             Source.ADDRESS: transport.at(0),
@@ -229,6 +233,6 @@ class Connectx(NamedTuple):
         return connectx.create_connection(
             (transport.source, destination),
             source_address=source[self.source],
-            type=protocol.kind,
-            proto=protocol.number,
+            type=transport.protocol.type,
+            proto=transport.protocol.number,
         )

@@ -1,4 +1,4 @@
-"""What an experiment needs of the machine, looked at before it begins."""
+"""What an experiment needs from the machine, checked before it begins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_PORTS: Final = PortRange(32768, 60999)
 LOWEST_PORT: Final = 1024
 
 #: Both ends of a TCP connection and the Python objects around them, as measured, and half as
-#: much again; and what a worker has for itself.
+#: much again.
 BYTES_PER_CONNECTION: Final = 10_000
 BYTES_PER_WORKER: Final = 2_000_000
 
@@ -33,9 +33,14 @@ class CannotStartError(Exception):
 
 
 def require(connections: int, *, both_ends: bool) -> None:
-    """Raise CannotStartError if so many connections at a time are too many for this machine.
+    """Check that this machine can hold so many connections at a time.
 
-    both_ends: whether the server's end takes a descriptor as well.
+    Args:
+        connections: How many.
+        both_ends: Whether the server's end takes a descriptor as well.
+
+    Raises:
+        CannotStartError: There are too few descriptors, or there is too little memory.
     """
     limit = workers.descriptor_limit()
     share = limit - 2 * workers.SPARE_DESCRIPTORS
@@ -57,21 +62,22 @@ def require(connections: int, *, both_ends: bool) -> None:
 
 
 def accept_queue() -> int:
-    """How many connections a listener in the calling thread's network can keep un-accepted."""
+    """Return how many unaccepted connections a listener in this thread's network can hold."""
     somaxconn = Path("/proc/sys/net/core/somaxconn")
-    # Older kernels (6.1) hide it from a namespace that an ordinary user owns; the queues
-    # then have the default length.
+    # Older kernels (6.1) hide it from a namespace that an ordinary user owns; the queues then
+    # have the default length.
     return int(somaxconn.read_text()) if somaxconn.exists() else socket.SOMAXCONN
 
 
 @contextlib.contextmanager
 def in_first_network() -> Iterator[Network]:
-    """Run experiments, each with networks of its own, inside a private network.
+    """Run experiments inside a private network, each with networks of its own.
 
-    An ordinary user's process comes back from all networks but the first, so that
-    experiment after experiment can have one of its own in there.
+    An ordinary user's process can leave every network but its first. Inside that one it can
+    give each experiment a network of its own.
 
-    Raises CannotStartError where the machine allows no private network.
+    Raises:
+        CannotStartError: The machine allows no private network.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -1,9 +1,9 @@
-"""Which ports connect() looks at until it has one: its search, by a model of the kernel.
+"""Which ports connect() looks at until it finds a free one, by a model of the kernel.
 
-The articles draw this for eight ports. Here it is done for any range, with what else bears
-on it: windows, reserved ports, ports that others have bound, several destinations. Nothing
-is opened: connectx.lab.kernel_model does what the kernel would, and the same again for
-the same seed. tests/lab/test_simulate.py holds it against the kernel.
+The articles draw this for eight ports. This simulates any range, and what else matters: windows,
+reserved ports, ports that others have bound, several destinations. Nothing is opened:
+connectx.lab.kernel_model does what the kernel would do, and does the same again for the same
+seed. tests/kernel/test_port_search.py compares it with the kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
-from connectx.lab.kernel_model import KernelModel, Obstacle
+from connectx.lab.kernel_model import KernelModel
+from connectx.lab.model_sockets import Obstacle
+from connectx.lab.occupancy import STAGES, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,36 +28,36 @@ PLAIN: Final = "plain"
 OPTION: Final = "option"
 WINDOW: Final = "window"
 
-#: The ranges of occupancy that connections are counted in: a name, and where each ends.
-OCCUPANCY: Final = (
-    ("0-50 %", 0.5),
-    ("50-90 %", 0.9),
-    ("90-99 %", 0.99),
-    ("last 1 %", 1.0),
-    ("full", float("inf")),
-)
+#: The stages of occupancy by which connections are counted, and what comes after the last one.
+_OCCUPANCY: Final = {
+    **{str(stage): stage for stage in STAGES},
+    "full": Stage(1.0, float("inf")),
+}
 
-#: About a minute of simulation; the kernel's default range, filled plainly, takes 200 million.
+#: About a minute of simulation. The kernel's default range, filled by plain connect(), takes
+#: 200 million probes.
 MOST_PROBES: Final = 300_000_000
-#: Of memory, half a gigabyte.
+#: About half a gigabyte of memory.
 MOST_CONNECTIONS: Final = 500_000
 
 _HOST: Final = "127.0.0.1"
 _FIRST_DESTINATION: Final = 9000
 
-#: Between two reports: a tenth of a second, or less.
+#: Probes between two reports: a tenth of a second, or less.
 _PROBES_PER_REPORT: Final = 300_000
 
-#: What a search costs while there is a free port in its first scan, with much to spare.
+#: What a search costs as long as its first scan finds a free port, with much to spare.
 _PROBES_IN_PASSING: Final = 20
 
 
 class Search(NamedTuple):
     """How connect() is made to search.
 
-    kind: PLAIN, connect() unaided; OPTION, with IP_LOCAL_PORT_RANGE set to the whole range;
-    or WINDOW, with it set to a part that is placed at random for each connection, once.
-    size: how many ports a window holds; 0 for the others.
+    Attributes:
+        kind: PLAIN for connect() by itself; OPTION with IP_LOCAL_PORT_RANGE set to the whole
+            range; WINDOW with it set to a part of the range, placed at random for each
+            connection, and tried once.
+        size: How many ports a window holds; 0 for the other kinds.
     """
 
     kind: str
@@ -66,25 +68,37 @@ class Search(NamedTuple):
 
 
 def parse_search(text: str) -> Search:
-    """The search named plain, option or window:SIZE; raises ValueError for anything else."""
+    """Return the search named plain, option or window:SIZE.
+
+    Raises:
+        ValueError: The text names none.
+    """
     kind, colon, size = text.partition(":")
     if kind in (PLAIN, OPTION) and not colon:
         return Search(kind)
     if kind == WINDOW and size.isascii() and size.isdigit() and int(size):
         return Search(kind, int(size))
-    raise ValueError(f"neither plain, nor option, nor a window such as window:500: {text!r}")
+    raise ValueError(f"{text!r} is neither plain, nor option, nor a window such as window:500")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is simulated; ValueError for what makes no sense.
+    """What is simulated.
 
-    ports, reserved: net.ipv4.ip_local_port_range and ip_local_reserved_ports.
-    step_of_one: windows are searched port by port, as since Linux 6.8; False: in steps of two.
-    connections: how many to attempt; 0 for as many as there are 4-tuples.
-    destinations: how many there are; the connections go to one after the other.
-    bound: ports that other sockets were bound to, exclusively.
-    paths: keep every probe of each connection, not only their number.
+    Attributes:
+        ports: net.ipv4.ip_local_port_range.
+        search: How connect() searches.
+        step_of_one: Whether windows are searched port by port, as since Linux 6.8, and not in
+            steps of two.
+        connections: How many to attempt; 0 for as many as there are 4-tuples.
+        destinations: How many there are; the connections take turns over them.
+        reserved: net.ipv4.ip_local_reserved_ports.
+        bound: Ports that other sockets are bound to, exclusively.
+        seed: Repeats a simulation.
+        paths: Whether to keep every probe of each connection, and not only their number.
+
+    Raises:
+        ValueError: The settings make no sense.
     """
 
     ports: PortRange
@@ -103,16 +117,16 @@ class Settings:
         for name, ports in (("reserved", self.reserved), ("bound", self.bound)):
             outside = [port for port in sorted(ports) if not self.ports.contains(port)]
             if outside:
-                # It would change nothing, which is not what whoever names it expects.
+                # It would change nothing, which nobody expects who names it.
                 raise ValueError(f"the {name} port {outside[0]} is not in the range {self.ports}")
         if self.connections < 0 or self.destinations < 1:
-            raise ValueError("connections and destinations are counted from one")
+            raise ValueError("connections and destinations must be at least 1")
         if not self.tuples:
             raise ValueError(f"every port of {self.ports} is reserved or bound")
 
     @property
     def tuples(self) -> int:
-        """How many connections there can be, if a search finds every port."""
+        """How many connections there can be, if searches find every port."""
         return (self.ports.size - len(self.reserved | self.bound)) * self.destinations
 
     @property
@@ -122,15 +136,15 @@ class Settings:
 
     @property
     def expected_probes(self) -> int:
-        """About how many probes all of it takes: enough to refuse what would take too long."""
+        """About how many probes it takes: exact enough to refuse what would take too long."""
         each = self.search.size or self.ports.size - len(self.reserved)
         beyond = max(0, self.attempts - self.tuples)
         within = self.attempts - beyond
         if self.search.kind == WINDOW and each < self.ports.size:
-            # Many a window is full before the range is.
+            # Windows are full before the range is.
             searched = within * each // (4 if self.step_of_one else 2)
         elif self.search.kind == PLAIN or not self.step_of_one:
-            # Past half of the ports, one half is looked at in vain each time.
+            # Once half of the ports are in use, each search looks at that half in vain.
             searched = max(0, within - self.tuples // 2) * each // 2
         else:
             searched = 0
@@ -140,7 +154,10 @@ class Settings:
 class Finding(enum.Enum):
     """What a search finds at a port that it looks at.
 
-    IN_USE: the 4-tuple is taken. BOUND: another socket is bound to the port.
+    Attributes:
+        IN_USE: The 4-tuple is in use.
+        BOUND: Another socket is bound to the port.
+        CHOSEN: The port is free, and taken.
     """
 
     IN_USE = "in use"
@@ -165,12 +182,15 @@ class Probe(NamedTuple):
 class Connection(NamedTuple):
     """An attempt to connect.
 
-    number: counted from one, as is the destination.
-    in_use: how many 4-tuples were before it.
-    window: the ports it was to search.
-    port, errno: what it got; the other one is 0.
-    probes: how many ports it looked at.
-    path: those ports in order, where the settings ask for them.
+    Attributes:
+        number: Its number, counted from one.
+        destination: The number of its destination, counted from one.
+        in_use: How many 4-tuples were in use before it.
+        window: The ports that it was to search.
+        port: The port that it got; 0 for none.
+        errno: Why it got none; 0 if it got one.
+        probes: How many ports it looked at.
+        path: Those ports in order, if the settings ask for them.
     """
 
     number: int
@@ -184,10 +204,14 @@ class Connection(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What some connections have cost.
+    """What some connections cost.
 
-    connections, failed: how many there are, and how many of them got no port.
-    probes, most: of all, and of the one that took most.
+    Attributes:
+        name: What they have in common.
+        connections: How many there are.
+        failed: How many of them got no port.
+        probes: How many ports all of them looked at.
+        most: How many ports one of them looked at, at most.
     """
 
     name: str
@@ -198,27 +222,32 @@ class Group(NamedTuple):
 
     @property
     def mean(self) -> float | None:
-        """Probes of a connection; None where there is none."""
+        """Probes of a connection on average; None where there is no connection."""
         return self.probes / self.connections if self.connections else None
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of it, in order."""
+    """What came of a simulation.
+
+    Attributes:
+        settings: What was simulated.
+        connections: The attempts, in order.
+    """
 
     settings: Settings
     connections: list[Connection]
 
     def by_occupancy(self) -> list[Group]:
-        """The connections by the share of all 4-tuples that was in use before them."""
-        bins: dict[str, list[Connection]] = {name: [] for name, _ in OCCUPANCY}
-        for connection in self.connections:
-            share = connection.in_use / self.settings.tuples
-            bins[next(name for name, end in OCCUPANCY if share < end)].append(connection)
-        return [_group(name, members) for name, members in bins.items()]
+        """Return the connections by the share of all 4-tuples that was in use before them."""
+        shares = [(each.in_use / self.settings.tuples, each) for each in self.connections]
+        return [
+            _group(name, (each for share, each in shares if stage.low <= share < stage.high))
+            for name, stage in _OCCUPANCY.items()
+        ]
 
     def by_parity(self) -> list[Group]:
-        """Those that got an even port, and those that got an odd one."""
+        """Return those that got an even port, and those that got an odd one."""
         opened = [connection for connection in self.connections if connection.port]
         return [
             _group(name, (each for each in opened if each.port % 2 == parity))
@@ -226,12 +255,17 @@ class Simulation:
         ]
 
     def total(self) -> Group:
-        """All of them."""
+        """Return all of them."""
         return _group("all", self.connections)
 
 
 def run(settings: Settings, watch: Watch | None = None) -> Simulation:
-    """Simulate; the same for the same settings."""
+    """Simulate; the same settings give the same result.
+
+    Args:
+        settings: What to simulate.
+        watch: Called with the progress.
+    """
     kernel = KernelModel(
         settings.ports,
         settings.reserved,
@@ -241,7 +275,8 @@ def run(settings: Settings, watch: Watch | None = None) -> Simulation:
     )
     for port in sorted(settings.bound):
         kernel.bind(kernel.socket(), _HOST, port)
-    # Of its own, or each window would depend on where the search in the last one began.
+    # Random numbers of its own: otherwise each window would depend on where the search in the
+    # one before began.
     windows = random.Random(f"windows {settings.seed}")  # noqa: S311 - to be repeatable
     connections: list[Connection] = []
     in_use = reported = probes = 0
@@ -258,10 +293,7 @@ def run(settings: Settings, watch: Watch | None = None) -> Simulation:
 
 
 def as_json(simulation: Simulation) -> dict[str, Any]:
-    """The simulation as what json.dumps() takes; `connectx lab simulate --help` says what is in it.
-
-    The path of a connection is there where the settings ask for it.
-    """
+    """Return a simulation in JSON's types, as `connectx lab simulate --help` describes it."""
     settings = simulation.settings
     return {
         "settings": {
@@ -306,7 +338,7 @@ def _connect(kernel: KernelModel, settings: Settings, number: int, window: PortR
     path: list[Probe] = []
     if settings.paths:
         for port in kernel.probes:
-            # Ports that were passed over are still as the search found them.
+            # Ports that the search passed over are still as it found them.
             obstacle = kernel.obstacle(Endpoint(_HOST, port), destination)
             chosen = port == sock.source.port
             path.append(Probe(port, _FINDINGS[None if chosen else obstacle]))

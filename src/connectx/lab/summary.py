@@ -1,24 +1,30 @@
-"""What a fill's samples say: by how full the range was, by parity, and altogether."""
+"""A fill at a glance: by how full the range was, by the parity of ports, and altogether."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from connectx.lab.occupancy import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from connectx.lab.latency import Latency, Samples
-
-#: How full the range is, from the first share up to the second.
-OCCUPANCIES: Final = ((0.0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 1.0))
+    from connectx.lab.occupancy import Stage
 
 
 class Percentiles(NamedTuple):
-    """Microseconds of some connections; all NaN where there are none.
+    """Microseconds of some connections; NaN where there are none.
 
-    connections: how many there are.
+    Attributes:
+        connections: How many there are.
+        mean: Their mean.
+        half: What half of them take at most.
+        ninety: What 90 % of them take at most.
+        ninety_nine: What 99 % of them take at most.
+        longest: What all of them take at most.
     """
 
     connections: int
@@ -29,39 +35,56 @@ class Percentiles(NamedTuple):
     longest: float
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain values, null where there are none."""
+        """Return the same in JSON's types, with null for NaN."""
         return {
             name: None if math.isnan(value) else value for name, value in self._asdict().items()
         }
 
 
 class Occupied(NamedTuple):
-    """The connections tried while the range was so full.
+    """The connections that were tried while the range was so full.
 
-    low, high: shares of all 4-tuples.
-    microseconds: of those that were opened.
-    errors: how many were refused. retries: tries refused within the calls.
+    Attributes:
+        stage: How full.
+        microseconds: Those of the connections that were opened.
+        errors: How many were refused.
+        retries: How many tries were refused within the calls.
     """
 
-    low: float
-    high: float
+    stage: Stage
     microseconds: Percentiles
     errors: int
     retries: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the same in JSON's types."""
+        return {
+            **self.stage._asdict(),
+            "microseconds": self.microseconds.as_json(),
+            "errors": self.errors,
+            "retries": self.retries,
+        }
 
 
 class Summary(NamedTuple):
     """A fill at a glance.
 
-    tried, opened, errors, retries: counts.
-    seconds: what all of it took, refusals included.
-    per_second: connections opened in each of them.
-    even, odd: microseconds of the connections with such source ports.
-    slope: microseconds that a connection took more than the one before it, on the
-    line through all of them; start: where that line begins.
-    occupied: by how full the range was.
-    churn: microseconds of the connections opened in the place of others.
-    churn_errors, churn_retries: counts.
+    Attributes:
+        tried: How many connections were tried.
+        opened: How many were opened.
+        errors: How many were refused.
+        retries: How many tries were refused within the calls.
+        seconds: How long it took, refusals included.
+        per_second: How many connections were opened in a second.
+        even: Microseconds of the connections from even ports.
+        odd: Microseconds of the connections from odd ports.
+        slope: On the regression line, microseconds that each connection takes more than the
+            one before it.
+        start: Where that line begins, in microseconds.
+        occupied: The connections by how full the range was.
+        churn: Microseconds of the connections that churn opened.
+        churn_errors: How many connections churn could not open.
+        churn_retries: How many tries were refused within the calls of churn.
     """
 
     tried: int
@@ -80,21 +103,18 @@ class Summary(NamedTuple):
     churn_retries: int
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the same in JSON's types."""
         return {
             **self._asdict(),
             "even": self.even.as_json(),
             "odd": self.odd.as_json(),
             "churn": self.churn.as_json(),
-            "occupied": [
-                {**occupied._asdict(), "microseconds": occupied.microseconds.as_json()}
-                for occupied in self.occupied
-            ],
+            "occupied": [occupied.as_json() for occupied in self.occupied],
         }
 
 
 def summarise(latency: Latency) -> Summary:
-    """The summary of a fill."""
+    """Return the summary of a fill."""
     fill, churn = latency.fill, latency.churn
     opened = [number for number, port in enumerate(fill.port) if port]
     seconds = sum(fill.nanoseconds) / 1e9
@@ -111,14 +131,16 @@ def summarise(latency: Latency) -> Summary:
         slope=slope,
         start=start,
         occupied=tuple(_by_occupancy(fill, latency.settings.capacity)),
-        churn=percentiles(_of_opened(churn)),
+        churn=percentiles(
+            time for time, port in zip(churn.nanoseconds, churn.port, strict=True) if port
+        ),
         churn_errors=sum(map(bool, churn.errno)),
         churn_retries=sum(churn.retries),
     )
 
 
 def as_json(latency: Latency) -> dict[str, Any]:
-    """All of it, every sample included, as `connectx lab latency --help` describes it."""
+    """Return a fill in JSON's types, as `connectx lab latency --help` describes it."""
     settings = latency.settings
     return {
         "way": settings.way,
@@ -135,35 +157,30 @@ def as_json(latency: Latency) -> dict[str, Any]:
 
 
 def percentiles(nanoseconds: Iterable[int]) -> Percentiles:
-    """The mean and the percentiles of some times."""
+    """Return the mean and the percentiles of some times."""
     times = sorted(nanoseconds)
     if not times:
         return Percentiles(0, *[math.nan] * 5)
-    # The nearest rank: the least time that so many in a hundred do not exceed.
+    # The nearest rank: the least time that so many per cent do not exceed.
     ranks = (math.ceil(len(times) * share / 100) - 1 for share in (50, 90, 99, 100))
     return Percentiles(
         len(times), statistics.fmean(times) / 1000, *(times[rank] / 1000 for rank in ranks)
     )
 
 
-def _of_opened(samples: Samples) -> list[int]:
-    return [time for time, port in zip(samples.nanoseconds, samples.port, strict=True) if port]
-
-
 def _by_occupancy(fill: Samples, capacity: int) -> Iterator[Occupied]:
-    tries: list[list[int]] = [[] for _ in OCCUPANCIES]
+    tries: list[list[int]] = [[] for _ in STAGES]
     opened = 0
-    stage = 0
+    at = 0
     for number, port in enumerate(fill.port):
         # A refused try belongs to the stage that it found.
-        while stage < len(OCCUPANCIES) - 1 and opened >= OCCUPANCIES[stage][1] * capacity:
-            stage += 1
-        tries[stage].append(number)
+        while at < len(STAGES) - 1 and opened >= STAGES[at].high * capacity:
+            at += 1
+        tries[at].append(number)
         opened += port != 0
-    for (low, high), numbers in zip(OCCUPANCIES, tries, strict=True):
+    for stage, numbers in zip(STAGES, tries, strict=True):
         yield Occupied(
-            low,
-            high,
+            stage,
             percentiles(fill.nanoseconds[n] for n in numbers if fill.port[n]),
             sum(1 for n in numbers if not fill.port[n]),
             sum(fill.retries[n] for n in numbers),
@@ -171,7 +188,7 @@ def _by_occupancy(fill: Samples, capacity: int) -> Iterator[Occupied]:
 
 
 def _line(numbers: Sequence[int], microseconds: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line."""
+    """Return slope and intercept of the least-squares line."""
     if len(numbers) < 2:
         return 0.0, microseconds[0] if microseconds else 0.0
     slope, start = statistics.linear_regression(numbers, microseconds)

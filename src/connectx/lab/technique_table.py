@@ -1,7 +1,7 @@
-"""The articles' tables: every technique, and what we know to come of it.
+"""The articles' tables: every technique, and what is known to come of it.
 
-What is expected is what kernels do (tests/kernel/ holds the facts one by one), not
-what has been written about them; where an article says otherwise a note says so.
+What is expected is what kernels do, not what has been written about them: tests/kernel/ shows
+each fact, and a note says where an article has it otherwise.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ if TYPE_CHECKING:
     from connectx.lab.calls import Opener
     from connectx.lab.transports import Transport
 
-#: The source ports of a row. An even number, since before Linux 6.8 a window of an
-#: odd number loses its last port.
+#: The source ports of a row. Their number is even, because before Linux 6.8 a window of an
+#: odd number of ports loses the last one.
 PORTS: Final = PortRange(40000, 40063)
 
-#: The sysctl that a technique may want, and the only one beside the port range.
+#: The one sysctl besides the port range that a technique needs.
 AUTOBIND_REUSE: Final = "net.ipv4.ip_autobind_reuse"
 
 
 class Findings(NamedTuple):
     """What comes of a technique.
 
-    errno: what ends it when the ports are used up; "" for nothing.
-    shares: whether a source address and port serves both destinations.
-    overshadows: whether two sockets can be on one 4-tuple.
-    opened: connections to each of the two destinations, of at most PORTS.size.
+    Attributes:
+        errno: The error that ends it when the ports are used up; "" for none.
+        shares: Whether a source address and port serves both destinations.
+        overshadows: Whether two sockets can be on one 4-tuple.
+        opened: Connections to each of the two destinations, at most PORTS.size.
     """
 
     errno: str
@@ -41,10 +42,14 @@ class Findings(NamedTuple):
 
 
 class Technique(NamedTuple):
-    """A row.
+    """A row of the table.
 
-    sysctl: what has to be set to 1 for it, "" for nothing.
-    note: what there is to say about it, such as that an article has it otherwise.
+    Attributes:
+        name: What it is called.
+        opener: How it opens a socket.
+        expected: What is known to come of it.
+        note: What else there is to say, such as that an article has it otherwise.
+        sysctl: What has to be set to 1 for it; "" for nothing.
     """
 
     name: str
@@ -76,25 +81,24 @@ _STREAM_TECHNIQUES: Final = (
         "bind before connect, SO_REUSEADDR",
         _BOUND._replace(reuseaddr=True),
         _EXCLUSIVE,
-        "The 2014 article shares ports like this. No kernel we know does: bind() to port 0 takes "
-        f"no port that another socket has, unless {AUTOBIND_REUSE} is set.",
+        "The 2014 article says that this shares ports. It does so on no known kernel: bind() to "
+        f"port 0 never takes a port that another socket has, unless {AUTOBIND_REUSE} is set.",
     ),
     Technique("bind before connect, SO_REUSEPORT", _BOUND._replace(reuseport=True), _EXCLUSIVE),
     Technique(
         "bind before connect, SO_REUSEADDR, retries",
         RetriedBind(),
         _EXCLUSIVE,
-        "The 2014 article's loop. It retries what connect() refuses, but here it is bind() that "
-        "does.",
+        "The 2014 article's loop. It retries when connect() refuses, but bind() refuses first.",
     ),
     Technique(
         "bind before connect, SO_REUSEADDR, retries, ip_autobind_reuse",
         RetriedBind(),
-        # inet_csk_find_open_port(): with SO_REUSEADDR it begins with the odd offsets of the
-        # lower half of the range, and there it finds a port that may be shared each time.
+        # inet_csk_find_open_port(): with SO_REUSEADDR it begins with the odd offsets of the lower
+        # half of the range, and each time it finds a port there that may be shared.
         _SHARED._replace(opened=(_SIZE, _SIZE // 4)),
-        f"What the 2014 article describes takes {AUTOBIND_REUSE}=1 (Linux 5.7). Ports that are "
-        "shared are then every other one of the range's lower half, a quarter of all.",
+        f"What the 2014 article describes needs {AUTOBIND_REUSE}=1 (Linux 5.7). It then shares "
+        "every other port of the range's lower half, a quarter of all.",
         sysctl=AUTOBIND_REUSE,
     ),
     Technique("IP_BIND_ADDRESS_NO_PORT", _WINDOWED, _SHARED),
@@ -109,19 +113,19 @@ _STREAM_TECHNIQUES: Final = (
         "full-range window, no IP_BIND_ADDRESS_NO_PORT",
         _BOUND._replace(window=Window.FULL_RANGE),
         _EXCLUSIVE,
-        "The 2024 article's code as printed: bind() chooses the port, and nobody shares it.",
+        "The 2024 article's code as printed: bind() chooses the port, so it is not shared.",
     ),
     Technique("shifting windows", ShiftingWindows(), _SHARED),
     *(Technique(f"connectx: {source.value}", Connectx(source), _SHARED) for source in Source),
 )
 
 _DATAGRAM_NOTE: Final = (
-    "The kernel keeps datagram sockets apart by source address and port alone, whenever it "
-    "chooses the port."
+    "When the kernel chooses the port, it tells datagram sockets apart by source address and port "
+    "alone."
 )
 _NO_ERRNO_NOTE: Final = (
-    "No system call fails here: the lookup finds another socket, and EAGAIN is what the 2022 "
-    "article makes of that."
+    "No system call fails here: when the lookup finds another socket, the 2022 article's code "
+    "reports EAGAIN."
 )
 
 _DATAGRAM_TECHNIQUES: Final = (
@@ -140,8 +144,8 @@ _DATAGRAM_TECHNIQUES: Final = (
         "SO_REUSEADDR",
         CallSequence(reuseaddr=True),
         _UNCHECKED,
-        "The 2022 article's table has EAGAIN. It never comes: where all have SO_REUSEADDR nothing "
-        "is checked, so nothing runs out.",
+        "The 2022 article's table has EAGAIN. It never occurs: when all sockets have SO_REUSEADDR, "
+        "the kernel checks nothing, so nothing runs out.",
     ),
     Technique("bind before connect, SO_REUSEADDR", _BOUND._replace(reuseaddr=True), _UNCHECKED),
     Technique("SO_REUSEPORT", CallSequence(reuseport=True), _UNCHECKED),
@@ -175,5 +179,5 @@ _DATAGRAM_TECHNIQUES: Final = (
 
 
 def techniques(transport: Transport) -> tuple[Technique, ...]:
-    """The rows for a transport, in the order of the table."""
+    """Return the rows for a transport, in the order of the table."""
     return _STREAM_TECHNIQUES if transport.stream else _DATAGRAM_TECHNIQUES

@@ -6,11 +6,12 @@ import resource
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from connectx.addresses import PROTOCOLS
 from connectx.lab import listeners, machine, mixing, trials
 from connectx.lab.private_networks import PrivateNetworks
 from connectx.lab.resources import CannotStartError
 from connectx.lab.technique_table import Findings, techniques
-from connectx.lab.transports import FAMILIES, PROTOCOLS, Transport
+from connectx.lab.transports import FAMILIES, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 class Row(NamedTuple):
     """A technique over one transport.
 
-    calls: the system calls that make it up.
-    observed: None where this kernel lacks something that it needs.
-    note: what there is to say about it.
+    Attributes:
+        transport: The protocol and family.
+        technique: Its name.
+        calls: The system calls that make it up.
+        expected: What is known to come of it.
+        observed: What came of it; None where this kernel lacks something that it needs.
+        note: What else there is to say about it.
     """
 
     transport: Transport
@@ -38,16 +43,21 @@ class Row(NamedTuple):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it is as expected; None where there is nothing to compare."""
+        """Whether the kernel does as expected; None where it could not be tried."""
         return None if self.observed is None else self.observed == self.expected
 
 
 class Techniques(NamedTuple):
     """What was found.
 
-    changes: what was changed in private networks, which are gone by now.
-    seconds: how long it took.
-    left_out: the transports that this machine lacks, and why.
+    Attributes:
+        machine: What it ran on.
+        changes: What was changed in private networks, which are gone by now.
+        seconds: How long it took.
+        left_out: The transports that this machine lacks, and why.
+        rows: Each technique by itself.
+        mixing: Each pair of techniques.
+        listeners: Outgoing connections and services.
     """
 
     machine: Machine
@@ -60,26 +70,30 @@ class Techniques(NamedTuple):
 
     @property
     def compared(self) -> tuple[Row | Cell | Case, ...]:
-        """All that was expected and observed."""
+        """All that could be tried."""
         everything: list[Row | Cell | Case] = [*self.rows, *self.mixing, *self.listeners]
         return tuple(each for each in everything if each.agrees is not None)
 
     @property
     def disagreements(self) -> int:
-        """How much of it is not as expected."""
+        """How many findings are not as expected."""
         return sum(not each.agrees for each in self.compared)
 
 
 def run(protocols: Collection[str], families: Collection[int], watch: Watch) -> Techniques:
-    """Try every technique, every pair of them, and every one beside a service.
+    """Try every technique, every pair of techniques, and each beside a service.
 
-    protocols: of PROTOCOLS. families: of FAMILIES. watch: is told how it goes.
+    It turns an ordinary user's process into the root of a user namespace, for good: give it a
+    process of its own.
 
-    Of an ordinary user's process this makes the root of a user namespace, from
-    which there is no way back: give it a process of its own.
+    Args:
+        protocols: Keys of connectx.addresses.PROTOCOLS.
+        families: Of FAMILIES.
+        watch: Called with the progress.
 
-    Raises CannotStartError before anything is tried; later ChildProcessError or
-    another OSError if the experiment itself fails.
+    Raises:
+        CannotStartError: Before anything is tried.
+        OSError: The experiment itself failed; ChildProcessError if a process died.
     """
     require_descriptors()
     begun = time.monotonic()
@@ -105,7 +119,11 @@ def run(protocols: Collection[str], families: Collection[int], watch: Watch) -> 
 
 
 def require_descriptors() -> None:
-    """Raise CannotStartError where a process may have too few; raises its soft limit to do."""
+    """Raise this process's soft limit of descriptors as far as it takes.
+
+    Raises:
+        CannotStartError: The hard limit is too low.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < trials.DESCRIPTORS:
         raise CannotStartError(
@@ -159,19 +177,18 @@ def _try_all(transport: Transport, networks: PrivateNetworks, watch: Watch) -> l
 
 
 def as_json(result: Techniques) -> dict[str, Any]:
-    """The same in JSON's types."""
+    """Return the findings in JSON's types."""
     return {
         "machine": result.machine._asdict(),
         "changes": list(result.changes),
         "seconds": round(result.seconds, 3),
         "left_out": [
-            {"protocol": transport.protocol, "family": transport.family, "reason": reason}
+            {**transport.as_json(), "reason": reason}
             for transport, reason in result.left_out.items()
         ],
         "rows": [
             {
-                "protocol": row.transport.protocol,
-                "family": row.transport.family,
+                **row.transport.as_json(),
                 "technique": row.technique,
                 "calls": row.calls,
                 "expected": _findings(row.expected),

@@ -1,4 +1,7 @@
-"""The protocols and families that an experiment with source ports goes through."""
+"""The protocols and families that an experiment with source ports goes through.
+
+The articles also list DCCP, which Linux 6.16 removed.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +9,21 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux import uapi
+from connectx.addresses import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from connectx.addresses import Address
     from connectx.sandbox.servers import Servers
 
-#: The destinations: ports of the source address itself, outside of every range of
-#: source ports used here. Another address would do as well, and need configuring.
+#: The destinations: ports of the source address itself, outside of every range of source
+#: ports used here. Another address would do as well, but would have to be added.
 FIRST: Final = 9000
 SECOND: Final = 9001
 
 FAMILIES: Final = (4, 6)
 
-
-class Protocol(NamedTuple):
-    """A transport protocol.
-
-    title: as people write it.
-    kind, number: for socket().
-    """
-
-    title: str
-    kind: socket.SocketKind
-    number: int
-
-
-PROTOCOLS: Final[Mapping[str, Protocol]] = {
-    "tcp": Protocol("TCP", socket.SOCK_STREAM, uapi.IPPROTO_TCP),
-    "mptcp": Protocol("MPTCP", socket.SOCK_STREAM, uapi.IPPROTO_MPTCP),
-    "udp": Protocol("UDP", socket.SOCK_DGRAM, uapi.IPPROTO_UDP),
-    "udplite": Protocol("UDP-Lite", socket.SOCK_DGRAM, uapi.IPPROTO_UDPLITE),
-}
-
-#: What says that a kernel has no such protocol or family: kernels before 5.6 take no
-#: protocol above 255 (EINVAL), net.mptcp.enabled=0 gives ENOPROTOOPT, and with IPv6
-#: off there is no ::1 (EADDRNOTAVAIL).
+#: What means that a kernel lacks a protocol or a family: kernels before 5.6 take no protocol
+#: above 255 (EINVAL), net.mptcp.enabled=0 gives ENOPROTOOPT, and with IPv6 off there is no ::1
+#: (EADDRNOTAVAIL).
 _ABSENT: Final = frozenset(
     {
         errno.EPROTONOSUPPORT,
@@ -58,22 +38,28 @@ _ABSENT: Final = frozenset(
 class Transport(NamedTuple):
     """A protocol over one family, on the loopback.
 
-    protocol: a key of PROTOCOLS.
-    family: 4 or 6, as in IPv4 and IPv6.
+    Attributes:
+        name: The protocol's, a key of connectx.addresses.PROTOCOLS.
+        family: 4 or 6, as in IPv4 and IPv6.
     """
 
-    protocol: str
+    name: str
     family: int
 
     @property
+    def protocol(self) -> Protocol:
+        """The protocol."""
+        return PROTOCOLS[self.name]
+
+    @property
     def title(self) -> str:
-        """As people write it."""
-        return f"{PROTOCOLS[self.protocol].title} over IPv{self.family}"
+        """The transport as people write it."""
+        return f"{self.protocol.title} over IPv{self.family}"
 
     @property
     def stream(self) -> bool:
-        """Whether it has connections, as TCP, or datagrams, as UDP."""
-        return PROTOCOLS[self.protocol].kind == socket.SOCK_STREAM
+        """Whether it carries a stream, as opposed to datagrams."""
+        return self.protocol.stream
 
     @property
     def source(self) -> str:
@@ -85,18 +71,21 @@ class Transport(NamedTuple):
         """The address that stands for all."""
         return "0.0.0.0" if self.family == 4 else "::"
 
-    def at(self, port: int) -> Address:
-        """The address tuple of a port of the source address."""
+    def at(self, port: int) -> tuple[str, int]:
+        """Return the address tuple of a port of the source address."""
         return (self.source, port)
 
     def socket(self) -> socket.socket:
-        """A new socket; the caller closes it."""
+        """Make a socket, which the caller closes."""
         family = socket.AF_INET if self.family == 4 else socket.AF_INET6
-        protocol = PROTOCOLS[self.protocol]
-        return socket.socket(family, protocol.kind, protocol.number)
+        return socket.socket(family, self.protocol.type, self.protocol.number)
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return the same in JSON's types."""
+        return {"protocol": self.name, "family": self.family}
 
     def absence(self) -> str:
-        """Why there is no such transport here, as the kernel says it; "" if there is one."""
+        """Return why the kernel has no such transport, in its words; "" if it has one."""
         try:
             with self.socket() as scratch:
                 scratch.bind(self.at(0))
@@ -107,7 +96,7 @@ class Transport(NamedTuple):
         return ""
 
     def serve(self, servers: Servers) -> None:
-        """Listen at both destinations; datagrams need nobody there, connect() sends nothing."""
+        """Listen at both destinations; datagrams need no server, since connect() sends nothing."""
         if self.stream:
             for port in (FIRST, SECOND):
-                servers.listen(self.source, port, protocol=PROTOCOLS[self.protocol].number)
+                servers.listen(self.source, port, protocol=self.protocol.number)

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from connectx.sandbox.networks import Network
     from connectx.sandbox.workers import Report
 
-#: What two processes race for: enough to keep both busy for some milliseconds.
+#: The ports that two processes race for: enough to keep both busy for some milliseconds.
 RACED: Final = PortRange(40000, 40255)
 _RACERS: Final = 2
 
-#: What a process may have open at a time: all of a fill, or all that one racer can win.
+#: Descriptors that a process needs at a time: for all of a fill, or all that a racer can win.
 DESCRIPTORS: Final = max(2 * PORTS.size, RACED.size) + 64
 
 
 def missing(technique: Technique, transport: Transport) -> str:
-    """What this kernel lacks for a technique, "" for nothing."""
+    """Return what this kernel lacks for a technique; "" for nothing."""
     if technique.sysctl and not Path("/proc/sys", *technique.sysctl.split(".")).exists():
         return technique.sysctl
     return technique.opener.missing(transport)
@@ -57,7 +57,7 @@ def observe(technique: Technique, transport: Transport, networks: PrivateNetwork
         overshadows = _interleave(technique, transport, networks)
     first, second = fills
     return Findings(
-        # One errno, unless the two destinations differ, which nobody expects.
+        # One errno, unless the two destinations unexpectedly differ.
         errno=", ".join(dict.fromkeys(fill.errno for fill in fills if fill.errno)),
         shares=not first.sources.isdisjoint(second.sources),
         overshadows=overshadows or first.duplicates > 0 or second.duplicates > 0,
@@ -87,7 +87,7 @@ class _Fill(NamedTuple):
 def _fill(
     opener: Opener, transport: Transport, destination: int, closing: contextlib.ExitStack
 ) -> _Fill:
-    """Open as many connections as there are ports, and try one more."""
+    """Open as many connections as there are ports, and try to open one more."""
     sources = []
     number = 0
     for count in range(PORTS.size + 1):
@@ -101,7 +101,7 @@ def _fill(
             break
         closing.enter_context(sock)
         sources.append(sock.getsockname())
-    # The one more, where it opens, is on a 4-tuple that another socket is on.
+    # If the extra connection opens, it is on a 4-tuple that another socket is on.
     return _Fill(
         opened=min(len(sources), PORTS.size),
         errno=errno.errorcode[number] if number else "",
@@ -111,13 +111,13 @@ def _fill(
 
 
 def _interleave(technique: Technique, transport: Transport, networks: PrivateNetworks) -> bool:
-    """Whether in any order of their calls two sockets end up on one 4-tuple."""
+    """Return whether two sockets end up on one 4-tuple in any order of their calls."""
     with _network(technique, PORTS, transport, networks) as network:
         port = PORTS.high + 1
         overshadowed = False
 
         def run(order: tuple[int, ...]) -> tuple[int, ...]:
-            # A port that no other pair has had, so that nothing of them is in the way.
+            # A port that no other pair has had, so that they leave nothing in the way.
             nonlocal port, overshadowed
             attempt = Attempt(transport, leave_one_port(network, port), port, FIRST)
             port += 2
@@ -135,7 +135,7 @@ def _interleave(technique: Technique, transport: Transport, networks: PrivateNet
 
 
 def _race(technique: Technique, transport: Transport, networks: PrivateNetworks) -> bool:
-    """Whether two processes that go for the same ports at once end up on one 4-tuple."""
+    """Return whether two processes that want the same ports at once end up on one 4-tuple."""
     with (
         _network(technique, RACED, transport, networks),
         Crew() as crew,
@@ -152,7 +152,7 @@ def _race(technique: Technique, transport: Transport, networks: PrivateNetworks)
 
 
 class _Racer(NamedTuple):
-    """A worker: where it waits for the start, and what it holds."""
+    """What a worker has: the socket on which it waits for the start, and what it holds."""
 
     gate: socket.socket
     sockets: list[socket.socket]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import resource
+import time
 import traceback
 from pathlib import Path
 from typing import (
@@ -40,6 +41,8 @@ Arguments = ParamSpec("Arguments")
 #: Descriptors left free in a worker, for what a task opens besides the sockets it holds.
 SPARE_DESCRIPTORS: Final = 32
 
+_REPORT_EVERY: Final = 0.1  # seconds
+
 
 class _Progress(NamedTuple):
     done: int
@@ -65,6 +68,20 @@ def descriptors_free() -> int:
     to other workers besides.
     """
     return descriptor_limit() - len(list(Path("/proc/self/fd").iterdir())) - SPARE_DESCRIPTORS
+
+
+def sparingly(report: Report) -> Report:
+    """Return a function that passes on what it is called with, but ten times a second at most."""
+    passed_on = time.monotonic()
+
+    def maybe(done: int) -> None:
+        nonlocal passed_on
+        now = time.monotonic()
+        if now - passed_on > _REPORT_EVERY:
+            report(done)
+            passed_on = now
+
+    return maybe
 
 
 class Crew:

@@ -102,7 +102,7 @@ class TestStrips:
 
     def test_of_several_destinations(self) -> None:
         explanation, found = lines(ports=PortRange(40000, 40001), destinations=2)
-        assert "o in use to another destination only" in text_of(explanation)
+        assert "o in use toward another destination only" in text_of(explanation)
         assert found == [
             " 1 to 1  [1]    .         1 40000",
             " 2 to 2  [1]    .         1 40000",
@@ -120,7 +120,7 @@ class TestStrips:
         explanation, found = lines(
             ports=PortRange(40000, 40007), search=simulate.parse_search("window:3"), seed=1
         )
-        assert "blank outside of the window" in text_of(explanation)
+        assert "blank outside the window" in text_of(explanation)
         for line in found:
             cells = [line.ljust(80)[3 + 6 * at : 9 + 6 * at] for at in range(8)]
             assert len([cell for cell in cells if cell.strip()]) == 3
@@ -147,7 +147,7 @@ def text_of(explanation: list[str]) -> str:
 class TestOutput:
     def test_is_the_picture_and_the_totals(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = shown(capsys, "--seed", "1")
-        assert "8 connections to 1 destination, 8 ports (40000-40007): connect() unaided" in out
+        assert "8 connections to 1 destination, 8 ports (40000-40007): connect() by itself" in out
         assert " 8   1x   [5]    2x    x     3x    x     4x    x         5 40001" in out
         assert re.search(r"^odd ports +4 +0 +23 +5\.8 +7", out, re.MULTILINE)
         assert re.search(r"^all +8 +0 +31 +3\.9 +7", out, re.MULTILINE)
@@ -161,7 +161,7 @@ class TestOutput:
     def test_of_a_large_range_is_the_totals(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = shown(capsys, "--ports", "40000-40999", "--animate")
         assert "totals only" in out
-        assert re.search(r"^0-50 % +500 +0 ", out, re.MULTILINE)
+        assert re.search(r"^0% to 50% +500 +0 ", out, re.MULTILINE)
         assert len(out.splitlines()) < 20
 
     def test_without_a_terminal_is_not_animated(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,16 +191,19 @@ class TestRefusal:
         "arguments, message",
         [
             ("--ports 1024-65535", "would take minutes"),
-            ("--ports 1024-65535 --destinations 100 --search option", "more than 500,000 conn"),
-            ("--connections 0", "not a number from one on"),
+            (
+                "--ports 1024-65535 --destinations 100 --search option",
+                "more than 500,000 connections",
+            ),
+            ("--connections 0", "'0' is not a whole number of at least 1"),
             ("--search window:9", "larger than 40000-40007"),
-            ("--search fast", "neither plain"),
+            ("--search fast", "'fast' is neither plain"),
             ("--bound 3", "the bound port 3 is not in the range"),
             ("--reserved 40000-40007", "every port"),
             ("--reserved x", "not a port: 'x'"),
             ("--seed x", "--seed"),
-            ("--delay 1", "--delay is for --animate"),
-            ("--animate --delay nan", "not a number of seconds"),
+            ("--delay 1", "--delay needs --animate"),
+            ("--animate --delay nan", "'nan' is not a number of seconds from 0"),
             ("--animate --json", "not allowed with"),
         ],
     )

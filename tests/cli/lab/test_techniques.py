@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from connectx.addresses import PROTOCOLS
 from connectx.cli.main import main
 from connectx.lab import calls, mixing, resources, technique_table, techniques, trials
-from connectx.lab.transports import PROTOCOLS, Protocol, Transport
+from connectx.lab.transports import Transport
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class TestTables:
 
     def test_end_with_what_was_changed(self, shown: str) -> None:
         text = " ".join(shown.split())
-        assert "In private network namespaces, which are gone: net.ipv4." in text
+        assert "Changed in private network namespaces, which are gone: net.ipv4." in text
         assert "Nothing else was changed." in text
         assert " findings are as expected." in text
 
@@ -115,8 +116,7 @@ class TestWhatIsMissing:
 
     @pytest.mark.usefixtures("only_plain_connect")
     def test_a_protocol(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        unknown = Protocol("MPTCP", PROTOCOLS["tcp"].kind, 255)
-        monkeypatch.setitem(PROTOCOLS, "mptcp", unknown)
+        monkeypatch.setitem(PROTOCOLS, "mptcp", PROTOCOLS["mptcp"]._replace(number=255))
         result = techniques.as_json(techniques.run(["mptcp", "udp"], [4], self.watch))
         (left_out,) = result["left_out"]
         assert (left_out["protocol"], left_out["family"]) == ("mptcp", 4)
@@ -125,8 +125,7 @@ class TestWhatIsMissing:
     def test_the_only_protocol(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        unknown = Protocol("MPTCP", PROTOCOLS["tcp"].kind, 255)
-        monkeypatch.setitem(PROTOCOLS, "mptcp", unknown)
+        monkeypatch.setitem(PROTOCOLS, "mptcp", PROTOCOLS["mptcp"]._replace(number=255))
         assert main(["lab", "techniques", "--protocol", "mptcp"]) == 1
         shown = capsys.readouterr()
         assert shown.out == ""

@@ -1,6 +1,6 @@
-"""``connectx lab``: a module for each experiment; it formats what one in connectx.lab finds.
+"""``connectx lab``: one module for each experiment of connectx.lab, which prints what it finds.
 
-Such a module has what :class:`connectx.cli.command.Command` lists.
+Each has what :class:`connectx.cli.command.Command` lists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
 
 NAME: Final = "lab"
-HELP: Final = "Regenerate the articles' tables and figures on this machine's kernel."
+HELP: Final = "Make the articles' tables and figures on this machine's kernel."
 EXAMPLE: Final = "connectx lab techniques --protocol udp"
 
 #: The experiments, by module name.

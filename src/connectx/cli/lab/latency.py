@@ -1,8 +1,7 @@
-"""``connectx lab latency``: formats what the experiment in connectx.lab.latency finds."""
+"""``connectx lab latency``: prints what the experiment in connectx.lab.latency finds."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -10,7 +9,10 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.strategies import STRATEGIES
-from connectx.cli.arguments import unprivileged_port_range
+from connectx.addresses import PROTOCOLS
+from connectx.cli.arguments import whole_number
+from connectx.cli.lab.arguments import add_ports, parsed_by, percent
+from connectx.cli.lab.output import changes_text, table
 from connectx.cli.progress import progress_bars
 from connectx.errors import NotSupported
 from connectx.lab import latency
@@ -19,9 +21,10 @@ from connectx.lab.machine import describe
 from connectx.lab.opening import ONE_WINDOW, check_way
 from connectx.lab.resources import DEFAULT_PORTS, in_first_network
 from connectx.lab.summary import Percentiles, Summary, as_json, summarise
-from connectx.lab.transports import FAMILIES, PROTOCOLS
+from connectx.lab.transports import FAMILIES
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
     from rich.table import Table
@@ -37,29 +40,29 @@ _WIDEST: Final = 100
 _DESCRIPTION: Final = f"""\
 {HELP}
 
-In private network namespaces, one process opens connections over the loopback, as many
-as there are source ports, and each is timed: socket(), the options, bind(), connect(),
-and every retry. Each way gets a range that nobody has used before.
+In private network namespaces, one process opens connections over the loopback, as many as
+there are source ports. The time of a connection includes socket(), the options, bind(),
+connect(), and every retry. Each way gets a range that is not in use.
 
 ways:
   {", ".join(STRATEGIES)}
                   the strategies of connectx.create_connection()
   shifting-window:SIZE, {ONE_WINDOW}:SIZE
-                  windows of random position; {ONE_WINDOW} tries one for
-                  each connection, and counts a refusal as an error
+                  windows of random position; {ONE_WINDOW} tries one for each
+                  connection, and counts a refusal as an error
 
 keys of --json:
   machine                kernel, cores, python, connectx, features, sysctls
   changes                what was changed in the private networks, which are gone
   ways                   a list:
     way, protocol, family, ports, sources, destinations
-    finished             false where the time limit ended it
+    finished             false if the time limit ended the fill
     summary              tried, opened, errors, retries, seconds, per_second; even, odd,
                          churn and each of occupied with connections, mean, half, ninety,
                          ninety_nine, longest in microseconds; slope and start of the
                          regression line
-    fill, churn          every connection in order, column by column: port (0 where
-                         refused), nanoseconds, retries, errno (0 where connected)
+    fill, churn          every connection in order, column by column: port (0 if
+                         refused), nanoseconds, retries, errno (0 if connected)
 
 columns of --csv: way, phase (fill or churn), number, port, nanoseconds, retries, errno
 """
@@ -68,13 +71,13 @@ columns of --csv: way, phase (fill or churn), number, port, nanoseconds, retries
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = _DESCRIPTION
-    # For what only several arguments together show.
-    parser.set_defaults(complain=parser.error)
+    # For mistakes that only several arguments together show.
+    parser.set_defaults(refuse=parser.error)
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
         "--way",
         "--strategy",
-        type=_ways,
+        type=parsed_by(_ways),
         default="kernel,auto",
         metavar="WAY[,WAY...]",
         help="ways to open connections (default: %(default)s)",
@@ -94,46 +97,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="IPv4 or IPv6 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--ports",
-        type=unprivileged_port_range,
-        default=DEFAULT_PORTS,
-        metavar="LOW-HIGH",
-        help="the range of source ports (default: %(default)s)",
-    )
-    addresses = _count(1, latency.MOST_ADDRESSES)
-    parser.add_argument(
-        "--sources", type=addresses, default=1, metavar="N", help="source addresses in turn"
-    )
-    parser.add_argument(
-        "--destinations", type=addresses, default=1, metavar="N", help="destinations in turn"
-    )
+    add_ports(parser, DEFAULT_PORTS)
+    for option, meaning in (
+        ("--sources", "use so many source addresses in turn"),
+        ("--destinations", "use so many destinations in turn"),
+    ):
+        parser.add_argument(
+            option,
+            type=whole_number(latency.MOST_ADDRESSES),
+            default=1,
+            metavar="N",
+            help=f"{meaning} (default: %(default)s)",
+        )
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "--connections",
-        type=_count(1, 10_000_000),
+        type=whole_number(10_000_000),
         default=0,
         metavar="N",
         help="how many to try (default: as many as there are 4-tuples)",
     )
     amount.add_argument(
         "--churn",
-        type=_percent,
+        type=percent,
         metavar="PERCENT",
-        help="fill so far only; then close one at random and open one, again and again",
+        help="fill only so far; then close one at random and open another, again and again",
     )
     parser.add_argument(
         "--operations",
-        type=_count(1, 1_000_000),
+        type=whole_number(1_000_000),
         metavar="N",
         help=f"with --churn, how many times (default: {OPERATIONS})",
     )
     parser.add_argument(
         "--time-limit",
-        type=_count(1, 3600),
+        type=whole_number(3600),
         default=int(latency.TIME_LIMIT),
         metavar="SECONDS",
-        help="for each way's fill (default: %(default)s)",
+        help="for the fill of each way (default: %(default)s)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON with every sample")
@@ -141,9 +142,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiment; 1 if a way could not be taken, or took longer than the limit."""
+    """Run the experiment; return 1 if a way is not possible, or took longer than the limit."""
     if arguments.operations and not arguments.churn:
-        arguments.complain("--operations goes with --churn")
+        arguments.refuse("--operations needs --churn")
     ways = (
         [f"{ONE_WINDOW}:{size}" for size in latency.WINDOWS] if arguments.windows else arguments.way
     )
@@ -184,38 +185,15 @@ def _settings(arguments: argparse.Namespace, way: str) -> latency.Settings:
     try:
         settings.check()
     except ValueError as error:
-        arguments.complain(str(error))
+        arguments.refuse(str(error))
     return settings
 
 
 def _ways(text: str) -> list[str]:
     ways = text.split(",")
     for way in ways:
-        try:
-            check_way(way)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+        check_way(way)
     return ways
-
-
-def _count(least: int, most: int) -> Any:
-    def count(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"not a number from {least} to {most:,}: {text!r}")
-        return int(text)
-
-    return count
-
-
-def _percent(text: str) -> float:
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = 0.0
-    # Not the other way around, which would let NaN pass.
-    if not 0 < percent <= 100:
-        raise argparse.ArgumentTypeError(f"not a percentage above 0 and up to 100: {text!r}")
-    return percent / 100
 
 
 def _as_json(results: Sequence[latency.Latency]) -> dict[str, Any]:
@@ -240,9 +218,11 @@ def _print_csv(results: Sequence[latency.Latency]) -> None:
 
 
 def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
-    """Print what the samples say.
+    """Print what the samples show.
 
-    each: a table for each way, by how full the range was; otherwise the comparison only.
+    Args:
+        results: What came of each way.
+        each: Whether to print a table for each way, and not only the comparison.
     """
     from rich.console import Console  # noqa: PLC0415 -- from the tools extra
 
@@ -262,9 +242,8 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
     if results:
         machine = results[0].machine
         lines.append(
-            f"Linux {machine.kernel}, {machine.cores} cores, Python {machine.python}. In private "
-            f"network namespaces, which are gone: {'; '.join(_changes(results))}. Nothing else "
-            "was changed."
+            f"Linux {machine.kernel}, {machine.cores} cores, Python {machine.python}. "
+            f"{changes_text(_changes(results))}"
         )
     for line in lines:
         console.print(textwrap.fill(line, width), style="dim")
@@ -272,9 +251,9 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
 
 def _table(result: latency.Latency, summary: Summary, width: int) -> Table:
     settings = result.settings
-    table = _empty_table(
-        f"{settings.way}: {summary.opened:,} of {summary.tried:,} {settings.protocol.upper()} "
-        f"connections, {summary.per_second:,.0f} a second",
+    drawn = _columns(
+        f"{settings.way}: {summary.opened:,} of {summary.tried:,} "
+        f"{settings.transport.protocol.title} connections, {summary.per_second:,.0f} per second",
         width,
         (
             "range in use",
@@ -288,29 +267,29 @@ def _table(result: latency.Latency, summary: Summary, width: int) -> Table:
             "retries",
         ),
     )
-    for low, high, microseconds, errors, retries in summary.occupied:
-        table.add_row(f"{low:.0%} to {high:.0%}", *_cells(microseconds), *_counts(errors, retries))
+    for stage, microseconds, errors, retries in summary.occupied:
+        drawn.add_row(str(stage), *_cells(microseconds), *_counts(errors, retries))
     if result.churn.port:
         errors, retries = summary.churn_errors, summary.churn_retries
-        table.add_row("churn", *_cells(summary.churn), *_counts(errors, retries))
-    table.add_section()
-    table.add_row("even ports", *_cells(summary.even))
-    table.add_row("odd ports", *_cells(summary.odd))
-    return table
+        drawn.add_row("churn", *_cells(summary.churn), *_counts(errors, retries))
+    drawn.add_section()
+    drawn.add_row("even ports", *_cells(summary.even))
+    drawn.add_row("odd ports", *_cells(summary.odd))
+    return drawn
 
 
 def _comparison(
     results: Sequence[latency.Latency], summaries: Sequence[Summary], width: int
 ) -> Table:
     settings = results[0].settings
-    table = _empty_table(
-        f"{summaries[0].tried:,} {settings.protocol.upper()} connections, "
+    drawn = _columns(
+        f"{summaries[0].tried:,} {settings.transport.protocol.title} connections, "
         f"source ports {settings.ports}",
         width,
-        ("way", "opened", "errors", "seconds", "a second", "even: mean µs", "odd: mean µs"),
+        ("way", "opened", "errors", "seconds", "per second", "even: mean µs", "odd: mean µs"),
     )
     for result, summary in zip(results, summaries, strict=True):
-        table.add_row(
+        drawn.add_row(
             result.settings.way,
             *_counts(summary.opened, summary.errors),
             f"{summary.seconds:.1f}",
@@ -318,18 +297,14 @@ def _comparison(
             f"{summary.even.mean:,.1f}",
             f"{summary.odd.mean:,.1f}",
         )
-    return table
+    return drawn
 
 
-def _empty_table(title: str, width: int, headings: Sequence[str]) -> Table:
-    from rich import box  # noqa: PLC0415 -- from the tools extra
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=0, width=width)
-    table.add_column(headings[0])
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right")
-    return table
+def _columns(title: str, width: int, headings: Sequence[str]) -> Table:
+    drawn = table(title=title, width=width)
+    for number, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if number else "left")
+    return drawn
 
 
 def _cells(times: Percentiles) -> list[str]:
@@ -344,9 +319,9 @@ def _counts(*numbers: int) -> Iterator[str]:
 
 def _remarks(result: latency.Latency, summary: Summary) -> Iterator[str]:
     if not result.finished:
-        yield f"stopped by the time limit of {result.settings.time_limit:.0f} s."
+        yield f"gave up at the time limit of {result.settings.time_limit:.0f} s."
     if summary.even.connections and summary.odd.connections:
-        # The median: a moment in which the machine was busy reaches the mean.
+        # The median: a moment in which the machine was busy changes the mean.
         yield (
             "by the median, connections from odd ports take "
             f"{summary.odd.half / summary.even.half:.1f} times as long as those from even ports."

@@ -1,4 +1,4 @@
-"""``connectx lab report``: runs all experiments and writes what they find as one page."""
+"""``connectx lab report``: runs all experiments and writes what they find on one page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from connectx.cli.arguments import unprivileged_port_range
+from connectx.addresses import PortRange
+from connectx.cli.lab.arguments import add_ports
+from connectx.cli.lab.output import changes_text
 from connectx.cli.progress import progress_bars
 from connectx.lab.machine import describe
 from connectx.lab.resources import CannotStartError, in_first_network, require
@@ -17,8 +19,6 @@ from connectx.lab.techniques import require_descriptors
 if TYPE_CHECKING:
     import argparse
 
-    from connectx.addresses import PortRange
-
 NAME: Final = "report"
 HELP: Final = "Run all experiments and draw them on one page that opens in any browser."
 EXAMPLE: Final = "connectx lab report --output report.html --figures figures"
@@ -26,14 +26,15 @@ EXAMPLE: Final = "connectx lab report --output report.html --figures figures"
 _DESCRIPTION: Final = f"""\
 {HELP}
 
-It runs what techniques, latency and simulate do, in private network namespaces, and
-writes one HTML file that needs nothing else: figures, tables, the machine, and the
-command for each part. With the default range it takes some five minutes on two cores;
-a smaller one takes less: the connections of a fill past its half cost the more, the
-larger the range.
+It runs the experiments of techniques, latency and simulate in private network namespaces,
+and writes one HTML file that needs nothing else: figures, tables, the machine, and the
+command for each part. With the default range it takes about five minutes on two cores. A
+smaller range takes less: the larger the range, the more its second half costs.
 """
 
-#: Ports that a fill should have, to show anything.
+#: The range of the article "connect() - why are you so slow?" (2024).
+_PORTS: Final = PortRange(9024, 65535)
+#: A fill of fewer ports shows nothing.
 _LEAST_PORTS: Final = 64
 
 
@@ -51,34 +52,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--figures",
         type=Path,
         metavar="DIR",
-        help="write each figure as PNG and SVG, too, into this directory",
+        help="also write each figure as PNG and SVG into this directory",
     )
     parser.add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help="write the figures' numbers as JSON, too, without the single samples",
+        help="also write the figures' numbers as JSON, without single samples",
     )
-    parser.add_argument(
-        "--ports",
-        type=unprivileged_port_range,
-        # The range of the article "connect() - why are you so slow?".
-        default="9024-65535",
-        metavar="LOW-HIGH",
-        help="the range of source ports (default: %(default)s)",
-    )
+    add_ports(parser, _PORTS)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run everything; 1 if something was not as expected, not finished, or could not begin."""
-    _require(arguments.ports)
-    # First of all, since they come from the tools extra and everything else takes minutes.
+    """Run everything; return 1 if something was not as expected, or not finished."""
+    if arguments.ports.size < _LEAST_PORTS:
+        raise CannotStartError(
+            f"{arguments.ports} is too small for a report, which needs {_LEAST_PORTS} ports"
+        )
+    # Before everything else, which takes minutes: they need the tools extra.
     from connectx.lab.report import experiments, page  # noqa: PLC0415
 
     require(experiments.largest_fill(arguments.ports), both_ends=False)
     require_descriptors()
     _try_places(arguments)
-    # Before another network is entered, whose sysctls are no longer the machine's.
+    # Before it enters another network, whose sysctls are not the machine's.
     machine = describe()
     with in_first_network(), progress_bars() as watch:
         findings = experiments.run(arguments.ports, machine, watch)
@@ -94,21 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
         "techniques are as expected"
     )
     for way in findings.unfinished:
-        print(f"the fill by {way} was stopped after {experiments.TIME_LIMIT:.0f} s")
-    print(
-        f"{findings.seconds:.0f} s in private network namespaces, which are gone: "
-        f"{'; '.join(findings.changes)}. Nothing else was changed."
-    )
+        print(f"the fill by {way} gave up after {experiments.TIME_LIMIT:.0f} s")
+    print(f"{findings.seconds:.0f} s. {changes_text(findings.changes)}")
     return int(bool(tables.disagreements or findings.unfinished))
 
 
-def _require(ports: PortRange) -> None:
-    if ports.size < _LEAST_PORTS:
-        raise CannotStartError(f"{ports} is too small for a report: {_LEAST_PORTS} ports at least")
-
-
 def _try_places(arguments: argparse.Namespace) -> None:
-    """Find out now, and not in five minutes, that something cannot be written."""
+    """Find out before the experiments, which take minutes, that something cannot be written."""
     try:
         if arguments.figures is not None:
             arguments.figures.mkdir(parents=True, exist_ok=True)
@@ -117,18 +106,18 @@ def _try_places(arguments: argparse.Namespace) -> None:
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
                 if not path.exists() or path.is_file():
-                    # Nothing is left of it, whatever becomes of the experiments.
+                    # It leaves nothing behind, whatever becomes of the experiments.
                     tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise CannotStartError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file in one go: where that fails, what was there before stays."""
+    """Write a file all at once: if that fails, what was there before stays."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.exists() and not path.is_file():
-            # A device or a pipe, whose place no file is to take.
+            # A device or a pipe, which no file may replace.
             path.write_text(text, encoding="utf-8")
         else:
             fresh.write_text(text, encoding="utf-8")

@@ -1,22 +1,24 @@
-"""``connectx lab simulate``: shows what the simulation in connectx.lab.simulate finds."""
+"""``connectx lab simulate``: prints what the simulation in connectx.lab.simulate finds."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from connectx.addresses import PortRange
-from connectx.cli.arguments import unprivileged_port_range
+from connectx.cli.arguments import seconds, whole_number
+from connectx.cli.lab.arguments import add_ports, parsed_by
+from connectx.cli.lab.output import table
 from connectx.cli.lab.strip import Segment, Strips
 from connectx.cli.progress import progress_bars
 from connectx.lab import simulate
 from connectx.linux.sysctl import parse_reserved_ports
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable
 
     from rich.console import Console
@@ -26,31 +28,32 @@ if TYPE_CHECKING:
     from connectx.lab.simulate import Group, Settings, Simulation
 
 NAME: Final = "simulate"
-HELP: Final = "Show which ports connect() looks at until it has one, by a model of the kernel."
+HELP: Final = "Show which ports connect() looks at until it finds a free one."
 EXAMPLE: Final = "connectx lab simulate --ports 40000-40007 --animate"
 
 DEFAULT_PORTS: Final = PortRange(40000, 40007)
 
-#: With more ports than this JSON has no paths: a quarter of a million probes for 1,000 ports.
+#: With more ports than this, JSON has no paths: 1,000 ports take a quarter of a million probes.
 JSON_PATHS: Final = 64
 
-#: Seconds: of an animation by default, and of a probe in it at most.
+#: Seconds of an animation by default, and of each probe in it at most.
 ANIMATION: Final = 8.0
 SLOWEST_PROBE: Final = 0.25
 
 _DESCRIPTION: Final = f"""\
 {HELP}
 
-TCP connections are opened from one source address, in a model: a line for each shows the
-ports, those in use and, in order, those that the search looked at; then come the probes
-by occupancy and by parity. A range that is too wide for the terminal has the totals alone.
+A model of the kernel opens TCP connections from one source address. Each connection is a
+line that shows all ports: those in use and, in order, those that the search looked at. Then
+come totals by occupancy and by parity. If the range is too wide for the terminal, there are
+only totals.
 
 searches (--search):
-  plain         connect() unaided: all ports of the range's first parity, from a random
-                one on, before any of the other
+  plain         connect() by itself: all ports of the range's first parity, from a random
+                one on, before any port of the other
   option        IP_LOCAL_PORT_RANGE set to the whole range: every port in turn (Linux 6.8)
   window:SIZE   IP_LOCAL_PORT_RANGE set to so many ports, placed at random for each
-                connection; it fails where they are all in use
+                connection, which fails if they are all in use
 
 keys of --json:
   settings      what was simulated; the seed repeats it
@@ -61,16 +64,16 @@ keys of --json:
     errno                 name of the error, null if there was none
     probes                how many ports it looked at
     path                  those ports in order (with up to {JSON_PATHS} ports in the range):
-      port, finding       finding is "in use" (the 4-tuple is taken), "bound" (another
-                          socket is bound to the port) or "chosen"
-  totals        "all", and lists by "occupancy" (share of all 4-tuples that was in use
-                before) and "parity" (of the port that it got):
+      port, finding       finding is "in use" (the 4-tuple is), "bound" (another socket is
+                          bound to the port) or "chosen"
+  totals        "all", and lists by "occupancy" (the share of all 4-tuples that was in use
+                before) and by "parity" (of the port that it got):
     name, connections, failed
-    probes, mean, most    of all, of one on average (null for none), and of the worst
+    probes, mean, most    in all, on average (null for none), and of one at most
 """
 
 _SEARCHES: Final = {
-    simulate.PLAIN: "connect() unaided",
+    simulate.PLAIN: "connect() by itself",
     simulate.OPTION: "IP_LOCAL_PORT_RANGE over the whole range",
     simulate.WINDOW: "random windows of {size:,} ports",
 }
@@ -80,16 +83,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = _DESCRIPTION
     parser.set_defaults(refuse=parser.error)
-    parser.add_argument(
-        "--ports",
-        type=unprivileged_port_range,
-        default=DEFAULT_PORTS,
-        metavar="LOW-HIGH",
-        help="the range of source ports (default: %(default)s)",
-    )
+    add_ports(parser, DEFAULT_PORTS)
     parser.add_argument(
         "--search",
-        type=_argument(simulate.parse_search),
+        type=parsed_by(simulate.parse_search),
         default=simulate.Search(simulate.PLAIN),
         metavar="SEARCH",
         help="plain, option or window:SIZE (default: %(default)s)",
@@ -98,55 +95,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--before-6.8",
         dest="step_of_one",
         action="store_false",
-        help="search windows as older kernels do: one parity first",
+        help="search windows as kernels before 6.8 do: one parity first",
     )
     parser.add_argument(
         "--connections",
-        type=_argument(_count),
+        type=whole_number(),
         default=0,
         metavar="N",
-        help="how many to attempt (default: all there can be)",
+        help="how many to attempt (default: as many as there can be)",
     )
     parser.add_argument(
         "--destinations",
-        type=_argument(_count),
+        type=whole_number(),
         default=1,
         metavar="N",
-        help="spread them over so many, which share source ports (default: %(default)s)",
+        help="spread them over so many destinations, which share ports (default: %(default)s)",
     )
     for option, meaning in (
-        ("--reserved", "as net.ipv4.ip_local_reserved_ports: never looked at"),
-        ("--bound", "other sockets are bound to them, exclusively"),
+        ("--reserved", "ports in net.ipv4.ip_local_reserved_ports, which are never looked at"),
+        ("--bound", "ports that other sockets are bound to, exclusively"),
     ):
         parser.add_argument(
             option,
-            type=_argument(_ports),
+            type=parsed_by(_ports),
             default=frozenset(),
             metavar="PORT,LOW-HIGH,...",
             help=meaning,
         )
     parser.add_argument(
         "--seed",
-        type=_argument(int),
+        type=parsed_by(int),
         metavar="N",
-        help="repeat the simulation that printed this seed (default: a random one)",
+        help="repeat the simulation that printed this seed (default: a random seed)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead")
     output.add_argument(
-        "--animate", action="store_true", help="on a terminal, show one probe after the other"
+        "--animate", action="store_true", help="on a terminal, show the probes one by one"
     )
     parser.add_argument(
         "--delay",
-        type=_argument(_seconds),
+        type=seconds(0),
         metavar="SECONDS",
-        help=f"for a probe of --animate (default: {ANIMATION:.0f} s for all, "
-        f"at most {SLOWEST_PROBE} for each)",
+        help=f"how long --animate shows a probe (default: at most {SLOWEST_PROBE} s, and "
+        f"{ANIMATION:.0f} s for all)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Simulate and show it; always 0."""
+    """Simulate, and print what came of it; return 0."""
     from rich.console import Console  # noqa: PLC0415 -- from the tools extra
 
     console = Console(highlight=False)
@@ -162,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         animated = arguments.animate and console.is_terminal
         _print_strips(console, strips, result, _delay(arguments, result) if animated else None)
     else:
-        console.print(f"Too many ports for a line of {console.width} columns each: totals only.")
+        console.print(f"{console.width} columns are too few for so many ports: totals only.")
     console.print()
     console.print(_table(result))
     console.print(f"seed {settings.seed}", style="dim")
@@ -172,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace, width: int) -> Settings:
     refuse: Callable[[str], NoReturn] = arguments.refuse
     if arguments.delay is not None and not arguments.animate:
-        refuse("--delay is for --animate")
+        refuse("--delay needs --animate")
     values = {
         name: getattr(arguments, name)
         for name in (
@@ -192,9 +189,9 @@ def _settings(arguments: argparse.Namespace, width: int) -> Settings:
         refuse(str(error))
     smaller = "try a smaller range with --ports, or fewer --connections"
     if settings.attempts > simulate.MOST_CONNECTIONS:
-        refuse(f"more than {simulate.MOST_CONNECTIONS:,} connections: {smaller}")
+        refuse(f"more than {simulate.MOST_CONNECTIONS:,} connections take too long: {smaller}")
     if settings.expected_probes > simulate.MOST_PROBES:
-        refuse(f"some {settings.expected_probes:,} probes would take minutes: {smaller}")
+        refuse(f"about {settings.expected_probes:,} probes would take minutes: {smaller}")
     small = settings.ports.size <= JSON_PATHS if arguments.json else Strips(settings, width).fit
     return dataclasses.replace(settings, paths=small)
 
@@ -250,22 +247,18 @@ def _line(segments: Iterable[Segment]) -> Text:
 
 
 def _table(result: Simulation) -> Table:
-    from rich import box  # noqa: PLC0415 -- from the tools extra
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    drawn = table(padding=(0, 2, 0, 0))
     for name in ("", "connections", "failed", "probes", "mean", "most"):
-        table.add_column(name, justify="right" if name else "left")
-    _add_rows(table, result.by_occupancy())
-    _add_rows(table, result.by_parity())
-    _add_rows(table, [result.total()])
-    return table
+        drawn.add_column(name, justify="right" if name else "left")
+    for groups in (result.by_occupancy(), result.by_parity(), [result.total()]):
+        _add_rows(drawn, groups)
+    return drawn
 
 
-def _add_rows(table: Table, groups: Iterable[Group]) -> None:
+def _add_rows(drawn: Table, groups: Iterable[Group]) -> None:
     for group in groups:
         if group.connections:
-            table.add_row(
+            drawn.add_row(
                 group.name,
                 f"{group.connections:,}",
                 f"{group.failed:,}",
@@ -273,32 +266,7 @@ def _add_rows(table: Table, groups: Iterable[Group]) -> None:
                 f"{group.mean:,.1f}",
                 f"{group.most:,}",
             )
-    table.add_section()
-
-
-def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let what `parse` says of a wrong value be seen: argparse hides a ValueError's message."""
-
-    def checked(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return checked
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise ValueError(f"not a number from one on: {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 60:
-        raise ValueError(f"not a number of seconds up to 60: {text!r}")
-    return seconds
+    drawn.add_section()
 
 
 def _ports(text: str) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """A connection's search for a port as one line of text: a strip of all the ports.
 
-Each mark says by its characters what it means, and again by its colour. With room for it a
-port has its number above it and each probe its place in the order; otherwise a port is one
+Each mark shows its meaning by its characters, and again by its colour. If there is room, ports
+have their numbers above them, and probes their places in the order. Otherwise a port is one
 character wide.
 """
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A piece of a line, and a style as rich names it."""
+    """A piece of a line, and its style as rich names it."""
 
     text: str
     style: str = ""
 
 
-#: A five-digit port and a blank; the mark of a probe fits as well: ``[99]``, ``99x``.
+#: A port of five digits and a blank; the mark of a probe fits as well: ``[99]``, ``99x``.
 _WIDE: Final = 6
 
 _FREE: Final = Segment(".", "dim")
@@ -33,18 +33,23 @@ _ELSEWHERE: Final = Segment("o", "dim")
 _OUTSIDE: Final = Segment(" ")
 
 _CHOSEN_STYLE: Final = "bold green"
-#: Of even and of odd ports, which a plain connect() searches one after the other.
+#: For even and for odd ports, which a plain connect() searches one after the other.
 _PARITY_STYLES: Final = ("blue", "red")
 
-#: Of a probe in a narrow strip: what it found.
+#: The mark of a probe in a narrow strip, by what it found.
 _NARROW: Final = {Finding.CHOSEN: "*", Finding.IN_USE: ">", Finding.BOUND: "!"}
 _WIDE_SUFFIX: Final = {Finding.IN_USE: _IN_USE.text, Finding.BOUND: _BOUND.text}
 
 
 class Strips:
-    """The lines of one simulation; it is shown its connections in order.
+    """The lines of one simulation. Call line() and then note() for each connection, in order.
 
-    width: columns there are.
+    Args:
+        settings: What was simulated.
+        width: How many columns there are.
+
+    Attributes:
+        fit: Whether there is room for the ports at all.
     """
 
     def __init__(self, settings: Settings, width: int) -> None:
@@ -55,13 +60,12 @@ class Strips:
         self._destination = len(f" to {settings.destinations}") if settings.destinations > 1 else 0
         room = width - self._number - self._destination - 1 - len(_outcome("", ""))
         self._cell = _WIDE if _WIDE * len(self._ports) <= room else 1
-        #: Whether there is room for the ports at all.
         self.fit = self._cell * len(self._ports) <= room
-        # By destination, the ports that connections to it have.
+        # The ports of the connections to each destination.
         self._taken: list[set[int]] = [set() for _ in range(settings.destinations)]
 
     def legend(self) -> list[list[Segment]]:
-        """Lines that say what the marks mean, of those that can occur."""
+        """Return lines that explain the marks that can occur."""
         marks: list[tuple[str, str, str]] = [(*_FREE, "free"), (*_IN_USE, "in use")]
         even, odd = _PARITY_STYLES
         if self._cell == _WIDE:
@@ -74,9 +78,9 @@ class Strips:
         if self._settings.reserved:
             marks.append((*_RESERVED, "reserved"))
         if self._settings.destinations > 1:
-            marks.append((*_ELSEWHERE, "in use to another destination only"))
+            marks.append((*_ELSEWHERE, "in use toward another destination only"))
         if self._settings.search.kind == WINDOW:
-            marks.append(("blank", "", "outside of the window"))
+            marks.append(("blank", "", "outside the window"))
         lines: list[list[Segment]] = [[]]
         used = 0
         for mark, style, meaning in marks:
@@ -89,7 +93,7 @@ class Strips:
         return lines
 
     def head(self) -> list[Segment]:
-        """The line above the strips: the ports, or the first and the last of them."""
+        """Return the line above the strips: the ports, or the first and the last of them."""
         if self._cell == _WIDE:
             ports = [Segment(f"{port:^{_WIDE}}", _PARITY_STYLES[port % 2]) for port in self._ports]
         else:
@@ -99,7 +103,12 @@ class Strips:
         return [self._margin("", ""), *ports, Segment(_outcome("probes", "port"))]
 
     def line(self, connection: Connection, shown: int | None = None) -> list[Segment]:
-        """A connection's search; shown: only that many of its probes, without what came of it."""
+        """Return a connection's search.
+
+        Args:
+            connection: The connection.
+            shown: How many of its probes to show, without what came of it; None for all.
+        """
         path = connection.path if shown is None else connection.path[:shown]
         probes = {probe.port: (order, probe) for order, probe in enumerate(path, 1)}
         taken = self._taken[connection.destination - 1]
@@ -128,7 +137,7 @@ class Strips:
         ]
 
     def note(self, connection: Connection) -> None:
-        """The connection is open, if it got a port, while the next ones search."""
+        """Note that a connection is open, if it got a port, while the next ones search."""
         if connection.port:
             self._taken[connection.destination - 1].add(connection.port)
 

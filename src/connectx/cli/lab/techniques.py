@@ -1,4 +1,4 @@
-"""``connectx lab techniques``: formats what the experiments in connectx.lab.techniques find."""
+"""``connectx lab techniques``: prints what the experiments in connectx.lab.techniques find."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import json
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from connectx.addresses import PROTOCOLS
+from connectx.cli.lab.output import changes_text, machine_text, table
 from connectx.cli.progress import progress_bars
 from connectx.lab import techniques
 from connectx.lab.listeners import Case
@@ -13,7 +15,7 @@ from connectx.lab.mixing import OK, Cell
 from connectx.lab.procedures import TRIES
 from connectx.lab.technique_table import PORTS
 from connectx.lab.techniques import Row
-from connectx.lab.transports import FAMILIES, PROTOCOLS
+from connectx.lab.transports import FAMILIES
 
 if TYPE_CHECKING:
     import argparse
@@ -27,27 +29,28 @@ if TYPE_CHECKING:
     from connectx.lab.techniques import Techniques
     from connectx.lab.transports import Transport
 
-#: Something that was found over a transport, which is its first field.
+#: A finding, whose first field is the transport.
 Found = TypeVar("Found", Row, Cell, Case)
 
 NAME: Final = "techniques"
-HELP: Final = "Try every way to open an outgoing connection, and compare with what is known."
+HELP: Final = "Try every way to open an outgoing connection, and compare it with what is known."
 EXAMPLE: Final = "connectx lab techniques --protocol udp --family 4"
 
 _DESCRIPTION: Final = f"""\
 {HELP}
 
-In private network namespaces, each technique opens connections from one source address,
-with {PORTS.size} source ports, to two destinations: to the first until there are as many
-as ports, and one more; then the same to the second. Two sockets are then opened to one
-4-tuple in every order that their system calls can have, and connectx by two processes at
-once. The next table has every pair of techniques: one has a source port, the other wants it
-toward another destination. The last one has services whose port an outgoing connection may
-have taken.
+In private network namespaces, each technique opens connections from one source address
+with {PORTS.size} source ports to two destinations. It opens as many as there are ports to the
+first one and tries one more; then the same to the second. After that, two sockets are opened
+to one 4-tuple, in every order that their system calls can have; for connectx, by two
+processes at once. The next table has every pair of techniques: one has a source port, the
+other wants it toward another destination. The last table has services whose port an
+outgoing connection may have taken.
 
-A technique that chooses ports at random has {TRIES} tries for each port of the range, which
-is enough to find the last one but once in some million runs. What is marked with ! is not
-as expected.
+A technique that chooses ports at random has {TRIES} tries for each port of the range, so that it
+misses the last one once in millions of runs. A ! marks what is not as expected.
+
+The articles also list DCCP, which Linux 6.16 removed.
 
 keys of --json:
   machine             the kernel, what it can do, and settings of the machine's own network
@@ -57,16 +60,16 @@ keys of --json:
   rows                a list, in the order of the tables:
     protocol, family  "tcp", "mptcp", "udp" or "udplite"; 4 or 6
     technique, calls  its name, and the calls that make it up
-    expected          what we know to come of it:
-      errno           what ends it when the ports are used up, null for nothing
+    expected          what is known to come of it:
+      errno           the error when the ports are used up, null for none
       shares          whether a source address and port serves both destinations
-      overshadows     whether two sockets can get onto one 4-tuple
+      overshadows     whether two sockets can be on one 4-tuple
       opened          connections to each of the two destinations
-    observed          the same, as found; null where this kernel lacks what it takes
-    agrees            whether they are equal; null where there is nothing to compare
+    observed          the same, as found; null if this kernel lacks what it needs
+    agrees            whether they are equal; null if it could not be tried
     note              what else there is to say, or null
   mixing              a list: protocol, family, and
-    first, second     calls of who has the port, and of who wants it too
+    first, second     calls of the socket that has the port, and of the one that wants it
     expected          "ok", or the errno and the call that gave it
     observed, agrees  as above
   listeners           a list: protocol, family, and
@@ -85,15 +88,13 @@ _WIDTH: Final = 80
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = _DESCRIPTION
-    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="leave the others out")
-    parser.add_argument(
-        "--family", type=int, choices=FAMILIES, help="IPv4 or IPv6: leave the other out"
-    )
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="try only this protocol")
+    parser.add_argument("--family", type=int, choices=FAMILIES, help="try only IPv4, or only IPv6")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiments; 0 if everything is as expected."""
+    """Run the experiments; return 0 if everything is as expected."""
     protocols = [arguments.protocol] if arguments.protocol else list(PROTOCOLS)
     families = [arguments.family] if arguments.family else FAMILIES
     with progress_bars() as watch:
@@ -123,13 +124,13 @@ def _print_tables(result: Techniques) -> None:
 
 
 def _print_techniques(console: Console, transports: str, rows: Sequence[Row]) -> None:
-    table = _table(f"{transports}: {PORTS.size} source ports, two destinations")
-    table.add_column("technique", width=30)
-    table.add_column()
-    table.add_column("errno when\nexhausted", width=14)
-    table.add_column("source\nshared")
-    table.add_column("over-\nshadows")
-    table.add_column("opened\nto each")
+    drawn = _titled(f"{transports}: {PORTS.size} source ports, two destinations")
+    drawn.add_column("technique", width=30)
+    drawn.add_column()
+    drawn.add_column("errno when\nexhausted", width=14)
+    drawn.add_column("source\nshared")
+    drawn.add_column("over-\nshadows")
+    drawn.add_column("opened\nto each")
     notes: list[str] = []
     for row in rows:
         if row.note and row.note not in notes:
@@ -139,8 +140,8 @@ def _print_techniques(console: Console, transports: str, rows: Sequence[Row]) ->
             _cells_of(row.expected), None if row.observed is None else _cells_of(row.observed)
         )
         style = "bold" if row.technique.startswith("connectx") else None
-        table.add_row(row.technique + mark, *columns, style=style)
-    console.print(table)
+        drawn.add_row(row.technique + mark, *columns, style=style)
+    console.print(drawn)
     for number, note in enumerate(notes, start=1):
         console.print(_hanging(f"({number})", note))
     console.print()
@@ -164,14 +165,14 @@ def _print_matrix(console: Console, transports: str, cells: Sequence[Cell]) -> N
     console.print(f"{transports}: pairs of techniques that want one source port\n", style="italic")
     for number, call in enumerate(calls, start=1):
         console.print(_hanging(f"{number:2}", call))
-    table = _table("row: who has the port; column: who wants it toward another destination")
-    table.add_column("", justify="right", style="bold")
+    drawn = _titled("row: has the port; column: wants it toward another destination")
+    drawn.add_column("", justify="right", style="bold")
     for number in range(1, len(calls) + 1):
-        table.add_column(str(number), justify="right", width=3)
+        drawn.add_column(str(number), justify="right", width=3)
     for number, call in enumerate(calls, start=1):
-        table.add_row(str(number), *(_code(found[call, second]) for second in calls))
+        drawn.add_row(str(number), *(_code(found[call, second]) for second in calls))
     console.print()
-    console.print(table)
+    console.print(drawn)
     console.print(f"ok: they share it.  {_legend(cells)}")
     for cell in cells:
         if cell.agrees is False:
@@ -186,7 +187,7 @@ def _print_matrix(console: Console, transports: str, cells: Sequence[Cell]) -> N
 def _code(cell: Cell) -> str:
     if cell.agrees is None:
         return "-"
-    # The errno's number: short, and the same wherever else it is met.
+    # The number of the errno, which is short, and known from elsewhere.
     name = cell.observed.partition(" ")[0]
     code = name if cell.observed == OK else str(getattr(errno, name))
     if not cell.agrees:
@@ -201,7 +202,7 @@ def _legend(cells: Iterable[Cell]) -> str:
         calls.setdefault(name, []).append(where)
     entries = [f"{getattr(errno, name)}: {name} {' or '.join(calls[name])}." for name in calls]
     if any(cell.agrees is None for cell in cells):
-        entries.append("-: this kernel lacks what one of the two takes.")
+        entries.append("-: this kernel lacks what one of the two needs.")
     return "  ".join(entries)
 
 
@@ -209,13 +210,13 @@ def _legend(cells: Iterable[Cell]) -> str:
 
 
 def _print_services(console: Console, transports: str, cases: Sequence[Case]) -> None:
-    table = _table(f"{transports}: a service whose port lies in the ephemeral range")
-    table.add_column("outgoing connection", width=29)
-    table.add_column("service\nbinds to", width=8)
-    table.add_column("port\nreserved")
-    table.add_column()
-    table.add_column("it\ntakes")
-    table.add_column("service")
+    drawn = _titled(f"{transports}: a service whose port is in the ephemeral range")
+    drawn.add_column("outgoing connection", width=29)
+    drawn.add_column("service\nbinds to", width=8)
+    drawn.add_column("port\nreserved")
+    drawn.add_column()
+    drawn.add_column("it\ntakes")
+    drawn.add_column("service")
     merged: dict[tuple[object, ...], list[str]] = {}
     for case in cases:
         address = "wildcard" if case.anywhere else "source"
@@ -228,15 +229,15 @@ def _print_services(console: Console, transports: str, cases: Sequence[Case]) ->
                 _cells_of_outcome(case.expected),
                 None if case.observed is None else _cells_of_outcome(case.observed),
             )
-            table.add_row(case.outgoing, ", ".join(merged.pop(key)), _yes(case.reserved), *columns)
-    console.print(table)
+            drawn.add_row(case.outgoing, ", ".join(merged.pop(key)), _yes(case.reserved), *columns)
+    console.print(drawn)
     console.print(f"The service: {cases[0].service}.\n")
 
 
 def _cells_of_outcome(outcome: Outcome) -> tuple[str, ...]:
     return (
         "its port" if outcome.takes else "another",
-        # Which call it was, the JSON says.
+        # JSON also has the call.
         "starts" if outcome.service == OK else outcome.service.partition(" ")[0],
     )
 
@@ -246,7 +247,7 @@ def _cells_of_outcome(outcome: Outcome) -> tuple[str, ...]:
 
 def _print_end(console: Console, result: Techniques) -> None:
     for transport, reason in result.left_out.items():
-        console.print(f"Left out, since this machine has no {transport.title}: {reason}.")
+        console.print(f"Left out, because this machine has no {transport.title}: {reason}.")
     compared = len(result.compared)
     if result.disagreements:
         console.print(
@@ -254,21 +255,15 @@ def _print_end(console: Console, result: Techniques) -> None:
         )
     else:
         console.print(f"All {compared:,} findings are as expected.")
-    console.print(
-        f"In private network namespaces, which are gone: {'; '.join(result.changes)}. "
-        "Nothing else was changed."
-    )
-    console.print(
-        f"Linux {result.machine.kernel}, {result.machine.cores} cores, {result.seconds:.1f} s",
-        style="dim",
-    )
+    console.print(changes_text(result.changes))
+    console.print(machine_text(result.machine, result.seconds), style="dim")
 
 
 # What they have in common.
 
 
 def _alike(everything: Sequence[Found]) -> list[tuple[str, list[Found]]]:
-    """What was found over each transport, once for those over which all of it is the same."""
+    """Group what was found by transport; those with the same findings have one group."""
     over: dict[Transport, list[Found]] = {}
     for each in everything:
         over.setdefault(each.transport, []).append(each)
@@ -279,7 +274,7 @@ def _alike(everything: Sequence[Found]) -> list[tuple[str, list[Found]]]:
 
 
 def _title(transports: Sequence[Transport]) -> str:
-    protocols = list(dict.fromkeys(PROTOCOLS[each.protocol].title for each in transports))
+    protocols = list(dict.fromkeys(each.protocol.title for each in transports))
     families = sorted({f"IPv{each.family}" for each in transports})
     if len(protocols) * len(families) == len(transports):
         return f"{' and '.join(protocols)} over {' and '.join(families)}"
@@ -287,7 +282,7 @@ def _title(transports: Sequence[Transport]) -> str:
 
 
 def _beside(expected: Sequence[str], observed: Sequence[str] | None) -> list[str]:
-    """Columns of two lines: what was expected above what was observed."""
+    """Return columns of two lines: what was expected above what was observed."""
     if observed is None:
         return ["expected\nobserved", *(f"{text}\n-" for text in expected)]
     marked = [
@@ -298,15 +293,12 @@ def _beside(expected: Sequence[str], observed: Sequence[str] | None) -> list[str
     return ["[dim]expected[/]\nobserved", *(f"[dim]{here}[/]\n{there}" for here, there in pairs)]
 
 
-def _yes(value: bool) -> str:  # noqa: FBT001 -- it is all there is to say
+def _yes(value: bool) -> str:  # noqa: FBT001 -- its only argument
     return "yes" if value else "no"
 
 
-def _table(title: str) -> Table:
-    from rich import box  # noqa: PLC0415 -- from the tools extra
-    from rich.table import Table  # noqa: PLC0415
-
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+def _titled(title: str) -> Table:
+    return table(title=title, title_justify="left")
 
 
 def _hanging(label: str, text: str) -> Table:

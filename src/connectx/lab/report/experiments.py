@@ -1,16 +1,16 @@
-"""Which experiments the report is made of, and how large each is."""
+"""The experiments that the report is made of, and how large each is."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from connectx.addresses import PortRange
+from connectx.addresses import PROTOCOLS, PortRange
 from connectx.errors import NotSupported
 from connectx.lab import latency, simulate, techniques
 from connectx.lab.latency import WINDOWS, Latency, Settings
 from connectx.lab.opening import ONE_WINDOW
-from connectx.lab.transports import FAMILIES, PROTOCOLS
+from connectx.lab.transports import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,8 +25,8 @@ Key = TypeVar("Key")
 #: The range of "connect() - why are you so slow?" (2024): 56,512 ports.
 ARTICLE_PORTS: Final = PortRange(9024, 65535)
 
-#: Connections for each port of the range in the comparison of one address and two: the
-#: article had 70,000 connections on 56,512 ports.
+#: In the comparison of one address and two, connections for each port of the range: the article
+#: had 70,000 connections on 56,512 ports.
 _ADDRESSES_LOAD: Final = 70_000 / 56_512
 
 #: Ways to open TCP connections that are compared with each other, the slow one first.
@@ -39,7 +39,7 @@ STRATEGIES: Final = (
     "auto",
 )
 
-#: Churn: how full, in how many ports, how often, and in which ways.
+#: Churn: how full the range is, how many ports it has, how often, and in which ways.
 OCCUPANCIES: Final = (0.8, 0.95, 0.99, 0.999)
 _CHURN_PORTS: Final = 16_384
 _CHURN_OPERATIONS: Final = 2_000
@@ -48,24 +48,30 @@ CHURNING: Final = ("kernel", "shifting-window", "full-range", "auto")
 #: How many fills there are, and the model and the tables.
 _PARTS: Final = len(STRATEGIES) + len(WINDOWS) + 1 + 2 + len(CHURNING) * len(OCCUPANCIES) + 1 + 2
 
-#: Seconds for a fill: the plain one of the article's range takes some 100 on two cores.
+#: Seconds for a fill; with plain connect(), the article's range takes some 100 on two cores.
 TIME_LIMIT: Final = 300.0
 
-#: As many ports as the model walks through in a few seconds.
+#: Ports that the model goes through in a few seconds.
 _MODEL_PORTS: Final = 4_096
 
 
 class Findings(NamedTuple):
     """What came of all experiments.
 
-    seconds: how long they took.
-    strategies, datagrams: fills of the whole range by way.
-    addresses: fills by how many source addresses share the load, which on one is what
-    its range holds.
-    windows: fills by one window for each connection, by the window's size.
-    churn: by way and occupancy.
-    predicted, measured: the model's search, and the kernel's on the same range.
-    missing: what this kernel cannot do, by way, in words.
+    Attributes:
+        machine: What they ran on.
+        ports: The range of source ports.
+        seconds: How long they took.
+        strategies: TCP fills of the whole range, by way.
+        datagrams: UDP fills of the whole range, by way.
+        addresses: Fills by how many source addresses share the load; one address has as many
+            connections as its range has ports.
+        windows: Fills with one window for each connection, by the window's size.
+        churn: Churn by way and occupancy.
+        predicted: The model's search.
+        measured: The kernel's search on the same range.
+        techniques: The tables.
+        missing: What this kernel cannot do, by way, in words.
     """
 
     machine: Machine
@@ -83,12 +89,12 @@ class Findings(NamedTuple):
 
     @property
     def unfinished(self) -> list[str]:
-        """The fills that the time limit has ended."""
-        return [str(fill.settings.way) for fill in self.fills if not fill.finished]
+        """The ways of the fills that the time limit ended."""
+        return [fill.settings.way for fill in self.fills if not fill.finished]
 
     @property
     def changes(self) -> list[str]:
-        """What was changed in private networks, which are gone by now."""
+        """What was changed in private networks, which are gone by now, each change once."""
         found = dict.fromkeys(change for fill in self.fills for change in fill.changes)
         return list(found | dict.fromkeys(self.techniques.changes))
 
@@ -104,17 +110,20 @@ class Findings(NamedTuple):
 
 
 def largest_fill(ports: PortRange) -> int:
-    """How many connections there are at a time, at most."""
+    """Return how many connections there are at a time, at most."""
     return round(ports.size * _ADDRESSES_LOAD)
 
 
 def run(ports: PortRange, machine: Machine, watch: Watch) -> Findings:
-    """Run everything; to be called in a first private network (resources.in_first_network).
+    """Run everything, inside a first private network (resources.in_first_network()).
 
-    ports: the range for the fills; everything else is sized after it.
-    machine: what it runs on, as it was before that network was entered.
+    Args:
+        ports: The range for the fills; everything else is sized after it.
+        machine: What it runs on, described before that network was entered.
+        watch: Called with the progress.
 
-    Raises as connectx.lab.latency.run().
+    Raises:
+        Exception: As connectx.lab.latency.run() does.
     """
     return _Report(ports, machine, watch).run()
 
@@ -130,7 +139,7 @@ class _Report:
     def run(self) -> Findings:
         begun = time.monotonic()
         ports = self._ports
-        # What is needed most comes first: where it cannot be had, nobody waits for the rest.
+        # What is needed most comes first: if it is not possible, nobody waits for the rest.
         strategies = self._fills({way: Settings(way, ports=ports) for way in STRATEGIES})
         windows = self._fills(
             {
@@ -140,7 +149,7 @@ class _Report:
                 )
             }
         )
-        # One address has been filled already; it has no more than its range.
+        # One address has been filled already, with as many connections as its range has ports.
         addresses = {1: strategies["kernel"]} | self._fills(
             {2: Settings("kernel", ports=ports, sources=2, connections=largest_fill(ports))}
         )
@@ -182,17 +191,17 @@ class _Report:
     def _fills(self, settings: dict[Key, Settings]) -> dict[Key, Latency]:
         fills = {}
         for key, each in settings.items():
-            # The bar of the whole comes first, and stays.
+            # The bar of the whole report comes first, and stays.
             self._watch("report", "parts", self._parts, _PARTS)
             self._parts += 1
             try:
                 fills[key] = latency.run(
-                    each._replace(time_limit=TIME_LIMIT), self._told, self._machine
+                    each._replace(time_limit=TIME_LIMIT), self._watch_fill, self._machine
                 )
             except NotSupported as error:
                 self._missing[each.way] = error.strerror or str(error)
         return fills
 
-    def _told(self, task: str, phase: str, done: int, total: int) -> None:
-        """Pass on how it goes, each fill by a name of its own."""
+    def _watch_fill(self, task: str, phase: str, done: int, total: int) -> None:
+        """Pass on the progress of a fill, under a name of its own."""
         self._watch(f"fill {self._parts}: {task}", phase, done, total)

@@ -1,7 +1,7 @@
 """The report's figures, as Altair charts.
 
-Altair, because it draws on a canvas in the browser and needs no browser for PNG and
-SVG: a library on WebGL gives out after some eight figures on one page.
+Altair draws on a canvas in the browser, and needs no browser for PNG and SVG. A library on WebGL
+fails after some eight figures on one page.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     Figure = alt.LayerChart | alt.Chart
 
-#: Connections drawn of each fill: as many as a phone draws at once. The slowest are among
-#: them, a third are refused ones if there are so many, the others come at regular distances.
+#: Connections of a fill that are drawn: as many as a phone draws at once. They are the slowest
+#: ones, refused ones up to a third of all, and others at regular distances.
 DRAWN: Final = 6_000
 _SLOWEST: Final = 500
 
@@ -43,12 +43,12 @@ _TEAL, _ORANGE, _VIOLET, _PINK, _GREEN, _YELLOW = (
 _KINDS: Final = {"even port": _TEAL, "odd port": _ORANGE, "refused": _VIOLET}
 
 _HEIGHT: Final = 300
-#: Width of the figures that are not on a page, in pixels.
+#: Width in pixels of figures that are not on a page.
 _WIDTH: Final = 760
 
 
 def all_figures(findings: Findings) -> dict[str, Figure]:
-    """Every figure by the name of its place on the page, and of its file."""
+    """Return every figure by the name of its place on the page, which is its file's name too."""
     figures: dict[str, Figure] = {}
     for way, fill in findings.strategies.items():
         figures[f"latency-{way}"] = latency(fill)
@@ -64,7 +64,7 @@ def all_figures(findings: Findings) -> dict[str, Figure]:
 
 
 def latency(fill: Latency) -> Figure:
-    """Each connection of a fill: when, how long, and from which kind of port."""
+    """Draw each connection of a fill: when, how long, and from which kind of port."""
     numbers = _chosen(fill)
     rows = [
         (
@@ -75,12 +75,12 @@ def latency(fill: Latency) -> Figure:
         )
         for number in numbers
     ]
-    # Beyond that lie moments in which the machine was busy with something else.
+    # What takes longer met moments in which the machine was busy with something else.
     top = sorted(fill.fill.nanoseconds)[len(fill.fill.nanoseconds) * 995 // 1000] / 1e6
     pick = alt.selection_point(fields=["kind"], bind="legend")
     zoom = alt.selection_interval(
         bind="scales",
-        # With Shift only: otherwise the page could not be scrolled across a figure.
+        # Only with Shift: otherwise a figure would be in the way of scrolling the page.
         zoom="wheel![event.shiftKey]",
         translate="[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!",
     )
@@ -119,7 +119,7 @@ def latency(fill: Latency) -> Figure:
     )
     summary = summarise(fill)
     last = len(fill.fill.port) - 1
-    # Where it is above zero: of two stages, a line begins far below.
+    # Only its part above zero: the line through two stages begins far below.
     zero = -summary.start / summary.slope if summary.slope else 0.0
     ends = [(x, (summary.start + summary.slope * x) / 1000) for x in (max(0.0, zero), last)]
     line = (
@@ -137,7 +137,7 @@ def latency(fill: Latency) -> Figure:
 
 
 def histograms(addresses: Mapping[int, Latency]) -> Figure:
-    """How many connections took how long, on one source address and on two."""
+    """Draw how many connections took how long, on one source address and on two."""
     rows = []
     for sources, fill in addresses.items():
         name = "1 source address" if sources == 1 else f"{sources} source addresses"
@@ -164,7 +164,7 @@ def histograms(addresses: Mapping[int, Latency]) -> Figure:
             ),
             x2="high:Q",
             y=alt.Y("connections:Q", title="connections", stack=None),
-            # Said, because Vega-Lite draws a line where a bar has both ends of x.
+            # Explicit, because Vega-Lite draws a line if a bar has both ends of x.
             y2=alt.Y2Datum(0),
             color=alt.Color("addresses:N", title=None, scale=alt.Scale(range=[_ORANGE, _TEAL])),
             opacity=alt.condition(pick, alt.value(0.6), alt.value(0.05)),
@@ -181,7 +181,7 @@ def histograms(addresses: Mapping[int, Latency]) -> Figure:
 
 
 def strategies(fills: Mapping[str, Latency]) -> Figure:
-    """The mean time of a connection by how full the range is, a line for each way."""
+    """Draw the mean time of a connection by how full the range is, a line for each way."""
     rows = [row for way, fill in fills.items() for row in _by_percent(way, fill)]
     pick = alt.selection_point(fields=["way"], bind="legend")
     chart = (
@@ -209,7 +209,7 @@ def strategies(fills: Mapping[str, Latency]) -> Figure:
 
 
 def churn(fills: Mapping[tuple[str, float], Latency]) -> Figure:
-    """What a connection costs that takes another one's place, by way and by how full it is."""
+    """Draw what a connection of churn costs, by way and by how full the range is."""
     rows = [
         (f"{occupancy:.1%}", way, times.half / 1000, times.mean / 1000, times.ninety_nine / 1000)
         for (way, occupancy), fill in fills.items()
@@ -245,7 +245,7 @@ def churn(fills: Mapping[tuple[str, float], Latency]) -> Figure:
 
 
 def model(findings: Findings) -> Figure:
-    """What the model says a connection has to look at, and how long the kernel took."""
+    """Draw how many ports the model says a search looks at, and how long the kernel took."""
     measured = findings.measured.fill
     size = max(1, len(measured.port) // 128)
     rows = []
@@ -278,7 +278,7 @@ def model(findings: Findings) -> Figure:
 
 
 def for_page(figure: Figure) -> dict[str, Any]:
-    """A figure as its specification, as wide as its place on the page."""
+    """Return a figure's specification, as wide as its place on the page."""
     specification: dict[str, Any] = figure.properties(width="container").to_dict()
     return specification
 
@@ -302,14 +302,14 @@ def _kind(port: int) -> str:
 
 
 def _chosen(fill: Latency) -> list[int]:
-    """The numbers of the connections to draw."""
+    """Return the numbers of the connections to draw."""
     total = len(fill.fill.port)
     if total <= DRAWN:
         return list(range(total))
     by_time = sorted(range(total), key=fill.fill.nanoseconds.__getitem__)
     chosen = set(by_time[-_SLOWEST:])
     refused = [number for number, port in enumerate(fill.fill.port) if not port]
-    # Of very many refusals, too, those at regular distances say enough.
+    # Of very many refusals, some at regular distances are enough.
     chosen.update(refused[:: math.ceil(len(refused) / (DRAWN // 3)) or 1])
     rest = DRAWN - len(chosen)
     chosen.update(number * total // rest for number in range(rest))
@@ -317,7 +317,7 @@ def _chosen(fill: Latency) -> list[int]:
 
 
 def _by_percent(way: str, fill: Latency) -> Iterator[tuple[int, float, str]]:
-    """The mean milliseconds of the connections tried at each per cent of occupancy."""
+    """Yield the mean milliseconds of the connections tried at each per cent of occupancy."""
     capacity = fill.settings.capacity
     sums = [0] * 101
     counts = [0] * 101
@@ -333,7 +333,7 @@ def _by_percent(way: str, fill: Latency) -> Iterator[tuple[int, float, str]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> alt.InlineData:
-    """Rows as CSV: a third of what they take as JSON."""
+    """Return rows as CSV, which takes a third of the space of JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

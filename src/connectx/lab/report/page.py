@@ -1,4 +1,4 @@
-"""The report as one HTML file, which needs nothing but a browser."""
+"""The report as one HTML file, for which a browser is enough."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from connectx.lab.mixing import Cell
     from connectx.lab.report.experiments import Findings
 
-#: What "connect() - why are you so slow?" (2024) measured, to stand beside our figures:
-#: milliseconds of even and odd ports, errors, connections a second.
+#: What "connect() - why are you so slow?" (2024) measured, to stand beside these figures:
+#: milliseconds of even and odd ports, errors, connections per second.
 ARTICLE: Final = {
     "kernel": {"even": 0.025, "odd": 4.59, "errors": 0},
     "full-range": {"even": 0.029, "odd": 0.029, "errors": 0},
@@ -37,12 +37,12 @@ ARTICLE: Final = {
     },
 }
 
-#: Of Python's own, where a figure is put into the page as JSON within a script element.
+#: For figures that are JSON within a script element.
 _ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def write_figures(findings: Findings, directory: Path) -> list[Path]:
-    """Write each figure as PNG and SVG into a directory that exists, and return their paths."""
+    """Write each figure as PNG and SVG into an existing directory, and return their paths."""
     written = []
     for name, figure in all_figures(findings).items():
         for kind in ("png", "svg"):
@@ -53,7 +53,7 @@ def write_figures(findings: Findings, directory: Path) -> list[Path]:
 
 
 def as_text(findings: Findings) -> str:
-    """The numbers behind the figures and tables, as JSON; without the single samples."""
+    """Return the numbers behind the figures and tables, without single samples, as JSON."""
     found = {
         "machine": findings.machine._asdict(),
         "seconds": round(findings.seconds, 1),
@@ -66,7 +66,7 @@ def as_text(findings: Findings) -> str:
             {"way": way, "occupancy": occupancy, **_fill(fill)}
             for (way, occupancy), fill in findings.churn.items()
         ],
-        # What else there is of these, `connectx lab techniques --json` has.
+        # `connectx lab techniques --json` has more about them.
         "techniques": techniques.as_json(findings.techniques)["rows"],
         "missing": findings.missing,
         "article": ARTICLE,
@@ -83,13 +83,14 @@ def _fill(fill: Latency) -> dict[str, Any]:
 
 
 def render(findings: Findings) -> str:
-    """The page as text."""
+    """Return the page."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["thousands"] = "{:,.0f}".format
     environment.filters["microseconds"] = _microseconds
     environment.filters["milliseconds"] = _milliseconds
     template = resources.files("connectx.lab.report").joinpath("page.html.jinja").read_text("utf-8")
@@ -104,7 +105,7 @@ def render(findings: Findings) -> str:
         findings=findings,
         library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         occupancies=experiments.OCCUPANCIES,
-        summary=_remembering(),
+        summary=_summaries(),
         matrices=_matrices(findings.techniques.mixing),
         techniques=techniques.as_json(findings.techniques),
     )
@@ -113,8 +114,10 @@ def render(findings: Findings) -> str:
 class Matrix(NamedTuple):
     """Which techniques share a port with which, for one transport.
 
-    names: of the techniques, in the order of rows and of columns.
-    rows: for each first technique what came of each second one.
+    Attributes:
+        title: The transport.
+        names: The techniques, in the order of rows and of columns.
+        rows: For each first technique, what came of each second one.
     """
 
     title: str
@@ -128,7 +131,7 @@ class Matrix(NamedTuple):
 
     @property
     def tried(self) -> int:
-        """How many pairs this kernel can do at all."""
+        """How many pairs this kernel can do."""
         return sum(cell.agrees is not None for row in self.rows for cell in row)
 
 
@@ -142,8 +145,8 @@ def _matrices(cells: Iterable[Cell]) -> list[Matrix]:
     ]
 
 
-def _remembering() -> Any:
-    """summarise(), once for each fill of one page."""
+def _summaries() -> Any:
+    """Return a function that summarises each fill of a page once."""
     known: dict[int, Summary] = {}
 
     def summary(fill: Latency) -> Summary:
