@@ -11,7 +11,8 @@ import pytest
 
 from connectx.addresses import PortRange
 from connectx.lab import simulate
-from connectx.lab.simulate import PLAIN, WINDOW, Finding, Search, Settings
+from connectx.lab.model_sockets import Obstacle
+from connectx.lab.simulate import PLAIN, WINDOW, Search, Settings
 
 if TYPE_CHECKING:
     from connectx.lab.simulate import Simulation
@@ -49,8 +50,8 @@ class TestSearch:
         for connection in simulation.connections:
             *passed, last = connection.path
             assert {probe.port for probe in passed} <= taken
-            assert {probe.finding for probe in passed} <= {Finding.IN_USE}
-            assert last == (connection.port, Finding.CHOSEN)
+            assert {probe.obstacle for probe in passed} <= {Obstacle.IN_USE}
+            assert last == (connection.port, None)
             assert connection.probes == len(connection.path)
             # Even ports, one after the other around the end; then the odd ones.
             ports = [probe.port for probe in connection.path]
@@ -64,7 +65,7 @@ class TestSearch:
         assert sorted(ports_of(simulation)) == [40000, 40003, 40005, 40006, 40007]
         probes = [probe for each in simulation.connections for probe in each.path]
         assert not {probe.port for probe in probes} & {40001, 40002}
-        assert {probe.port for probe in probes if probe.finding is Finding.BOUND} == {40004}
+        assert {probe.port for probe in probes if probe.obstacle is Obstacle.BOUND} == {40004}
 
     def test_destinations_share_every_port(self) -> None:
         simulation = run(destinations=3)
@@ -79,7 +80,7 @@ class TestSearch:
         simulation = run(connections=10)
         for connection in simulation.connections[8:]:
             assert (connection.port, connection.errno) == (0, errno.EADDRNOTAVAIL)
-            assert {probe.finding for probe in connection.path} == {Finding.IN_USE}
+            assert {probe.obstacle for probe in connection.path} == {Obstacle.IN_USE}
             assert connection.probes == 8
 
     def test_a_window_is_tried_once(self) -> None:

@@ -8,7 +8,6 @@ seed. tests/kernel/test_port_search.py compares it with the kernel.
 
 from __future__ import annotations
 
-import enum
 import errno
 import random
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from connectx.addresses import Endpoint, PortRange
 from connectx.lab.kernel_model import KernelModel
-from connectx.lab.model_sockets import Obstacle
 from connectx.lab.occupancy import STAGES, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from connectx.lab.model_sockets import Obstacle
     from connectx.lab.progress import Watch
 
 PLAIN: Final = "plain"
@@ -151,32 +150,16 @@ class Settings:
         return beyond * each + searched + self.attempts * _PROBES_IN_PASSING
 
 
-class Finding(enum.Enum):
-    """What a search finds at a port that it looks at.
+class Probe(NamedTuple):
+    """A port that a search looked at.
 
     Attributes:
-        IN_USE: The 4-tuple is in use.
-        BOUND: Another socket is bound to the port.
-        CHOSEN: The port is free, and taken.
+        port: The port.
+        obstacle: Why the search passed over it; None if it chose the port.
     """
 
-    IN_USE = "in use"
-    BOUND = "bound"
-    CHOSEN = "chosen"
-
-
-_FINDINGS: Final = {
-    Obstacle.IN_USE: Finding.IN_USE,
-    Obstacle.BOUND: Finding.BOUND,
-    None: Finding.CHOSEN,
-}
-
-
-class Probe(NamedTuple):
-    """A port that a search looked at."""
-
     port: int
-    finding: Finding
+    obstacle: Obstacle | None
 
 
 class Connection(NamedTuple):
@@ -340,8 +323,7 @@ def _connect(kernel: KernelModel, settings: Settings, number: int, window: PortR
         for port in kernel.probes:
             # Ports that the search passed over are still as it found them.
             obstacle = kernel.obstacle(Endpoint(_HOST, port), destination)
-            chosen = port == sock.source.port
-            path.append(Probe(port, _FINDINGS[None if chosen else obstacle]))
+            path.append(Probe(port, None if port == sock.source.port else obstacle))
     return Connection(
         number=number + 1,
         destination=number % settings.destinations + 1,
@@ -376,6 +358,7 @@ def _connection_as_json(connection: Connection, *, paths: bool) -> dict[str, Any
     }
     if paths:
         found["path"] = [
-            {"port": probe.port, "finding": probe.finding.value} for probe in connection.path
+            {"port": port, "finding": obstacle.value if obstacle else "chosen"}
+            for port, obstacle in connection.path
         ]
     return found

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.lab.simulate import WINDOW, Finding
+from connectx.lab.model_sockets import Obstacle
+from connectx.lab.simulate import WINDOW
 
 if TYPE_CHECKING:
     from connectx.lab.simulate import Connection, Probe, Settings
@@ -37,8 +38,8 @@ _CHOSEN_STYLE: Final = "bold green"
 _PARITY_STYLES: Final = ("blue", "red")
 
 #: The mark of a probe in a narrow strip, by what it found.
-_NARROW: Final = {Finding.CHOSEN: "*", Finding.IN_USE: ">", Finding.BOUND: "!"}
-_WIDE_SUFFIX: Final = {Finding.IN_USE: _IN_USE.text, Finding.BOUND: _BOUND.text}
+_NARROW: Final = {None: "*", Obstacle.IN_USE: ">", Obstacle.BOUND: "!"}
+_WIDE_SUFFIX: Final = {Obstacle.IN_USE: _IN_USE.text, Obstacle.BOUND: _BOUND.text}
 
 
 class Strips:
@@ -146,13 +147,12 @@ class Strips:
         return Segment(f"{number:>{self._number}}{shown:{self._destination}} ")
 
     def _probed(self, order: int, probe: Probe) -> Segment:
-        chosen = probe.finding is Finding.CHOSEN
-        style = _CHOSEN_STYLE if chosen else _PARITY_STYLES[probe.port % 2]
+        obstacle = probe.obstacle
+        style = _PARITY_STYLES[probe.port % 2] if obstacle else _CHOSEN_STYLE
         if self._cell == 1:
-            return Segment(_NARROW[probe.finding], style)
-        if chosen:
-            return Segment(f"[{order}]", style)
-        return Segment(f"{order}{_WIDE_SUFFIX[probe.finding]}", style)
+            return Segment(_NARROW[obstacle], style)
+        text = f"{order}{_WIDE_SUFFIX[obstacle]}" if obstacle else f"[{order}]"
+        return Segment(text, style)
 
 
 def _outcome(probes: str, port: str) -> str:
