@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx.cli.command import FAILED, OK, CommandError
 from connectx.cli.lab.arguments import add_ports
 from connectx.cli.lab.output import table
 from connectx.cli.progress import progress_bars
@@ -68,19 +68,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiment; return 0 if connectx opened all connections and each one works."""
+    """Run the experiment; it fails unless connectx opened all connections and each works."""
     protocols = [arguments.protocol] if arguments.protocol else demo.DEMONSTRATED
     try:
         with progress_bars() as watch:
             result = demo.run(protocols, arguments.ports, watch)
     except CannotStartError as error:
-        print(f"connectx demo: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(str(error)) from error
     if arguments.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
         _print_table(result)
-    return 0 if all(way.flawless for way in result.ways if way.technique == demo.CONNECTX) else 1
+    flawless = all(way.flawless for way in result.ways if way.technique == demo.CONNECTX)
+    return OK if flawless else FAILED
 
 
 def _as_json(result: demo.Demonstration) -> dict[str, Any]:

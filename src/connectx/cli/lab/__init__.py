@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Final, cast
 
-from connectx.cli.command import Command, add
+from connectx.cli.command import FAILED, Command, add
 from connectx.lab.resources import CannotStartError
 
 if TYPE_CHECKING:
@@ -38,4 +38,4 @@ def run(arguments: argparse.Namespace) -> int:
         return experiment.run(arguments)
     except CannotStartError as error:
         print(f"connectx lab {experiment.NAME}: {error}", file=sys.stderr)
-        return 1
+        return FAILED

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from connectx._connect.strategies import STRATEGIES
 from connectx.addresses import PROTOCOLS
 from connectx.cli.arguments import whole_number
+from connectx.cli.command import FAILED, OK
 from connectx.cli.lab.arguments import add_ports, parsed_by, percent
 from connectx.cli.lab.output import changes_text, table
 from connectx.cli.progress import progress_bars
@@ -142,7 +143,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiment; return 1 if a way is not possible, or took longer than the limit."""
+    """Run the experiment; it fails if a way is not possible, or exceeds the time limit."""
     if arguments.operations and not arguments.churn:
         arguments.refuse("--operations needs --churn")
     ways = (
@@ -166,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_csv(results)
     else:
         _print_tables(results, each=not arguments.windows)
-    return int(failed or not all(result.finished for result in results))
+    return FAILED if failed or not all(result.finished for result in results) else OK
 
 
 def _settings(arguments: argparse.Namespace, way: str) -> latency.Settings:

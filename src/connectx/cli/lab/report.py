@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import PortRange
+from connectx.cli.command import FAILED, OK
 from connectx.cli.lab.arguments import add_ports
 from connectx.cli.lab.output import changes_text
 from connectx.cli.progress import progress_bars
@@ -64,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run everything; return 1 if something was not as expected, or not finished."""
+    """Run everything; it fails if something is not as expected, or not finished."""
     if arguments.ports.size < _LEAST_PORTS:
         raise CannotStartError(
             f"{arguments.ports} is too small for a report, which needs {_LEAST_PORTS} ports"
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     for way in findings.unfinished:
         print(f"the fill by {way} gave up after {experiments.TIME_LIMIT:.0f} s")
     print(f"{findings.seconds:.0f} s. {changes_text(findings.changes)}")
-    return int(bool(tables.disagreements or findings.unfinished))
+    return FAILED if tables.disagreements or findings.unfinished else OK
 
 
 def _try_places(arguments: argparse.Namespace) -> None:

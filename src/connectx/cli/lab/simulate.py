@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from connectx.addresses import PortRange
 from connectx.cli.arguments import seconds, whole_number
+from connectx.cli.command import OK
 from connectx.cli.lab.arguments import add_ports, parsed_by
 from connectx.cli.lab.output import table
 from connectx.cli.lab.strip import Segment, Strips
@@ -143,7 +144,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Simulate, and print what came of it; return 0."""
+    """Simulate, and print what came of it."""
     from rich.console import Console  # noqa: PLC0415 -- from the tools extra
 
     console = Console(highlight=False)
@@ -152,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = simulate.run(settings, watch)
     if arguments.json:
         print(json.dumps(simulate.as_json(result), indent=2))
-        return 0
+        return OK
     strips = Strips(settings, console.width)
     console.print(_title(settings))
     if strips.fit:
@@ -163,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     console.print()
     console.print(_table(result))
     console.print(f"seed {settings.seed}", style="dim")
-    return 0
+    return OK
 
 
 def _settings(arguments: argparse.Namespace, width: int) -> Settings:

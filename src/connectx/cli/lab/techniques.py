@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from connectx.addresses import PROTOCOLS
+from connectx.cli import command
 from connectx.cli.lab.output import changes_text, machine_text, table
 from connectx.cli.progress import progress_bars
 from connectx.lab import techniques
@@ -94,7 +95,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiments; return 0 if everything is as expected."""
+    """Run the experiments; they fail if something is not as expected."""
     protocols = [arguments.protocol] if arguments.protocol else list(PROTOCOLS)
     families = [arguments.family] if arguments.family else FAMILIES
     with progress_bars() as watch:
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(techniques.as_json(result), indent=2))
     else:
         _print_tables(result)
-    return 1 if result.disagreements else 0
+    return command.FAILED if result.disagreements else command.OK
 
 
 def _print_tables(result: Techniques) -> None:
