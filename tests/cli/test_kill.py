@@ -164,7 +164,7 @@ class TestWrongUsage:
             (["--state", "LISTEN", "--source-port-range", "1-2"], "by source or destination only"),
             (["--protocol", "udp"], "UDP has no TIME-WAIT"),
             (["--protocol", "udp", "--state", "LISTEN", "--source", "::1"], "a state of UDP"),
-            (["--source", "::1", "--destination", "127.0.0.1"], "not of one IP version"),
+            (["--source", "::1", "--destination", "127.0.0.1"], "are not of the same IP version"),
         ],
     )
     def test_of_arguments_together(

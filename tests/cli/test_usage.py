@@ -173,7 +173,7 @@ class TestTable:
         assert row[:3] == ["udp", f"fe80::1%{index}", f"[fe80::9%{index}]:{PORT}"]
         assert len(lines("--destination", "fe80::9")[3:]) == 2
         assert connectx("usage", "--destination", "fe80::9%three").stderr == (
-            "connectx usage: there is no such device: three\n"
+            "connectx usage: no interface is named 'three'\n"
         )
 
 
@@ -368,7 +368,7 @@ class TestErrors:
 
     def test_of_two_families(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["usage", "--source", "::1", "--destination", "127.0.0.1"]) == 2
-        assert "not of one IP version" in capsys.readouterr().err
+        assert "are not of the same IP version" in capsys.readouterr().err
 
     def test_of_the_kernel(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -288,7 +288,7 @@ def test_a_link_local_destination(network: Network, closing: contextlib.ExitStac
     assert "means here: exhaustion" in diagnosis.verdict
     diagnosis = look(number=NOT_AVAILABLE, destination=Endpoint("fe80::7%vc", PORT))
     assert "17 of 20 source ports are free" in diagnosis.verdict
-    with pytest.raises(OSError, match="no such device"):
+    with pytest.raises(OSError, match="no interface is named 'nothing'"):
         look(destination=Endpoint("fe80::7%nothing", PORT))
 
 

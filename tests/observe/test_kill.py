@@ -268,5 +268,5 @@ def test_of_two_devices_with_the_same_addresses(
         for device, sock in sockets.items()
     }
     assert ends == {"va": errno.ECONNABORTED, "vc": 0}
-    with pytest.raises(OSError, match="no such device"):
+    with pytest.raises(OSError, match="no interface is named 'nothing'"):
         select(wanted._replace(destination=Endpoint("fe80::9%nothing", PORT)))

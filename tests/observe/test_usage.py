@@ -350,9 +350,9 @@ class TestLinkLocal:
         ):
             assert [row.in_use for row in snapshot(**arguments).rows] == [12]
         assert len(snapshot(destination=Endpoint("fe80::9", PORT)).rows) == 2
-        with pytest.raises(ValueError, match="not on one device"):
+        with pytest.raises(ValueError, match="are not on the same interface"):
             snapshot(source="fe80::1%two", destination=Endpoint("fe80::9%one", PORT))
-        with pytest.raises(OSError, match="no such device: three"):
+        with pytest.raises(OSError, match="no interface is named 'three'"):
             snapshot(source="fe80::1%three")
 
     def test_a_receiver_holds_its_port_on_its_device(

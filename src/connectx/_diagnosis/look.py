@@ -18,29 +18,32 @@ from connectx._connect.plan import NEW_SOCKET, Options, make_plan
 from connectx._connect.request import parse
 from connectx._diagnosis.explanation import locked, source_of, take_census, tells_binds_apart
 from connectx._diagnosis.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
-from connectx.addresses import PROTOCOLS, Endpoint
+from connectx.addresses import PROTOCOLS, Endpoint, packed, text, unmapped
 from connectx.errors import RangeNotHonoured
 from connectx.linux import counters, features, sysctl, tables
 from connectx.linux.features import Probe, probe
-from connectx.linux.mapped import unmapped
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import UNCONNECTED, Filter, idle, records, with_v6only
+from connectx.linux.socket_dump import (
+    UNCONNECTED,
+    Filter,
+    filter_between,
+    idle,
+    records,
+    with_v6only,
+)
 from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,
-    IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPPROTO_UDP,
-    IPPROTO_UDPLITE,
     NETLINK_SOCK_DIAG,
     TCP_CLOSE_WAIT,
     TCP_ESTABLISHED,
     TCP_LISTEN,
 )
-from connectx.observe.octets import packed, text_of
 from connectx.observe.processes import owners
 from connectx.observe.translation import read_translations
 from connectx.observe.usage import snapshot
@@ -67,15 +70,6 @@ _ASKED: Final = 20
 
 #: Share of a capacity from which on it is worth asking each connection how idle it is.
 _WORTH_ASKING: Final = 0.3
-
-
-#: The type and protocol of sockets, by the name of a protocol.
-SOCKETS: Final = {
-    "tcp": (socket.SOCK_STREAM, 0),
-    "mptcp": (socket.SOCK_STREAM, IPPROTO_MPTCP),
-    "udp": (socket.SOCK_DGRAM, 0),
-    "udplite": (socket.SOCK_DGRAM, IPPROTO_UDPLITE),
-}
 
 
 class Question(NamedTuple):
@@ -197,15 +191,7 @@ def _idle(netlink: NetlinkSocket, row: Row, seconds: float) -> int:
     """How many connections of a pair are idle; 0 of one that is far from full."""
     if row.protocol != "tcp" or row.utilisation < _WORTH_ASKING:
         return 0
-    family, octets = packed(row.source, row.destination.host)
-    wanted = Filter(
-        IPPROTO_TCP,
-        1 << TCP_ESTABLISHED,
-        source=octets[0],
-        destination=octets[1],
-        destination_port=row.destination.port,
-        interface=row.destination.scope_id,
-    )
+    family, wanted = filter_between(IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination)
     return idle(netlink, family, wanted, math.ceil(seconds * 1000))
 
 
@@ -275,7 +261,7 @@ def _holders(
 
 
 def _holder(record: SocketRecord, state: str, known: Mapping[int, tuple[Process, ...]]) -> Holder:
-    address = text_of(unmapped(record.source))
+    address = text(unmapped(record.source))
     return Holder("tcp", address, record.source_port, state, _owner(known, record.inode))
 
 
@@ -312,8 +298,8 @@ def _overshadowed(
         ].append(record)
     return tuple(
         Overshadowing(
-            Endpoint(text_of(source), port),
-            Endpoint(text_of(destination), destination_port),
+            Endpoint(text(source), port),
+            Endpoint(text(destination), destination_port),
             tuple(_owner(known, record.inode) or "hidden" for record in some),
         )
         for (source, port, destination, destination_port, _), some in on_tuple.items()
@@ -358,7 +344,7 @@ def _answer(
     if asked.needs_ipv6 and not addresses:
         return asked
     if source.host:
-        flags = addresses.get(packed(source.host)[1][0] or b"", 0)
+        flags = addresses.get(packed(source.host) or b"", 0)
         asked = asked._replace(
             source_is_local=_is_local(source), is_tentative=bool(flags & _UNUSABLE)
         )
@@ -384,7 +370,7 @@ def _with_port(
     everybody = with_v6only(netlink, Filter(PROTOCOLS[asked.protocol].table, source_port=port))
     on_tuple = False
     if asked.destination is not None and chosen:
-        ends = [packed(host)[1][0] for host in (chosen, asked.destination.host)]
+        ends = [packed(host) for host in (chosen, asked.destination.host)]
         on_tuple = any(
             [unmapped(each.source), unmapped(each.destination)] == ends
             and each.destination_port == asked.destination.port
@@ -410,7 +396,7 @@ def _with_port(
 
 def _share_an_address(record: SocketRecord, source: Endpoint, *, v6only: bool) -> bool:
     """Whether a socket has an address in common with one that is bound to the source."""
-    _, (wanted,) = packed(source.host)
+    wanted = packed(source.host)
     own = unmapped(record.source)
     if wanted is not None and any(wanted):
         if source.scope_id and record.interface not in (0, source.scope_id):
@@ -451,10 +437,10 @@ def _with_census(asked: Asked, destination: Endpoint) -> Asked:
 
     Raises RangeNotHonoured for ports out of range, and other OSErrors where there is no route.
     """
-    kind, proto = SOCKETS[asked.protocol]
+    protocol = PROTOCOLS[asked.protocol]
     source = (asked.source.host, 0) if asked.source.host else None
     family = AF_INET6 if ":" in destination.host else AF_INET
-    request = parse(0, kind, proto, "auto", source, destination.sockaddr(family))
+    request = parse(0, protocol.type, protocol.number, "auto", source, destination.sockaddr(family))
     options = Options(ports=asked.ports, replaceable=True) if asked.ports else NEW_SOCKET
     prepared = make_plan(NAMESPACES.here(), request, options)
     return asked._replace(census=take_census(prepared), census_source=source_of(prepared))

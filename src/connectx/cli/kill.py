@@ -7,10 +7,9 @@ import json
 import os
 import sys
 from collections import Counter
-from socket import inet_ntop
 from typing import TYPE_CHECKING, Final
 
-from connectx.addresses import Endpoint
+from connectx.addresses import Endpoint, needs_scope, text
 from connectx.cli.arguments import add_addresses, add_json, add_netns, port_range, whole_number
 from connectx.cli.command import FAILED, OK, WRONG_USAGE, CommandError, errors_reported
 from connectx.cli.output import error_text, plural
@@ -214,7 +213,5 @@ def _destination(record: SocketRecord) -> Endpoint:
 
 
 def _end(record: SocketRecord, address: bytes, port: int) -> Endpoint:
-    from connectx.observe.scopes import needs_scope  # noqa: PLC0415 - as above
-
     scope = record.interface if needs_scope(address) else 0
-    return Endpoint(inet_ntop(record.family, address), port, 0, scope)
+    return Endpoint(text(address), port, 0, scope)

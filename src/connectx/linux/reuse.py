@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx.addresses import unmapped
 from connectx.linux import sysctl
-from connectx.linux.mapped import unmapped
 from connectx.linux.uapi import TCP_TIME_WAIT
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import os
 from socket import SOCK_STREAM, socket
 from typing import TYPE_CHECKING, Final
 
-from connectx.linux.mapped import V4_MAPPED
+from connectx.addresses import V4_MAPPED
 from connectx.linux.netlink import NetlinkError
 from connectx.linux.sock_diag import ALL_STATES, LITTLE_ENDIAN, SocketRecord, diag_protocol
 from connectx.linux.structs import INET_DIAG_REQ_V2, INET_DIAG_SOCKID

@@ -16,7 +16,7 @@ from socket import ntohs
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux.mapped import V4_MAPPED
+from connectx.addresses import V4_MAPPED
 from connectx.linux.netlink import MalformedMessage, NetlinkError
 from connectx.linux.structs import (
     INET_DIAG_MSG,

@@ -16,6 +16,7 @@ from socket import ntohs
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from connectx.addresses import family_of, packed, resolve_scope, unmapped
 from connectx.linux.netlink import DumpInterrupted, MalformedMessage
 from connectx.linux.route import attributes_in
 from connectx.linux.sock_diag import (
@@ -64,7 +65,7 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from connectx.addresses import PortRange
+    from connectx.addresses import Endpoint, PortRange
     from connectx.linux.netlink import NetlinkSocket, Run
 
 _T = TypeVar("_T")
@@ -221,6 +222,60 @@ class Filter(NamedTuple):
     interface: int = 0
     ports: tuple[PortRange, ...] | None = None
     information: bool = False
+
+
+def filter_between(
+    protocol: int,
+    states: int,
+    source: str,
+    destination: Endpoint,
+    ports: tuple[PortRange, ...] | None = None,
+) -> tuple[int | None, Filter]:
+    """The family and the filter that find the sockets between two ends.
+
+    Args:
+        protocol: The IPPROTO_* number of the table.
+        states: A bit for each wanted state.
+        source: An IP address, with its scope if it has one ("fe80::7%eth0"); "" for any.
+        destination: The other end; host "" and port 0 for any.
+        ports: Ranges of source ports; None for any.
+
+    Returns:
+        AF_INET, AF_INET6, or None without an address; and the filter.
+
+    Raises:
+        ValueError: A host is no IP address, or the two ends have different IP versions or
+            different interfaces.
+        OSError: ENODEV, if a scope names no interface of this network namespace.
+    """
+    ends = [resolve_scope(source), resolve_scope(destination.host, destination.scope_id)]
+    octets = [_octets(host) for host, _ in ends]
+    families = {family_of(each) for each in octets if each is not None}
+    scopes = {scope for _, scope in ends} - {0}
+    if len(families) > 1:
+        raise ValueError(f"{source} and {destination.host} are not of the same IP version")
+    if len(scopes) > 1:
+        raise ValueError(f"{source} and {destination.host} are not on the same interface")
+    return families.pop() if families else None, Filter(
+        protocol,
+        states,
+        octets[0],
+        0,
+        octets[1],
+        destination.port,
+        scopes.pop() if scopes else 0,
+        ports,
+    )
+
+
+def _octets(host: str) -> bytes | None:
+    """The octets of an address, IPv4's for an IPv4-mapped one; None for ""."""
+    if not host:
+        return None
+    octets = packed(host)
+    if octets is None:
+        raise ValueError(f"not an IP address: {host!r}")
+    return unmapped(octets)
 
 
 def encode_dump(table: int, family: int, wanted: Filter) -> bytes:

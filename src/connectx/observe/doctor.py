@@ -5,18 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import os
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis.finding import Finding, Severity
-from connectx._diagnosis.look import SOCKETS, Question, look
+from connectx._diagnosis.look import Question, look
 from connectx._diagnosis.rules import find, worst_first
 from connectx._diagnosis.verdict import verdict
-from connectx.addresses import Endpoint, PortRange
+from connectx.addresses import PROTOCOLS, Endpoint, PortRange, packed, resolve_scope, text, unmapped
 from connectx.errors import ConnectxError
 from connectx.observe.namespace import visiting
-from connectx.observe.octets import packed, text_of
-from connectx.observe.scopes import index_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,16 +72,15 @@ def examine(
     Raises ValueError for what is no address, port or protocol, and OSError where the sockets
     cannot be read.
     """
-    if protocol not in SOCKETS:
-        raise ValueError(f"a protocol is one of {', '.join(map(repr, SOCKETS))}, not {protocol!r}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"a protocol is one of {', '.join(map(repr, PROTOCOLS))}, not {protocol!r}"
+        )
     source = Endpoint(source, 0) if isinstance(source, str) else source
-    if source.host:
-        ip_address(source.host)
     several = [destination] if isinstance(destination, Endpoint) else list(destination or ())
     for each in several:
-        ip_address(each.host)
-        if not each.port:
-            raise ValueError(f"a destination has a port, too: {each.host}:443, say")
+        if not (each.host and each.port):
+            raise ValueError(f"a destination has an address and a port, not {each}")
     asked = bool(number or source.host or source.port or several or ports)
     with visiting(netns):
         source = _plain(source)
@@ -111,12 +107,13 @@ def examine(
 
 def _plain(endpoint: Endpoint) -> Endpoint:
     """An address as the kernel has it: with a scope by number, and not IPv4-mapped."""
-    host, _, _ = endpoint.host.partition("%")
-    _, (address,) = packed(host)
-    return endpoint._replace(
-        host=host if address is None else text_of(address),
-        scope_id=index_of(endpoint.host, endpoint.scope_id),
-    )
+    if not endpoint.host:
+        return endpoint
+    host, scope = resolve_scope(endpoint.host, endpoint.scope_id)
+    octets = packed(host)
+    if octets is None:
+        raise ValueError(f"not an IP address: {host!r}")
+    return endpoint._replace(host=text(unmapped(octets)), scope_id=scope)
 
 
 def _fit(source: Endpoint, destination: Endpoint) -> bool:

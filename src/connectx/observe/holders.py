@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux.mapped import unmapped
+from connectx.addresses import family_of, needs_scope, unmapped
 from connectx.linux.socket_dump import UNCONNECTED, Filter, with_v6only
 from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,
     IPPROTO_TCP,
 )
-from connectx.observe.octets import family_of
-from connectx.observe.scopes import scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +55,7 @@ def read_holders(
             continue
         source = unmapped(record.source)
         if protocol != IPPROTO_TCP and any(source):
-            scope = scope_of(record.interface, source)
+            scope = record.interface if needs_scope(source) else 0
             own.setdefault((source, scope), set()).add(record.source_port)
             continue
         for family in _families(protocol, source, v6only=v6only):

@@ -11,15 +11,13 @@ import errno
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.addresses import Endpoint
+from connectx.addresses import PROTOCOLS, Endpoint
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
 from connectx.linux.sock_destroy import destroy, require_destroy
-from connectx.linux.socket_dump import Filter, records
+from connectx.linux.socket_dump import filter_between, records
 from connectx.linux.tcp_states import STATE_NAMES
-from connectx.linux.uapi import IPPROTO_TCP, IPPROTO_UDP, NETLINK_SOCK_DIAG
+from connectx.linux.uapi import NETLINK_SOCK_DIAG
 from connectx.observe.namespace import visiting
-from connectx.observe.octets import packed
-from connectx.observe.scopes import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,8 +44,6 @@ STATES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 TIME_WAIT: Final = ("TIME-WAIT",)
-
-_PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
 
 
 class Wanted(NamedTuple):
@@ -104,7 +100,7 @@ def require(protocol: str, *, netns: str | None = None) -> None:
     without INET_DIAG_DESTROY; otherwise as `select`.
     """
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
-        require_destroy(netlink, _PROTOCOLS[protocol])
+        require_destroy(netlink, PROTOCOLS[protocol].table)
 
 
 def kill(wanted: Wanted, selected: Sequence[SocketRecord], *, netns: str | None = None) -> Outcome:
@@ -115,7 +111,7 @@ def kill(wanted: Wanted, selected: Sequence[SocketRecord], *, netns: str | None 
 
     Raises as `require` does, before anything is closed.
     """
-    protocol = _PROTOCOLS[wanted.protocol]
+    protocol = PROTOCOLS[wanted.protocol].table
     closed = gone = 0
     refused: Counter[int] = Counter()
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
@@ -160,20 +156,12 @@ def _check(wanted: Wanted) -> None:
 
 
 def _list(netlink: NetlinkSocket, wanted: Wanted) -> list[SocketRecord]:
-    family, (source, destination) = packed(wanted.source, wanted.destination.host)
     states = sum(1 << number for number, name in STATE_NAMES.items() if name in wanted.states)
-    ports = wanted.source_ports and (wanted.source_ports,)
-    return records(
-        netlink,
-        family,
-        Filter(
-            _PROTOCOLS[wanted.protocol],
-            states,
-            source,
-            0,
-            destination,
-            wanted.destination.port,
-            device_of(wanted.source, wanted.destination),
-            ports=ports,
-        ),
+    family, asked = filter_between(
+        PROTOCOLS[wanted.protocol].table,
+        states,
+        wanted.source,
+        wanted.destination,
+        wanted.source_ports and (wanted.source_ports,),
     )
+    return records(netlink, family, asked)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
+from connectx.addresses import PROTOCOLS
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import UNCONNECTED, Filter, records
+from connectx.linux.socket_dump import UNCONNECTED, filter_between, records
 from connectx.linux.tcp_states import STATE_NAMES
-from connectx.linux.uapi import AF_INET, AF_INET6, NETLINK_SOCK_DIAG
+from connectx.linux.uapi import NETLINK_SOCK_DIAG
 from connectx.observe.namespace import visiting
 from connectx.observe.processes import owners
-from connectx.observe.scopes import index_of
-from connectx.observe.usage import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,20 +45,13 @@ def look(pair: Pair, *, netns: str | None = None, port_range: PortRange | None =
 
     Costs a look at every descriptor of every process, beside the pair's own connections.
     """
-    source = ip_address(pair.source).packed
-    counting = Filter(
-        PROTOCOLS[pair.protocol],
-        ALL_STATES & ~UNCONNECTED,
-        source,
-        0,
-        ip_address(pair.destination.host).packed,
-        pair.destination.port,
-        pair.destination.scope_id or index_of(pair.source),
-    )
-    family = AF_INET if len(source) == 4 else AF_INET6
+    protocol, source, destination = pair
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         within = port_range or sysctl.read_port_range()
-        found = records(netlink, family, counting._replace(ports=(within,)))
+        family, asked = filter_between(
+            PROTOCOLS[protocol].table, ALL_STATES & ~UNCONNECTED, source, destination, (within,)
+        )
+        found = records(netlink, family, asked)
         known = owners()
     states: Counter[str] = Counter()
     processes: Counter[Process | None] = Counter()

@@ -30,7 +30,7 @@ from connectx._diagnosis.locked import count_locked
 from connectx.linux import tables
 from connectx.observe.groups import group
 from connectx.observe.namespace import visiting
-from connectx.observe.usage import PROTOCOLS, snapshot
+from connectx.observe.usage import COUNTED, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -196,8 +196,8 @@ class SocketCollector(Collector):
         report: Callable[[str], object] | None = None,
     ) -> None:
         self._protocols = tuple(dict.fromkeys(protocols))
-        if unknown := set(self._protocols) - PROTOCOLS.keys():
-            raise ValueError(f"protocols are of {', '.join(PROTOCOLS)}, not {sorted(unknown)}")
+        if unknown := set(self._protocols) - set(COUNTED):
+            raise ValueError(f"protocols are of {', '.join(COUNTED)}, not {sorted(unknown)}")
         if not 0 <= top <= MOST_PAIRS:
             raise ValueError(f"top is a number from 0 to {MOST_PAIRS}, not {top!r}")
         self._netns = netns

@@ -20,19 +20,25 @@ import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.addresses import Endpoint, PortRange
+from connectx.addresses import (
+    PROTOCOLS,
+    Endpoint,
+    PortRange,
+    family_of,
+    needs_scope,
+    text,
+    with_scope,
+)
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.reuse import read_reuse
 from connectx.linux.sock_diag import ALL_STATES
-from connectx.linux.socket_dump import UNCONNECTED, Filter, source_ports
-from connectx.linux.uapi import IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, NETLINK_SOCK_DIAG
+from connectx.linux.socket_dump import UNCONNECTED, Filter, filter_between, source_ports
+from connectx.linux.uapi import IPPROTO_TCP, NETLINK_SOCK_DIAG
 from connectx.observe.counting import count, count_reusable, dumps
 from connectx.observe.holders import read_holders
 from connectx.observe.namespace import visiting
-from connectx.observe.octets import family_of, packed, text_of
 from connectx.observe.processes import owners
-from connectx.observe.scopes import device_of, needs_scope, scoped
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -41,8 +47,8 @@ if TYPE_CHECKING:
     from connectx.observe.holders import Holders
     from connectx.observe.processes import Process
 
-#: By name, as in FourTuple. MPTCP's subflows are TCP's sockets.
-PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "udplite": IPPROTO_UDPLITE}
+#: The protocols whose sockets are counted. MPTCP's are TCP's.
+COUNTED: Final = ("tcp", "udp", "udplite")
 
 
 class Row(NamedTuple):
@@ -132,20 +138,21 @@ def snapshot(
     `connectx.observe.namespace.visiting` does, for a device that there is not (ENODEV), and
     NetlinkError where this kernel cannot list a protocol's sockets (ENOENT).
     """
-    wanted = {name: _number_of(name) for name in protocols}
+    wanted = list(dict.fromkeys(protocols))
+    for name in wanted:
+        if name not in COUNTED:
+            raise ValueError(f"a protocol is one of {', '.join(map(repr, COUNTED))}, not {name!r}")
     toward = destination or Endpoint("", 0)
-    family, octets = packed(source, toward.host)
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         taken_at = dt.datetime.now(dt.UTC)
-        scope = device_of(source, toward)
         ports = port_range or sysctl.read_port_range()
         reserved = _set_of(sysctl.read_reserved_ports(), ports)
         known = owners().by_inode if processes else None
         rows: list[Row] = []
         held, unshared = {}, {}
-        for name, protocol in wanted.items():
-            states = ALL_STATES & ~UNCONNECTED
-            asked = Filter(protocol, states, octets[0], 0, octets[1], toward.port, scope)
+        for name in wanted:
+            protocol = PROTOCOLS[name].table
+            family, asked = filter_between(protocol, ALL_STATES & ~UNCONNECTED, source, toward)
             holders = read_holders(netlink, protocol, ports, reserved)
             held[name] = len(set().union(*holders.everywhere.values()))
             rows += _rows(netlink, name, asked, family, holders, ports, reserved, known)
@@ -183,20 +190,14 @@ def _row(name: str, ends: Ends, counted: Count, capacity: int) -> Row:
     source, destination, port, scope = ends
     return Row(
         name,
-        scoped(text_of(source), source, scope),
-        Endpoint(text_of(destination), port, 0, scope if needs_scope(destination) else 0),
+        with_scope(text(source), scope if needs_scope(source) else 0),
+        Endpoint(text(destination), port, 0, scope if needs_scope(destination) else 0),
         sum(counted.states.values()),
         capacity,
         dict(counted.states),
         dict(counted.processes),
         counted.reusable,
     )
-
-
-def _number_of(name: str) -> int:
-    if name not in PROTOCOLS:
-        raise ValueError(f"a protocol is one of {', '.join(map(repr, PROTOCOLS))}, not {name!r}")
-    return PROTOCOLS[name]
 
 
 def _set_of(holes: Iterable[PortRange], within: PortRange) -> set[int]:
