@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from connectx._diagnosis import causes
 from connectx._diagnosis.census import Census
-from connectx._diagnosis.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair, Translation
+from connectx._diagnosis.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
 from connectx._diagnosis.finding import Severity, duration
 from connectx._diagnosis.rules import RULES, find
 from connectx._diagnosis.verdict import verdict
 from connectx.addresses import Endpoint, PortRange
+from connectx.linux.nat_rules import Translation
 
 PORTS = PortRange(32768, 60999)
 TO = Endpoint("198.51.100.9", 443)

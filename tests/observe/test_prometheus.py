@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 import connectx
 from connectx._diagnosis.explanation import tells_binds_apart
 from connectx.addresses import Endpoint, PortRange
-from connectx.linux import tables
+from connectx.linux import proc_net
 from connectx.observe import Row, Snapshot, prometheus
 from connectx.observe.prometheus import (
     DIALER_METRICS,
@@ -176,14 +176,14 @@ class TestSockets:
         assert found["connectx_time_wait_sockets"] == 1
         assert found["connectx_time_wait_sockets_limit"] == 77
         assert found["connectx_connections{protocol=tcp,state=TIME-WAIT}"] == 1
-        if tables.conntrack() is None:
+        if proc_net.conntrack() is None:
             pytest.skip("kernel: has no conntrack")
         assert found["connectx_conntrack_entries"] >= 0
         assert found["connectx_conntrack_entries_limit"] > 0
 
     def test_without_conntrack(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
         del network
-        monkeypatch.setattr(tables, "_CONNTRACK", "/proc/sys/net/no_such_")
+        monkeypatch.setattr(proc_net, "_CONNTRACK", "/proc/sys/net/no_such_")
         found = scrape(SocketCollector())
         assert found["connectx_up"] == 1
         assert not any("conntrack" in name for name in found)
@@ -488,7 +488,7 @@ class TestConventions:
         dialers = DialerCollector({"api": connectx.Dialer()})
         text = text_of(SocketCollector(top=1), dialers)
         assert promtool("check", "metrics", text=text).stderr == ""
-        loaded = tables.conntrack() is not None
+        loaded = proc_net.conntrack() is not None
         expected = {
             name
             for name in SOCKET_METRICS | DIALER_METRICS

@@ -12,10 +12,10 @@ import pytest
 
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import netns
+from connectx.linux.processes import owners
 from connectx.observe import snapshot
 from connectx.observe.history import Pair
 from connectx.observe.pair import look
-from connectx.observe.processes import owners
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close

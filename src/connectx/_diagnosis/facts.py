@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from connectx._diagnosis.census import Census
     from connectx.addresses import Endpoint, PortRange
+    from connectx.linux.nat_rules import Translation
 
 
 class Pair(NamedTuple):
@@ -67,18 +68,6 @@ class Limit(NamedTuple):
     pid: int
     used: int
     limit: int
-
-
-class Translation(NamedTuple):
-    """A rule that translates source addresses to ports of a range.
-
-    text: the rule. forwarded: whether it is for certain source addresses only, which may
-    be those of others than this host.
-    """
-
-    text: str
-    ports: PortRange
-    forwarded: bool = False
 
 
 class Asked(NamedTuple):

@@ -20,9 +20,11 @@ from connectx._diagnosis.explanation import locked, source_of, take_census, tell
 from connectx._diagnosis.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
 from connectx.addresses import PROTOCOLS, Endpoint, packed, text, unmapped
 from connectx.errors import RangeNotHonoured
-from connectx.linux import counters, features, sysctl, tables
+from connectx.linux import features, proc_net, sysctl
 from connectx.linux.features import Probe, probe
+from connectx.linux.nat_rules import read_translations
 from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.processes import owners
 from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import (
     UNCONNECTED,
@@ -33,27 +35,25 @@ from connectx.linux.socket_dump import (
     with_v6only,
 )
 from connectx.linux.sockopts import set_ip_bind_address_no_port
-from connectx.linux.tcp_states import STATE_NAMES
 from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,
     IPPROTO_TCP,
     IPPROTO_UDP,
     NETLINK_SOCK_DIAG,
+    STATE_NAMES,
     TCP_CLOSE_WAIT,
     TCP_ESTABLISHED,
     TCP_LISTEN,
 )
-from connectx.observe.processes import owners
-from connectx.observe.translation import read_translations
 from connectx.observe.usage import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from connectx.addresses import PortRange
+    from connectx.linux.processes import Process
     from connectx.linux.sock_diag import SocketRecord
-    from connectx.observe.processes import Process
     from connectx.observe.usage import Row
 
 #: Processes whose descriptors are counted: those with the most connections.
@@ -104,7 +104,7 @@ def look(
             return otherwise
 
     def overflows() -> int:
-        return seen("TCPTimeWaitOverflow", lambda: counters.read_tcp_ext("TCPTimeWaitOverflow"), 0)
+        return seen("TCPTimeWaitOverflow", lambda: proc_net.read_tcp_ext("TCPTimeWaitOverflow"), 0)
 
     before = {row[:3]: row for row in snapshot().rows}
     overflowed = overflows()
@@ -132,15 +132,15 @@ def look(
         holders = _holders(streams, reserved, known.by_inode, unseen)
         datagrams = records(netlink, None, Filter(IPPROTO_UDP))
         answers = tuple(_answer(each, netlink, known.by_inode) for each in questions)
-    ipv6 = bool(_ipv6_addresses())
+    ipv6 = bool(proc_net.ipv6_addresses())
     if not ipv6:
         answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
     translations, not_listed = read_translations()
     unseen += not_listed
     buckets = tracked = None
     try:
-        buckets = tables.time_wait()
-        tracked = tables.conntrack()
+        buckets = proc_net.time_wait()
+        tracked = proc_net.conntrack()
     except (OSError, ValueError) as error:
         unseen.append(f"tables of connections: {error}")
     facts = Facts(
@@ -340,7 +340,7 @@ def _answer(
         question.ports,
         needs_ipv6=":" in source.host or (destination is not None and ":" in destination.host),
     )
-    addresses = _ipv6_addresses()
+    addresses = proc_net.ipv6_addresses()
     if asked.needs_ipv6 and not addresses:
         return asked
     if source.host:
@@ -404,19 +404,6 @@ def _share_an_address(record: SocketRecord, source: Endpoint, *, v6only: bool) -
         return own == wanted or (not any(own) and not (v6only and len(wanted) == 4))
     # A wildcard: IPv4's, or everybody's.
     return wanted is None or len(wanted) == 16 or len(own) == 4 or not (any(own) or v6only)
-
-
-def _ipv6_addresses() -> dict[bytes, int]:
-    """The IPv6 addresses that devices have, and their flags; none where IPv6 is off.
-
-    disable_ipv6 leaves the loopback without one, too.
-    """
-    try:
-        listing = Path("/proc/thread-self/net/if_inet6").read_text("ascii")
-    except FileNotFoundError:
-        return {}
-    fields = [line.split() for line in listing.splitlines()]
-    return {bytes.fromhex(each[0]): int(each[4], 16) for each in fields}
 
 
 def _is_local(source: Endpoint) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from connectx._connect.plan import NEW_SOCKET, routed_source
-from connectx.linux.tcp_states import STATE_NAMES
+from connectx.linux.uapi import STATE_NAMES
 
 if TYPE_CHECKING:
     from connectx._connect.namespace import Namespace

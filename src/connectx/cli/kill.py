@@ -199,7 +199,7 @@ def _warnings(wanted: Wanted) -> list[str]:
 
 
 def _state(record: SocketRecord) -> str:
-    from connectx.linux.tcp_states import STATE_NAMES  # noqa: PLC0415 - as above
+    from connectx.linux.uapi import STATE_NAMES  # noqa: PLC0415 - as above
 
     return STATE_NAMES.get(record.state, str(record.state))
 

@@ -104,6 +104,23 @@ TCP_CLOSING: Final = 11
 TCP_NEW_SYN_RECV: Final = 12
 TCP_BOUND_INACTIVE: Final = 13  # a bound, unconnected TCP socket; reported since 6.8
 
+#: The states as ss(8) prints them. For UDP, ESTAB is a connected socket and UNCONN any other.
+STATE_NAMES: Final = {
+    TCP_ESTABLISHED: "ESTAB",
+    TCP_SYN_SENT: "SYN-SENT",
+    TCP_SYN_RECV: "SYN-RECV",
+    TCP_FIN_WAIT1: "FIN-WAIT-1",
+    TCP_FIN_WAIT2: "FIN-WAIT-2",
+    TCP_TIME_WAIT: "TIME-WAIT",
+    TCP_CLOSE: "UNCONN",
+    TCP_CLOSE_WAIT: "CLOSE-WAIT",
+    TCP_LAST_ACK: "LAST-ACK",
+    TCP_LISTEN: "LISTEN",
+    TCP_CLOSING: "CLOSING",
+    TCP_NEW_SYN_RECV: "SYN-RECV",
+    TCP_BOUND_INACTIVE: "BOUND-INACTIVE",
+}
+
 # RTNETLINK.
 RTM_GETROUTE: Final = 26  # linux/rtnetlink.h, always
 RTM_NEWROUTE: Final = 24  # linux/rtnetlink.h, always

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx.addresses import family_of, needs_scope, unmapped
 from connectx.linux.socket_dump import records, tally
-from connectx.linux.tcp_states import STATE_NAMES
-from connectx.linux.uapi import AF_INET, AF_INET6, TCP_TIME_WAIT
+from connectx.linux.uapi import AF_INET, AF_INET6, STATE_NAMES, TCP_TIME_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from connectx.addresses import PortRange
     from connectx.linux.netlink import NetlinkSocket
+    from connectx.linux.processes import Process
     from connectx.linux.reuse import Reuse
     from connectx.linux.sock_diag import SocketRecord
     from connectx.linux.socket_dump import Filter, Group
-    from connectx.observe.processes import Process
 
 #: Ranges of ports in one dump: the kernel tries them one after the other for each socket.
 _RANGES: Final = 1000

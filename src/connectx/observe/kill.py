@@ -15,8 +15,7 @@ from connectx.addresses import PROTOCOLS, Endpoint
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
 from connectx.linux.sock_destroy import destroy, require_destroy
 from connectx.linux.socket_dump import filter_between, records
-from connectx.linux.tcp_states import STATE_NAMES
-from connectx.linux.uapi import NETLINK_SOCK_DIAG
+from connectx.linux.uapi import NETLINK_SOCK_DIAG, STATE_NAMES
 from connectx.observe.namespace import visiting
 
 if TYPE_CHECKING:

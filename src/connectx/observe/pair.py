@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from connectx.addresses import PROTOCOLS
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.processes import owners
 from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import UNCONNECTED, filter_between, records
-from connectx.linux.tcp_states import STATE_NAMES
-from connectx.linux.uapi import NETLINK_SOCK_DIAG
+from connectx.linux.uapi import NETLINK_SOCK_DIAG, STATE_NAMES
 from connectx.observe.namespace import visiting
-from connectx.observe.processes import owners
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from connectx.addresses import PortRange
+    from connectx.linux.processes import Process
     from connectx.observe.history import Pair
-    from connectx.observe.processes import Process
 
 
 class Detail(NamedTuple):

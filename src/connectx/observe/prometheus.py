@@ -27,7 +27,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from connectx._diagnosis.locked import count_locked
-from connectx.linux import tables
+from connectx.linux import proc_net
 from connectx.observe.groups import group
 from connectx.observe.namespace import visiting
 from connectx.observe.usage import COUNTED, snapshot
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from connectx._dial.policy import Stats
-    from connectx.linux.tables import Table
+    from connectx.linux.proc_net import Table
     from connectx.observe.usage import Snapshot
 
 #: How many pairs of a source and a destination can be asked for.
@@ -235,7 +235,7 @@ class SocketCollector(Collector):
             seconds = time.perf_counter() - begun
             if "tcp" in self._protocols:
                 self._try_locked()
-            return Look(taken, seconds, tables.time_wait(), tables.conntrack(), self._locked)
+            return Look(taken, seconds, proc_net.time_wait(), proc_net.conntrack(), self._locked)
 
     def _try_locked(self) -> None:
         """Find out how many ports are locked, unless that was done not long ago."""

@@ -31,6 +31,7 @@ from connectx.addresses import (
 )
 from connectx.linux import sysctl
 from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.processes import owners
 from connectx.linux.reuse import read_reuse
 from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import UNCONNECTED, Filter, filter_between, source_ports
@@ -38,14 +39,13 @@ from connectx.linux.uapi import IPPROTO_TCP, NETLINK_SOCK_DIAG
 from connectx.observe.counting import count, count_reusable, dumps
 from connectx.observe.holders import read_holders
 from connectx.observe.namespace import visiting
-from connectx.observe.processes import owners
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from connectx.linux.processes import Process
     from connectx.observe.counting import Count, Ends
     from connectx.observe.holders import Holders
-    from connectx.observe.processes import Process
 
 #: The protocols whose sockets are counted. MPTCP's are TCP's.
 COUNTED: Final = ("tcp", "udp", "udplite")

@@ -9,8 +9,8 @@ from connectx.addresses import Endpoint, PortRange
 from connectx.cli.top.app import TopApp
 from connectx.cli.top.model import Model
 from connectx.cli.top.watcher import Counted, Looked, Outcome, Watcher
+from connectx.linux.processes import Process
 from connectx.observe.pair import Detail
-from connectx.observe.processes import Process
 from connectx.observe.usage import Row, Snapshot
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from connectx.observe import processes
-from connectx.observe.processes import Owners, Process, owners, unit_in
+from connectx.linux import processes
+from connectx.linux.processes import Owners, Process, owners, unit_in
 from tests.observe.names import named
 
 ID = "0123456789abcdef" * 4
@@ -103,7 +103,7 @@ sys.stdin.read()
 
 LOOKER = """
 import os
-from connectx.observe.processes import owners
+from connectx.linux.processes import owners
 os.setgid({user})
 os.setuid({user})
 found = owners()

@@ -3,7 +3,7 @@
 import pytest
 
 from connectx.addresses import PortRange
-from connectx.observe.translation import parse
+from connectx.linux.nat_rules import parse
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from connectx._diagnosis.facts import Translation
 from connectx.addresses import PortRange
 
 #: Seconds that a listing of rules may take.
@@ -40,6 +39,18 @@ _RULES: Final = {
 
 #: What a rule for certain source addresses has, as for containers or a network behind us.
 _FORWARDED: Final = re.compile(r"\bip6? saddr\b|(?:^|\s)(?:-s|--source)\s")
+
+
+class Translation(NamedTuple):
+    """A rule that translates source addresses to ports of a range.
+
+    text: the rule. forwarded: whether it is for certain source addresses only, which may
+    be those of others than this host.
+    """
+
+    text: str
+    ports: PortRange
+    forwarded: bool = False
 
 
 def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:

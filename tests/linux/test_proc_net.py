@@ -1,0 +1,63 @@
+"""Tables, counters and addresses of a namespace: what is read, and where it is read."""
+
+import socket
+
+import pytest
+
+from connectx.linux import proc_net
+from connectx.linux.proc_net import Table
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
+from tests.kernel.raw import FIRST
+
+SOCKSTAT = """\
+sockets: used 13
+TCP: inuse 1 orphan 0 tw 7 alloc 1 mem 310
+UDP: inuse 0 mem 255
+"""
+
+
+def test_time_wait_is_read() -> None:
+    assert proc_net.parse_time_wait(SOCKSTAT) == 7
+
+
+@pytest.mark.parametrize("text", ["", "UDP: tw 7", "TCP: inuse 1", "TCP: tw", "TCP: tw many"])
+def test_a_file_that_says_nothing_of_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no number of TIME_WAIT|invalid literal"):
+        proc_net.parse_time_wait(text)
+
+
+def test_the_limit_is_the_namespaces(network: Network) -> None:
+    network.sysctl("net.ipv4.tcp_max_tw_buckets", 4321)
+    assert proc_net.time_wait() == Table(0, 4321)
+
+
+def test_conntrack(network: Network) -> None:
+    found = proc_net.conntrack()
+    if found is None:
+        pytest.skip("kernel: has no conntrack")
+    assert found.limit == int(network.namespace.get_sysctl("net.netfilter.nf_conntrack_max"))
+
+
+def test_without_conntrack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc_net, "_CONNTRACK", "/proc/sys/net/no_such_")
+    assert proc_net.conntrack() is None
+
+
+def test_time_waits_that_there_was_no_room_for(network: Network, servers: Servers) -> None:
+    network.sysctl("net.ipv4.tcp_max_tw_buckets", 2)
+    listener = servers.listen("127.0.0.1", FIRST)
+    for expected in (0, 0, 1):
+        with socket.create_connection(("127.0.0.1", FIRST)) as sock:
+            accepted, _ = listener.accept()
+            sock.shutdown(socket.SHUT_WR)
+            assert accepted.recv(1) == b""
+            accepted.close()
+            assert sock.recv(1) == b""
+        assert proc_net.read_tcp_ext("TCPTimeWaitOverflow") == expected
+
+
+def test_a_counter_that_there_is_not(network: Network) -> None:
+    del network
+    with pytest.raises(LookupError, match="TCPNothing"):
+        proc_net.read_tcp_ext("TCPNothing")
