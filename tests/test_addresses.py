@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connectx import addresses
-from connectx.addresses import PROTOCOL_OF, PROTOCOLS, Endpoint
+from connectx.addresses import PROTOCOL_OF, PROTOCOLS, Endpoint, PortRange, ports_in, ranges_of
 from connectx.linux import uapi
 
 
@@ -115,6 +118,19 @@ class TestSocketAddresses:
     def test_each_family_has_its_own_form(self) -> None:
         assert Endpoint("192.0.2.7", 80).sockaddr(socket.AF_INET) == ("192.0.2.7", 80)
         assert Endpoint("fe80::7", 80, 5, 2).sockaddr(socket.AF_INET6) == ("fe80::7", 80, 5, 2)
+
+
+class TestPortRanges:
+    def test_one_covers_another(self) -> None:
+        assert PortRange(10, 20).covers(PortRange(10, 20))
+        assert not PortRange(10, 20).covers(PortRange(9, 20))
+        assert not PortRange(10, 20).covers(PortRange(10, 21))
+
+    @given(st.sets(st.integers(1, 40)))
+    def test_ranges_hold_the_ports_they_were_made_of(self, ports: set[int]) -> None:
+        ranges = ranges_of(ports)
+        assert ports_in(ranges) == ports
+        assert all(one.high + 1 < other.low for one, other in itertools.pairwise(ranges))
 
 
 class TestProtocols:

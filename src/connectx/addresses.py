@@ -21,7 +21,7 @@ from socket import inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: An address tuple as the socket module takes it: ``(host, port)``, or for IPv6
 #: also ``(host, port, flowinfo, scope_id)``.
@@ -95,8 +95,28 @@ class PortRange(NamedTuple):
         """Return whether the port lies within the range, ends included."""
         return self.low <= port <= self.high
 
+    def covers(self, other: PortRange) -> bool:
+        """Return whether another range lies within this one."""
+        return self.low <= other.low <= other.high <= self.high
+
     def __str__(self) -> str:
         return f"{self.low}-{self.high}"
+
+
+def ports_in(ranges: Iterable[PortRange]) -> set[int]:
+    """Return every port of some ranges."""
+    return {port for low, high in ranges for port in range(low, high + 1)}
+
+
+def ranges_of(ports: Iterable[int]) -> list[PortRange]:
+    """Return the fewest ranges that hold just these ports, in order."""
+    ranges: list[PortRange] = []
+    for port in sorted(set(ports)):
+        if ranges and ranges[-1].high == port - 1:
+            ranges[-1] = PortRange(ranges[-1].low, port)
+        else:
+            ranges.append(PortRange(port, port))
+    return ranges
 
 
 class Protocol(NamedTuple):
