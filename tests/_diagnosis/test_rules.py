@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectx._diagnosis import causes
-from connectx._diagnosis.census import Census
-from connectx._diagnosis.facts import Asked, Facts, Holder, Limit, Overshadowing, Pair
+from connectx._diagnosis.facts import Call, Census, Facts, Holder, Overshadowing, Row, WatchedPair
 from connectx._diagnosis.finding import Severity, duration
 from connectx._diagnosis.rules import RULES, find
 from connectx._diagnosis.verdict import verdict
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux.nat_rules import Translation
+from connectx.linux.proc_net import Table
+from connectx.linux.processes import Descriptors, Process
 
 PORTS = PortRange(32768, 60999)
 TO = Endpoint("198.51.100.9", 443)
+PROXY = Process(7, "proxy", "")
 
 HEALTHY = Facts(
     ports=PORTS,
@@ -32,39 +34,41 @@ HEALTHY = Facts(
     overshadowed=(),
     close_wait={},
     close_wait_gain=0,
-    time_wait=(100, 262144),
+    time_wait=Table(100, 262144),
     time_wait_overflows=0,
     overflows_gain=0,
     tcp_tw_reuse=2,
     tcp_timestamps=1,
-    descriptors=(Limit("proxy (7)", 7, 100, 1024),),
-    conntrack=(1000, 262144),
+    descriptors={PROXY: Descriptors(100, 1024)},
+    conntrack=Table(1000, 262144),
     translations=(Translation("to :1024-65535", PortRange(1024, 65535)),),
     kernel="6.18.5",
     lacking=(),
     seconds=1.0,
     unseen=(),
-    asked=None,
+    call=None,
 )
 
-ASKED = Asked(
+CALL = Call(
     "tcp", errno.EADDRNOTAVAIL, Endpoint("192.0.2.7", 0), TO, None, census_source="192.0.2.7"
 )
 ON_PORT = (Holder("tcp", "0.0.0.0", 8080, "LISTEN", "httpd (8)"),)
 
 
-def pair(in_use: int, rate: float = 0.0, idle: int = 0, **states: int) -> Pair:
-    return Pair(
-        "tcp",
-        "192.0.2.7",
-        TO,
-        in_use,
-        28232,
-        {name.replace("_", "-"): number for name, number in (states or {"ESTAB": in_use}).items()},
-        {"proxy (7)": in_use},
-        rate,
-        idle,
-    )
+def pair(
+    in_use: int,
+    rate: float = 0.0,
+    idle: int = 0,
+    *,
+    capacity: int = 28_232,
+    reusable: int = 0,
+    **states: int,
+) -> WatchedPair:
+    named = {
+        name.replace("_", "-"): number for name, number in (states or {"ESTAB": in_use}).items()
+    }
+    row = Row("tcp", "192.0.2.7", TO, in_use, capacity, named, {PROXY: in_use}, reusable)
+    return WatchedPair(row, rate, idle)
 
 
 def holders(number: int, state: str) -> tuple[Holder, ...]:
@@ -107,51 +111,51 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"udp_unused": 1411}, (causes.UNSHARED, W)),
     ({"udp_unused": 0}, (causes.UNSHARED, C)),
     ({"overshadowed": (Overshadowing(TO, TO, ("a", "b")),)}, (causes.OVERSHADOWED, C)),
-    ({"descriptors": (Limit("proxy (7)", 7, 820, 1024),)}, (causes.DESCRIPTORS, W)),
-    ({"descriptors": (Limit("proxy (7)", 7, 1000, 1024),)}, (causes.DESCRIPTORS, C)),
+    ({"descriptors": {PROXY: Descriptors(820, 1024)}}, (causes.DESCRIPTORS, W)),
+    ({"descriptors": {PROXY: Descriptors(1000, 1024)}}, (causes.DESCRIPTORS, C)),
     ({"conntrack": None}, None),
-    ({"conntrack": (1000, 0)}, None),
-    ({"conntrack": (220_000, 262_144)}, (causes.CONNTRACK, W)),
-    ({"conntrack": (262_144, 262_144)}, (causes.CONNTRACK, C)),
+    ({"conntrack": Table(1000, 0)}, None),
+    ({"conntrack": Table(220_000, 262_144)}, (causes.CONNTRACK, W)),
+    ({"conntrack": Table(262_144, 262_144)}, (causes.CONNTRACK, C)),
     ({"translations": (Translation("x", PortRange(1, 28_231)),)}, (causes.TRANSLATED, W)),
     (
         {"translations": (Translation("x", PortRange(1, 9), forwarded=True),)},
         (causes.TRANSLATED, N),
     ),
     ({"time_wait": None, "time_wait_overflows": 5}, None),
-    ({"time_wait": (210_000, 262_144)}, (causes.TIME_WAIT_OVERFLOW, W)),
+    ({"time_wait": Table(210_000, 262_144)}, (causes.TIME_WAIT_OVERFLOW, W)),
     ({"time_wait_overflows": 5}, (causes.TIME_WAIT_OVERFLOW, N)),
     ({"time_wait_overflows": 5, "overflows_gain": 1}, (causes.TIME_WAIT_OVERFLOW, W)),
     ({"tcp_timestamps": 0}, (causes.TIMESTAMPS_OFF, W)),
     ({"lacking": ("something",)}, (causes.OLD_KERNEL, N)),
-    ({"asked": ASKED._replace(source_is_local=True, needs_ipv6=True)}, None),
-    ({"asked": ASKED._replace(source_is_local=False)}, (causes.NOT_LOCAL, C)),
+    ({"call": CALL._replace(source_is_local=True, needs_ipv6=True)}, None),
+    ({"call": CALL._replace(source_is_local=False)}, (causes.NOT_LOCAL, C)),
     (
-        {"asked": ASKED._replace(source_is_local=False, is_tentative=True)},
+        {"call": CALL._replace(source_is_local=False, is_tentative=True)},
         (causes.NOT_YET_LOCAL, C),
     ),
-    ({"asked": ASKED, "ipv6": False}, None),
-    ({"asked": ASKED._replace(needs_ipv6=True), "ipv6": False}, (causes.IPV6_OFF, C)),
-    ({"asked": ASKED._replace(destination=None), "ipv6": False}, (causes.IPV6_OFF, W)),
-    ({"asked": ASKED._replace(on_port=ON_PORT)}, (causes.PORT_HELD, C)),
-    ({"asked": ASKED._replace(on_port=ON_PORT, on_tuple=True)}, (causes.TUPLE_IN_USE, C)),
+    ({"call": CALL, "ipv6": False}, None),
+    ({"call": CALL._replace(needs_ipv6=True), "ipv6": False}, (causes.IPV6_OFF, C)),
+    ({"call": CALL._replace(destination=None), "ipv6": False}, (causes.IPV6_OFF, W)),
+    ({"call": CALL._replace(on_port=ON_PORT)}, (causes.PORT_HELD, C)),
+    ({"call": CALL._replace(on_port=ON_PORT, on_tuple=True)}, (causes.TUPLE_IN_USE, C)),
     (
-        {"asked": ASKED._replace(on_port=(ON_PORT[0]._replace(state="TIME-WAIT"),))},
+        {"call": CALL._replace(on_port=(ON_PORT[0]._replace(state="TIME-WAIT"),))},
         (causes.PORT_LEFT, C),
     ),
-    ({"asked": ASKED._replace(on_port=ON_PORT, number=0)}, (causes.PORT_HELD, N)),
-    ({"asked": ASKED._replace(ports=PORTS)}, None),
-    ({"asked": ASKED._replace(ports=PortRange(1024, 40000))}, (causes.NOT_HONOURED, C)),
-    ({"asked": ASKED._replace(ports=PortRange(80, 80), number=errno.EADDRINUSE)}, None),
-    ({"asked": ASKED._replace(census=Census(PORTS, 28_000, 0, 0, 0, untold=232))}, None),
-    ({"asked": ASKED._replace(census=Census(PORTS, 0, 28_232, 0, 0, reusable=9))}, None),
-    ({"pairs": (pair(28_000, TIME_WAIT=28_000)._replace(reusable=27_000),)}, None),
-    ({"asked": ASKED._replace(census=Census(PORTS, 28_231, 0, 0, 0))}, None),
-    ({"asked": ASKED._replace(census=Census(PORTS, 28_232, 0, 0, 0))}, (causes.CONNECTED, C)),
-    ({"asked": ASKED._replace(census=Census(PORTS, 0, 0, 28_232, 0))}, (causes.HELD, C)),
+    ({"call": CALL._replace(on_port=ON_PORT, number=0)}, (causes.PORT_HELD, N)),
+    ({"call": CALL._replace(ports=PORTS)}, None),
+    ({"call": CALL._replace(ports=PortRange(1024, 40000))}, (causes.NOT_HONOURED, C)),
+    ({"call": CALL._replace(ports=PortRange(80, 80), number=errno.EADDRINUSE)}, None),
+    ({"call": CALL._replace(census=Census(PORTS, 28_000, 0, 0, 0, untold=232))}, None),
+    ({"call": CALL._replace(census=Census(PORTS, 0, 28_232, 0, 0, reusable=9))}, None),
+    ({"pairs": (pair(28_000, reusable=27_000, TIME_WAIT=28_000),)}, None),
+    ({"call": CALL._replace(census=Census(PORTS, 28_231, 0, 0, 0))}, None),
+    ({"call": CALL._replace(census=Census(PORTS, 28_232, 0, 0, 0))}, (causes.CONNECTED, C)),
+    ({"call": CALL._replace(census=Census(PORTS, 0, 0, 28_232, 0))}, (causes.HELD, C)),
     (
         {
-            "asked": ASKED._replace(
+            "call": CALL._replace(
                 protocol="udp", number=errno.EAGAIN, census=Census(PORTS, 0, 0, 28_232, 0)
             )
         },
@@ -206,9 +210,9 @@ def test_many_full_pairs_are_not_all_told() -> None:
 @pytest.mark.parametrize(
     "reuse, says",
     [
-        (0, "is 0, so none is: 1 would help"),
+        (0, "is 0, which is off: 1 would help"),
         (1, "is 1 already"),
-        (2, "for loopback addresses"),
+        (2, "is 2, which covers loopback addresses only: 1 would help"),
     ],
 )
 def test_whether_reuse_would_help(reuse: int, says: str) -> None:
@@ -236,7 +240,7 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
 
 
 @pytest.mark.parametrize(
-    "asked, says",
+    "call, says",
     [
         ({"number": 0, "census": FULL_CENSUS}, "this is exhaustion"),
         ({"number": 0, "census": FULL_CENSUS._replace(connected=0)}, "this is not exhaustion"),
@@ -246,33 +250,33 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
         ({"census": Census(PORTS, 200, 0, 28_000, 32)}, "because of 28,000 ports that listeners"),
         ({"census": Census(PORTS, 0, 0, 32, 28_200)}, "because of 28,200 reserved ports"),
         ({"census": FULL_CENSUS._replace(connected=1)}, "is not exhaustion here and now: 19,999"),
-        ({"source_is_local": False}, "means here: the source address is not one"),
+        ({"source_is_local": False}, "here means: the source address is not one"),
         ({"source_is_local": False, "is_tentative": True}, "being checked for duplicates"),
         (
             {"on_port": ON_PORT},
-            "means here: tcp port 0 has a socket of httpd (8) already",
+            "here means: tcp port 0 has a socket of httpd (8) on it (LISTEN).",
         ),
-        ({"on_port": ON_PORT, "on_tuple": True}, "is on exactly this 4-tuple"),
+        ({"on_port": ON_PORT, "on_tuple": True}, "has exactly this 4-tuple"),
         ({"census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "may be exhaustion"),
-        ({"number": 0, "census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "surely free"),
+        ({"number": 0, "census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "is certainly free"),
         ({"protocol": "udp"}, "from UDP is not exhaustion, which gives 11"),
-        ({"unreachable": "no way"}, "is not exhaustion, as far as one can see: no way."),
+        ({"unreachable": "no way"}, "does not look like exhaustion: no way."),
         ({}, "does not look like exhaustion"),
         ({"number": errno.EADDRINUSE}, "98 (EADDRINUSE) comes from bind(), not from connect()"),
         ({"number": errno.EADDRINUSE, "protocol": "udp"}, "another socket has the port"),
         ({"number": errno.EAGAIN}, "from a TCP connect() is not exhaustion"),
-        ({"number": errno.EAGAIN, "protocol": "udp", "census": FULL_CENSUS}, "means here: exhaust"),
+        ({"number": errno.EAGAIN, "protocol": "udp", "census": FULL_CENSUS}, "here means exhaust"),
         (
             {"number": errno.EAGAIN, "protocol": "udp", "census": Census(PORTS, 1, 0, 0, 0)},
             "is not exhaustion here and now: 28,000 ports have no UDP socket at all.",
         ),
-        ({"number": errno.ECONNREFUSED}, "111 (ECONNREFUSED) is not what exhaustion gives"),
-        ({"number": errno.EMFILE}, "is not what exhaustion gives"),
+        ({"number": errno.ECONNREFUSED}, "111 (ECONNREFUSED) is not exhaustion, which gives"),
+        ({"number": errno.EMFILE}, "is not exhaustion, which gives"),
     ],
     ids=str,
 )
-def test_verdicts(asked: dict[str, Any], says: str) -> None:
-    facts = replace(HEALTHY, asked=ASKED._replace(**asked))
+def test_verdicts(call: dict[str, Any], says: str) -> None:
+    facts = replace(HEALTHY, call=CALL._replace(**call))
     said = verdict(facts, find(facts))
     assert said.startswith(says) if says == "" else says in said
 
@@ -280,55 +284,55 @@ def test_verdicts(asked: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     "number, differing",
     [
-        (errno.EMFILE, {"descriptors": (Limit("proxy (7)", 7, 1024, 1024),)}),
-        (errno.ETIMEDOUT, {"conntrack": (262_144, 262_144)}),
+        (errno.EMFILE, {"descriptors": {PROXY: Descriptors(1024, 1024)}}),
+        (errno.ETIMEDOUT, {"conntrack": Table(262_144, 262_144)}),
     ],
 )
 def test_errnos_that_come_from_elsewhere(number: int, differing: dict[str, Any]) -> None:
-    facts = replace(HEALTHY, asked=ASKED._replace(number=number), **differing)
+    facts = replace(HEALTHY, call=CALL._replace(number=number), **differing)
     assert "may well come from this" in verdict(facts, find(facts))
 
 
 def test_without_ipv6() -> None:
-    facts = replace(HEALTHY, asked=ASKED._replace(needs_ipv6=True), ipv6=False)
-    assert "means here: IPv6 is switched off" in verdict(facts, find(facts))
-    facts = replace(facts, asked=ASKED._replace(destination=None))
-    assert "of IPv6, which is off here" in verdict(facts, find(facts))
+    facts = replace(HEALTHY, call=CALL._replace(needs_ipv6=True), ipv6=False)
+    assert "here means: IPv6 is switched off" in verdict(facts, find(facts))
+    facts = replace(facts, call=CALL._replace(destination=None))
+    assert "or the address is an IPv6 one, and IPv6 is off here" in verdict(facts, find(facts))
 
 
 def test_udp_sockets_that_do_not_share() -> None:
-    asked = ASKED._replace(number=errno.EAGAIN, protocol="udp", census=Census(PORTS, 1, 0, 0, 0))
-    facts = replace(HEALTHY, asked=asked, udp_unused=0)
+    call = CALL._replace(number=errno.EAGAIN, protocol="udp", census=Census(PORTS, 1, 0, 0, 0))
+    facts = replace(HEALTHY, call=call, udp_unused=0)
     said = verdict(facts, find(facts))
-    assert "exhaustion for sockets that do not share their ports" in said
+    assert "exhaustion for sockets that do not share ports" in said
     assert "28,231 of 28,232 source ports are free" in said
 
 
 def test_a_note_is_no_reason() -> None:
-    asked = ASKED._replace(destination=None)
-    facts = replace(HEALTHY, asked=asked, holders=holders(1, "connected"))
+    call = CALL._replace(destination=None)
+    facts = replace(HEALTHY, call=call, holders=holders(1, "connected"))
     assert "does not look like exhaustion" in verdict(facts, find(facts))
 
 
 def test_another_source_that_is_full() -> None:
-    asked = ASKED._replace(census=Census(PORTS, 1, 0, 0, 0), census_source="192.0.2.8")
-    facts = replace(HEALTHY, asked=asked, pairs=(pair(28_232),))
-    assert "From 192.0.2.7 it is" in verdict(facts, find(facts))
+    call = CALL._replace(census=Census(PORTS, 1, 0, 0, 0), census_source="192.0.2.8")
+    facts = replace(HEALTHY, call=call, pairs=(pair(28_232),))
+    assert "It is exhaustion from 192.0.2.7" in verdict(facts, find(facts))
 
 
 def test_a_kernel_that_does_not_tell_binds_apart() -> None:
-    facts = replace(HEALTHY, asked=ASKED._replace(census=FULL_CENSUS._replace(connected=1)))
+    facts = replace(HEALTHY, call=CALL._replace(census=FULL_CENSUS._replace(connected=1)))
     assert "locked" not in verdict(facts, [])
     assert "bound before they connected" in verdict(replace(facts, tells_binds_apart=False), [])
 
 
 def test_verdicts_without_a_destination_look_at_the_machine() -> None:
-    asked = ASKED._replace(destination=None)
-    facts = replace(HEALTHY, asked=asked, pairs=(pair(28_000),))
+    call = CALL._replace(destination=None)
+    facts = replace(HEALTHY, call=call, pairs=(pair(28_000),))
     assert "means exhaustion for connections from 192.0.2.7" in verdict(facts, find(facts))
-    facts = replace(HEALTHY, asked=asked, holders=holders(9000, "connected"))
-    assert "shut to connect()" in verdict(facts, find(facts))
-    facts = replace(facts, asked=asked._replace(number=errno.EADDRINUSE))
+    facts = replace(HEALTHY, call=call, holders=holders(9000, "connected"))
+    assert "closed to connect()" in verdict(facts, find(facts))
+    facts = replace(facts, call=call._replace(number=errno.EADDRINUSE))
     assert "IP_BIND_ADDRESS_NO_PORT" in verdict(facts, find(facts))
 
 
@@ -339,15 +343,13 @@ counts = st.integers(0, 400_000)
 def test_any_numbers_make_readable_findings(numbers: list[int], rate: float) -> None:
     facts = replace(
         HEALTHY,
-        pairs=(
-            pair(numbers[0], rate, numbers[3], TIME_WAIT=numbers[2])._replace(capacity=numbers[1]),
-        ),
+        pairs=(pair(numbers[0], rate, numbers[3], capacity=numbers[1], TIME_WAIT=numbers[2]),),
         close_wait={"": numbers[4]},
-        time_wait=(numbers[5], numbers[6]),
+        time_wait=Table(numbers[5], numbers[6]),
         time_wait_overflows=numbers[7],
         overflows_gain=numbers[8],
-        descriptors=(Limit("x", 1, numbers[9], numbers[10]),),
-        conntrack=(numbers[11], numbers[0]),
+        descriptors={PROXY: Descriptors(numbers[9], numbers[10])},
+        conntrack=Table(numbers[11], numbers[0]),
     )
     for finding in find(facts):
         assert finding.title
@@ -360,26 +362,24 @@ def test_the_healthy_facts_name_every_field() -> None:
 
 def test_no_command_that_does_harm() -> None:
     """Neither an empty list of reserved ports, nor a narrower range, nor what is set already."""
-    asked = ASKED._replace(census=Census(PORTS, 0, 28_232, 0, 0))
-    facts = replace(HEALTHY, asked=asked)
+    call = CALL._replace(census=Census(PORTS, 0, 28_232, 0, 0))
+    facts = replace(HEALTHY, call=call)
     (finding,) = find(facts)
     commands = [finding.command(each) for each in finding.cause.remedies]
-    assert commands == ["", "sysctl -w net.ipv4.tcp_tw_reuse=1", ""]
+    assert commands == ["", "sysctl -w net.ipv4.tcp_tw_reuse=1"]
     (finding,) = find(replace(facts, tcp_tw_reuse=1))
     assert not any(finding.command(each) for each in finding.cause.remedies)
-    asked = ASKED._replace(census=Census(PORTS, 0, 0, 28_232, 0))
-    (finding,) = find(replace(HEALTHY, asked=asked))
+    call = CALL._replace(census=Census(PORTS, 0, 0, 28_232, 0))
+    (finding,) = find(replace(HEALTHY, call=call))
     assert not any(finding.command(each) for each in finding.cause.remedies)
-    asked = ASKED._replace(census=Census(PORTS, 28_232, 0, 0, 0))
+    call = CALL._replace(census=Census(PORTS, 28_232, 0, 0, 0))
     for ports, start, wider in (
         (PORTS, 1024, "10240 65535"),
         (PORTS, 20_000, "20000 65535"),
         (PortRange(1024, 65535), 1024, ""),
     ):
         (finding,) = find(
-            replace(
-                HEALTHY, asked=asked, ports=ports, unprivileged_port_start=start, translations=()
-            )
+            replace(HEALTHY, call=call, ports=ports, unprivileged_port_start=start, translations=())
         )
         command = finding.command(finding.cause.remedies[-1])
         assert command == (f"sysctl -w net.ipv4.ip_local_port_range='{wider}'" if wider else "")

@@ -303,7 +303,7 @@ class TestExplainExhaustion:
         network.reserved_ports("20001-20007")
         error = client.fill(FIRST, self.source(client, has_source=has_source))
         text = error.explain()
-        assert text.index("ip_local_reserved_ports keeps") < text.index("are open")
+        assert text.index("ip_local_reserved_ports excludes") < text.index("Open connections")
 
     def test_it_is_plain_lines(self, client: Client, *, has_source: bool) -> None:
         text = client.fill(FIRST, self.source(client, has_source=has_source)).explain()

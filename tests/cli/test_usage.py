@@ -376,7 +376,7 @@ class TestErrors:
         def refuse(*_: object, **__: object) -> None:
             raise NetlinkError(2, "No such file or directory")
 
-        monkeypatch.setattr("connectx.observe.holders.with_v6only", refuse)
+        monkeypatch.setattr("connectx._diagnosis.snapshot.with_v6only", refuse)
         assert main(["usage"]) == 1
         assert "No such file" in capsys.readouterr().err
 

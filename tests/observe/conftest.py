@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from connectx._diagnosis.explanation import tells_binds_apart
+from connectx._diagnosis.census import tells_binds_apart
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close

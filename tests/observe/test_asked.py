@@ -15,7 +15,7 @@ import pytest
 import connectx
 from connectx._connect.namespace import windows_work
 from connectx._diagnosis import causes
-from connectx._diagnosis.explanation import tells_binds_apart
+from connectx._diagnosis.census import tells_binds_apart
 from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
 from connectx.observe import diagnose
@@ -58,16 +58,16 @@ def test_other_sources_that_share(listener: socket.socket, closing: contextlib.E
     for _ in range(SIZE // 2):
         closing.enter_context(connectx.create_connection(HERE, source_address=("127.0.0.2", 0)))
     diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD)
-    assert "From 127.0.0.2 it is: none is free." in diagnosis.verdict
+    assert "It is exhaustion from 127.0.0.2, which has no free port." in diagnosis.verdict
     diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD, source=Endpoint("127.0.0.2", 0))
-    assert "means here: exhaustion" in diagnosis.verdict
+    assert "here means exhaustion" in diagnosis.verdict
 
 
 def test_time_waits_that_a_connect_takes_over(listener: socket.socket, network: Network) -> None:
     network.sysctl("net.ipv4.tcp_tw_reuse", 1)
     for _ in range(SIZE):
         leave_time_wait(listener)
-    while "means here: exhaustion" in look(number=NOT_AVAILABLE, destination=TOWARD).verdict:
+    while "here means exhaustion" in look(number=NOT_AVAILABLE, destination=TOWARD).verdict:
         # They have to be a second old.
         select.select((), (), (), 0.05)
     for _ in range(SIZE):
@@ -94,7 +94,7 @@ def test_time_waits_that_nobody_takes_over(listener: socket.socket, network: Net
     with pytest.raises(OSError, match="Cannot assign") as caught:
         socket.create_connection(HERE)
     diagnosis = diagnose(caught.value, destination=TOWARD)
-    assert "means here: exhaustion" in diagnosis.verdict
+    assert "here means exhaustion" in diagnosis.verdict
     assert "2 TIME_WAITs" in diagnosis.verdict
 
 
@@ -121,7 +121,7 @@ def test_a_window(listener: socket.socket, closing: contextlib.ExitStack) -> Non
         dialer.create_connection(HERE)
     assert caught.value.ports == PortRange(LOW, LOW + 3)
     diagnosis = diagnose(caught.value)
-    assert "No source port of 20001-20004 is free" in diagnosis.verdict
+    assert "no source port of 20001-20004 is free" in diagnosis.verdict
     ports = PortRange(LOW, LOW + 4)
     diagnosis = look(number=NOT_AVAILABLE, destination=TOWARD, ports=ports)
     assert "1 of 5 source ports are free" in diagnosis.verdict
@@ -140,7 +140,7 @@ def test_udp_that_does_not_share(network: Network, closing: contextlib.ExitStack
         sock.connect(("127.0.2.1", 53))
     assert found(look(), causes.UNSHARED).severity is Severity.CRITICAL
     diagnosis = look(number=errno.EAGAIN, protocol="udp")
-    assert "exhaustion for sockets that do not share their ports" in diagnosis.verdict
+    assert "exhaustion for sockets that do not share ports" in diagnosis.verdict
 
 
 def test_udp_that_shares(network: Network, servers: Servers, closing: contextlib.ExitStack) -> None:
@@ -154,9 +154,12 @@ def test_udp_that_shares(network: Network, servers: Servers, closing: contextlib
         sock.connect(("127.0.2.1", 53))
     question = {"number": errno.EAGAIN, "protocol": "udp"}
     diagnosis = look(**question, destination=Endpoint("127.0.2.1", 53))
-    assert "exhaustion for sockets that do not share their ports" in diagnosis.verdict
+    assert "exhaustion for sockets that do not share ports" in diagnosis.verdict
     assert "20 of 20 source ports are free" in diagnosis.verdict
-    assert "not even for sockets that share" in look(**question, destination=Endpoint(*to)).verdict
+    assert (
+        "not even for sockets that share ports"
+        in look(**question, destination=Endpoint(*to)).verdict
+    )
 
 
 def test_without_fast_open_nobody_knows(
@@ -176,18 +179,18 @@ class TestWhoHasThePort:
         servers.listen("127.0.0.1", 8080)
         for source in (Endpoint("", 8080), Endpoint("127.0.0.1", 8080)):
             diagnosis = look(number=errno.EADDRINUSE, source=source)
-            assert "means here: tcp port 8080 has a socket of" in diagnosis.verdict
+            assert "here means: tcp port 8080 has a socket of" in diagnosis.verdict
             finding = found(diagnosis, causes.PORT_HELD)
             assert finding.evidence[0].startswith("127.0.0.1:8080 LISTEN ")
             assert f"({os.getpid()}" in finding.evidence[0]
         diagnosis = look(number=errno.EADDRINUSE, source=Endpoint("127.0.0.2", 8080))
-        assert "means here" not in diagnosis.verdict
+        assert "here means" not in diagnosis.verdict
 
     def test_one_on_the_tuple(self, connect: Callable[..., socket.socket]) -> None:
         sock = connect()
         source = Endpoint(*sock.getsockname())
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
-        assert "on exactly this 4-tuple" in diagnosis.verdict
+        assert "has exactly this 4-tuple" in diagnosis.verdict
         elsewhere = Endpoint("127.0.0.9", PORT)
         # Toward another destination the port is shared.
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=elsewhere)
@@ -196,7 +199,7 @@ class TestWhoHasThePort:
         assert "4-tuple" in look(number=NOT_AVAILABLE, source=source, destination=mapped).verdict
         anywhere = Endpoint("", source.port)
         diagnosis = look(number=NOT_AVAILABLE, source=anywhere, destination=TOWARD)
-        assert "on exactly this 4-tuple" in diagnosis.verdict
+        assert "has exactly this 4-tuple" in diagnosis.verdict
 
     @pytest.mark.usefixtures("binds_are_seen")
     def test_one_that_locks_it_on_another_address(
@@ -285,7 +288,7 @@ def test_a_link_local_destination(network: Network, closing: contextlib.ExitStac
             to = ("fe80::7", PORT, 0, socket.if_nametoindex(device))
             assert sock.connect_ex(to) == errno.EINPROGRESS
     diagnosis = look(number=NOT_AVAILABLE, destination=Endpoint("fe80::7%va", PORT))
-    assert "means here: exhaustion" in diagnosis.verdict
+    assert "here means exhaustion" in diagnosis.verdict
     diagnosis = look(number=NOT_AVAILABLE, destination=Endpoint("fe80::7%vc", PORT))
     assert "17 of 20 source ports are free" in diagnosis.verdict
     with pytest.raises(OSError, match="no interface is named 'nothing'"):
@@ -331,12 +334,12 @@ def test_several_destinations(connect: Callable[..., socket.socket]) -> None:
     diagnosis = look(number=NOT_AVAILABLE, destination=both)
     first, second = diagnosis.verdict.splitlines()
     assert first.startswith("[::1]:9000: 99 (EADDRNOTAVAIL) is not exhaustion here and now")
-    assert second.startswith("127.0.0.1:9000: 99 (EADDRNOTAVAIL) means here: exhaustion")
+    assert second.startswith("127.0.0.1:9000: 99 (EADDRNOTAVAIL) here means exhaustion")
     severities = [list(Severity).index(each.severity) for each in diagnosis.findings]
     assert severities == sorted(severities)
     diagnosis = look(number=NOT_AVAILABLE, source="127.0.0.1", destination=both)
     assert "\n" not in diagnosis.verdict
-    assert "means here: exhaustion" in diagnosis.verdict
+    assert "here means exhaustion" in diagnosis.verdict
 
 
 def test_a_name_with_an_address_of_ipv6_that_is_off(network: Network) -> None:
@@ -367,7 +370,7 @@ def test_names_are_looked_up(connect: Callable[..., socket.socket]) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    assert "means here: exhaustion" in done.stdout
+    assert "here means exhaustion" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 import connectx
 from connectx._diagnosis import causes
-from connectx._diagnosis.explanation import tells_binds_apart
+from connectx._diagnosis.census import tells_binds_apart
 from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import netns
@@ -53,7 +53,7 @@ class TestFiveMeaningsOf99:
         with pytest.raises(OSError, match="Cannot assign requested address"):
             connect()
         diagnosis = self.ask(destination=TOWARD)
-        assert "means here: exhaustion" in diagnosis.verdict
+        assert "here means exhaustion" in diagnosis.verdict
         assert "20 connections to it" in diagnosis.verdict
         assert diagnosis.findings[0].cause is causes.CONNECTED
         assert diagnosis.findings[0].severity is Severity.CRITICAL
@@ -73,7 +73,7 @@ class TestFiveMeaningsOf99:
         assert finding.title.startswith("20 of 20 source ports are locked")
         assert f"({os.getpid()}" in finding.evidence[0]
         # Nobody asked where to: that there is a lock shows all the same.
-        assert "shut to connect()" in self.ask().verdict
+        assert "closed to connect()" in self.ask().verdict
 
     def test_time_wait(self, listener: socket.socket, network: Network) -> None:
         network.sysctl("net.ipv4.tcp_tw_reuse", 0)
@@ -109,7 +109,7 @@ class TestFiveMeaningsOf99:
         assert found(diagnosis, causes.IPV6_OFF).severity is Severity.CRITICAL
         # It is no finding where nobody asks for IPv6.
         assert look(destination=TOWARD).healthy
-        assert "of IPv6, which is off here" in self.ask().verdict
+        assert "or the address is an IPv6 one, and IPv6 is off here" in self.ask().verdict
         assert found(self.ask(), causes.IPV6_OFF).severity is Severity.WARNING
 
     def test_none_of_them(self, connect: Callable[..., socket.socket]) -> None:
@@ -141,12 +141,12 @@ class TestOtherErrnos:
         diagnosis = look(
             number=errno.EAGAIN, protocol="udp", destination=Endpoint("127.0.0.1", PORT + 1)
         )
-        assert "means here: exhaustion" in diagnosis.verdict
+        assert "here means exhaustion" in diagnosis.verdict
         assert diagnosis.findings[0].cause is causes.HELD_DATAGRAM
 
     def test_others(self, network: Network) -> None:
         del network
-        assert "is not what exhaustion gives" in look(number=errno.ECONNREFUSED).verdict
+        assert "is not exhaustion, which gives" in look(number=errno.ECONNREFUSED).verdict
         assert "say --protocol udp" in look(number=errno.EAGAIN).verdict
 
     def test_no_route(self, network: Network) -> None:
@@ -166,7 +166,7 @@ def test_filling_with_rate_and_time_left(
         for _ in range(10):
             connect()
 
-    monkeypatch.setattr("connectx._diagnosis.look._wait", meanwhile)
+    monkeypatch.setattr("connectx._diagnosis.machine._wait", meanwhile)
     monkeypatch.setattr("connectx._diagnosis.rules._A_RATE_TAKES", 0.0)
     finding = found(look(), causes.CONNECTED)
     assert finding.severity is Severity.WARNING
@@ -185,7 +185,7 @@ def test_explicit_binds(
     if diagnosis.healthy:
         pytest.skip("kernel: before 6.8 a dump leaves bound sockets out")
     finding = found(diagnosis, causes.POLLUTED)
-    assert finding.title.startswith("5 of 20 source ports are shut to connect()")
+    assert finding.title.startswith("5 of 20 source ports are closed to connect()")
     assert not any(finding.command(remedy) for remedy in finding.cause.remedies)
 
 
@@ -322,7 +322,7 @@ def test_ports_that_cannot_be_tried(
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     connect(("127.0.0.1", 0))
-    monkeypatch.setattr("connectx._diagnosis.explanation.shared", fail)
+    monkeypatch.setattr("connectx._diagnosis.census.shares", fail)
     diagnosis = look()
     assert diagnosis.healthy
     if tells_binds_apart():
@@ -338,7 +338,7 @@ class TestErrors:
         with pytest.raises(connectx.PortsExhausted) as caught:
             connectx.create_connection(HERE)
         diagnosis = diagnose(caught.value)
-        assert "means here: exhaustion" in diagnosis.verdict
+        assert "here means exhaustion" in diagnosis.verdict
         # One table of causes.
         assert diagnosis.findings[0].cause.summary in caught.value.explain()
 
@@ -348,7 +348,7 @@ class TestErrors:
         with pytest.raises(OSError, match="Cannot assign") as caught:
             socket.create_connection(HERE)
         assert "means exhaustion for connections" in diagnose(caught.value).verdict
-        assert "means here" in diagnose(caught.value, destination=TOWARD).verdict
+        assert "here means" in diagnose(caught.value, destination=TOWARD).verdict
 
     def test_a_source_that_is_not_local(self, listener: socket.socket) -> None:
         del listener
@@ -392,7 +392,7 @@ class TestCommand:
             connect()
         done = self.run("--errno", "EADDRNOTAVAIL", "--destination", "127.0.0.1:9000")
         assert (done.returncode, done.stderr) == (1, "")
-        assert "99 (EADDRNOTAVAIL) means here: exhaustion." in done.stdout
+        assert "99 (EADDRNOTAVAIL) here means exhaustion:" in done.stdout
         assert "\ncritical: " in done.stdout
         assert "it breaks: " in done.stdout
         assert "tcp_tw_recycle" in done.stdout

@@ -1,11 +1,11 @@
-"""The history is bounded, and about what was counted."""
+"""Trends, and a history that is bounded and about what was counted."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from connectx.addresses import Endpoint
-from connectx.observe.history import RECENT, History, Pair
-from connectx.observe.trend import Trend
+from connectx.observe.history import RECENT, History, Pair, Trend, trend
 from connectx.observe.usage import Row
 
 
@@ -91,3 +91,29 @@ def test_is_bounded(pairs: int, samples: int, rounds: list[set[int]]) -> None:
 
 def test_a_pair_as_text() -> None:
     assert str(Pair.of(row(1))) == "tcp 10.0.0.1 to 192.0.2.7:443"
+
+
+@pytest.mark.parametrize(
+    "samples, capacity, expected",
+    [
+        ([], 100, Trend(0.0, None)),
+        ([(1.0, 50)], 100, Trend(0.0, None)),
+        ([(1.0, 50), (1.0, 60)], 100, Trend(0.0, None)),
+        ([(0.0, 50), (10.0, 60)], 100, Trend(1.0, 40.0)),
+        ([(0.0, 60), (10.0, 50)], 100, Trend(-1.0, None)),
+        ([(0.0, 60), (10.0, 60)], 100, Trend(0.0, None)),
+        ([(0.0, 90), (10.0, 110)], 100, Trend(2.0, 0.0)),
+    ],
+)
+def test_trends(samples: list[tuple[float, int]], capacity: int, expected: Trend) -> None:
+    assert trend(samples, capacity) == expected
+
+
+@given(
+    st.floats(-1000, 1000),
+    st.integers(0, 1000),
+    st.lists(st.integers(0, 10_000), min_size=2, max_size=50, unique=True),
+)
+def test_the_trend_of_a_straight_line(rate: float, start: int, times: list[int]) -> None:
+    samples = [(float(time), round(start + rate * time)) for time in sorted(times)]
+    assert trend(samples, 1000).rate == pytest.approx(rate, abs=1.01)

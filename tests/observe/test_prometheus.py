@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 import connectx
-from connectx._diagnosis.explanation import tells_binds_apart
+from connectx._diagnosis.census import tells_binds_apart
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import proc_net
 from connectx.observe import Row, Snapshot, prometheus

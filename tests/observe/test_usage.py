@@ -15,7 +15,7 @@ from connectx.linux import netns
 from connectx.linux.processes import owners
 from connectx.observe import snapshot
 from connectx.observe.history import Pair
-from connectx.observe.pair import look
+from connectx.observe.usage import look_at
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
@@ -383,7 +383,7 @@ class TestLinkLocal:
     def test_a_closer_look(self, devices: dict[str, int]) -> None:
         del devices
         for row in snapshot().rows:
-            assert sum(look(Pair.of(row)).states.values()) == row.in_use
+            assert sum(look_at(Pair.of(row)).states.values()) == row.in_use
 
 
 def test_filters(opened: Callable[..., socket.socket]) -> None:

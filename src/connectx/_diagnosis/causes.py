@@ -1,20 +1,27 @@
-"""Causes of failure and what helps against each: one table for errors and diagnosis.
+"""Why connections fail, and what helps: one table for `explain()` and `connectx doctor`.
 
-An errno alone says little: EADDRNOTAVAIL has at least five causes. What tells
-them apart are facts about the sockets there are: connectx._diagnosis.census counts a
-range, connectx._diagnosis.rules looks at a machine. What to do follows from the cause.
+An errno alone says little. EADDRNOTAVAIL, for example, has the causes in `OF_EADDRNOTAVAIL`,
+and only facts about sockets tell these apart. To add a cause, describe it here; then
+`connectx._diagnosis.facts.Census.by_cause` (for `explain()`) or a rule in
+`connectx._diagnosis.rules` (for `connectx doctor`) says when it applies.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Remedy(NamedTuple):
-    """What helps.
+    """Something that helps.
 
-    text: what to do. command: the same, to be pasted into a shell, with {names} of what the
-    finding knows; "" where no one command does it. breaks: what the change would break.
+    Attributes:
+        text: What to do, as an instruction without a full stop.
+        command: The same as a shell command, with {names} for what the finding knows; ""
+            where no single command does it.
+        breaks: What the command breaks; "" without a command.
     """
 
     text: str
@@ -23,11 +30,12 @@ class Remedy(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """Why something failed, or will, and what helps.
+    """A reason why connections fail, or will.
 
-    name: for programs to compare.
-    summary: one sentence for people: what it is, and why it matters.
-    remedies: the most promising first.
+    Attributes:
+        name: A short name for programs to compare.
+        summary: What it is and why it matters, in one or two sentences.
+        remedies: What helps, the most promising first.
     """
 
     name: str
@@ -35,58 +43,62 @@ class Cause(NamedTuple):
     remedies: tuple[Remedy, ...]
 
 
-_RESERVE: Final = Remedy(
-    "move listeners out of net.ipv4.ip_local_port_range, or reserve their ports",
-    "sysctl -w net.ipv4.ip_local_reserved_ports={reserve}",
-    "connect() gives these ports to nobody any more; the value replaces the one in force",
-)
-
 _NO_PORT: Final = Remedy(
     "in programs that bind a source address before they connect, set IP_BIND_ADDRESS_NO_PORT "
-    "(or use connectx): without it bind() takes a whole port",
+    "(or use connectx): without it, bind() takes a whole port",
 )
+
+_RESERVE: Final = Remedy(
+    "reserve the ports of services",
+    "sysctl -w net.ipv4.ip_local_reserved_ports={reserve}",
+    "connect() no longer gives out these ports; open connections stay. The value replaces the "
+    "one in force, and includes its ports",
+)
+
+_WIDEN: Final = Remedy(
+    "widen net.ipv4.ip_local_port_range, and keep the ports of services out of it with "
+    "net.ipv4.ip_local_reserved_ports",
+    "sysctl -w net.ipv4.ip_local_port_range='{wider}'",
+    "a service that starts later may find its port taken, if it is one of those added",
+)
+
+_CLOSE_SECOND: Final = Remedy(
+    "keep connections open longer, or let the peer close first: whichever side closes first "
+    "keeps the TIME_WAIT",
+)
+
+_OTHER_PORT: Final = Remedy("ask for another source port, or for port 0, which stands for any")
 
 CONNECTED: Final = Cause(
     "connected",
-    "Connections that are open toward this destination hold the ports.",
+    "Open connections to this destination use the ports.",
     (
         Remedy("use more source addresses: each has a whole range of ports of its own"),
         Remedy("use fewer, longer-lived connections: pool them, or multiplex (HTTP/2, HTTP/3)"),
         Remedy("spread over more destination addresses or ports, if the service has them"),
-        Remedy(
-            "widen net.ipv4.ip_local_port_range, keeping listeners' ports out of it with "
-            "net.ipv4.ip_local_reserved_ports",
-            "sysctl -w net.ipv4.ip_local_port_range='{wider}'",
-            "servers that are to listen on one of the added ports may find it taken",
-        ),
+        _WIDEN,
     ),
 )
 
 TIME_WAIT: Final = Cause(
     "time-wait",
-    "Connections that this host closed first hold their ports for 60 seconds in TIME_WAIT.",
+    "Connections that this host closed first keep their ports in TIME_WAIT for 60 seconds.",
     (
+        _CLOSE_SECOND,
         Remedy(
-            "keep connections open longer, or let the other side close first: who closes "
-            "first holds the TIME_WAIT",
-        ),
-        Remedy(
-            "set net.ipv4.tcp_tw_reuse=1: with TCP timestamps, connect() may then take over "
-            "a TIME_WAIT that is older than a second",
+            "set net.ipv4.tcp_tw_reuse to 1: with TCP timestamps, connect() may then take over "
+            "a TIME_WAIT that is older than one second",
             "sysctl -w net.ipv4.tcp_tw_reuse={reuse}",
-            "nothing where both sides have timestamps; it does not help behind a NAT that counts "
-            "TIME_WAITs of its own",
-        ),
-        Remedy(
-            "net.ipv4.tcp_fin_timeout does not shorten TIME_WAIT, and SO_REUSEADDR does not "
-            "help a client against it",
+            "nothing where both sides have timestamps; behind a NAT that keeps TIME_WAITs of its "
+            "own, it does not help",
         ),
     ),
 )
 
 HELD: Final = Cause(
     "held",
-    "Listeners, or sockets bound before connecting, hold ports against every destination.",
+    "Listeners, and sockets that were bound before they connected, hold ports against every "
+    "destination.",
     (_NO_PORT, _RESERVE),
 )
 
@@ -95,8 +107,8 @@ HELD_DATAGRAM: Final = Cause(
     "UDP sockets without SO_REUSEADDR hold ports against every destination.",
     (
         Remedy(
-            "open them with connectx, which shares ports: a plain UDP connect() or bind() "
-            "takes a whole port",
+            "open them with connectx, which shares ports: a plain UDP connect() or bind() takes "
+            "a whole port",
         ),
         _RESERVE,
     ),
@@ -104,23 +116,26 @@ HELD_DATAGRAM: Final = Cause(
 
 RESERVED: Final = Cause(
     "reserved",
-    "net.ipv4.ip_local_reserved_ports keeps ports out of the range.",
-    (Remedy("reserve only ports that servers listen on"),),
+    "net.ipv4.ip_local_reserved_ports excludes ports from the range.",
+    (Remedy("reserve only the ports that services listen on"),),
 )
 
 FREED: Final = Cause(
     "freed",
-    "Ports have become free since the failure.",
+    "Ports have become free since the call failed.",
     (Remedy("try again"),),
 )
 
 TUPLE_IN_USE: Final = Cause(
     "tuple in use",
-    "Another socket is on exactly this 4-tuple, or left it in a TIME_WAIT that cannot be "
-    "taken over (that takes TCP timestamps, and SO_REUSEADDR on the socket that left it).",
+    "Another socket has exactly this 4-tuple, or has left it in a TIME_WAIT that cannot be taken "
+    "over: that takes TCP timestamps, and SO_REUSEADDR on the socket that left it.",
     (
-        Remedy("ask for another source port, or for port 0"),
-        Remedy("`ss -tan` or `ss -uan` with `'sport = :PORT'` shows the socket, -p its owner"),
+        _OTHER_PORT,
+        Remedy(
+            "find the socket with `ss -tan` or `ss -uan` and `'sport = :PORT'`; -p shows it"
+            " with its owner"
+        ),
     ),
 )
 
@@ -128,137 +143,128 @@ PORT_HELD: Final = Cause(
     "port held",
     "A listener, or a socket that was bound to the port without sharing it, holds it.",
     (
-        Remedy("ask for another source port, or for port 0"),
-        Remedy("`ss -tlnp` or `ss -uanp` with `'sport = :PORT'` shows the owner"),
+        _OTHER_PORT,
+        Remedy("find the owner with `ss -tlnp` or `ss -uanp` and `'sport = :PORT'`"),
         Remedy(
-            "reserve ports that you ask for by number in net.ipv4.ip_local_reserved_ports, so "
-            "that nobody is given them by chance",
+            "reserve the ports that you ask for by number in net.ipv4.ip_local_reserved_ports, "
+            "so that connect() gives them to nobody else",
         ),
     ),
 )
 
-
 PORT_LEFT: Final = Cause(
     "port left in TIME_WAIT",
-    "Connections of a program that has gone are in TIME_WAIT on the port, for 60 seconds at most: "
-    "bind() refuses it meanwhile.",
+    "Connections of a program that has ended are in TIME_WAIT on the port, for up to 60 seconds. "
+    "Until then, bind() refuses the port.",
     (
-        Remedy("in the program that binds it, set SO_REUSEADDR before bind(), as servers do"),
+        Remedy("in the program that binds the port, set SO_REUSEADDR before bind(), as servers do"),
         Remedy("wait a minute, or ask for another port"),
     ),
 )
 
-# What only a look at the whole machine finds; connectx._diagnosis.rules says when.
+# The causes below are found only by looking at the whole machine.
 
 BOUND_FIRST: Final = Cause(
     "bound before connecting",
-    "A socket that is bound and then connected locks its port: no connect() that is to choose "
-    "a port takes it any more, toward any destination, from any address.",
+    "A socket that is bound before it connects locks its port: no connect() that chooses a port "
+    "takes it, from any address, toward any destination.",
     (_NO_PORT,),
 )
 
 POLLUTED: Final = Cause(
     "polluted",
-    "Ports of the range are shut to connect() by sockets that were bound to them by number or "
-    "by bind((address, 0)), and for up to 60 seconds after by their TIME_WAITs.",
+    "Sockets that were bound by port number, or with bind((address, 0)), close ports of the range "
+    "to connect(). Their TIME_WAITs do so for up to 60 seconds more.",
     (
         _NO_PORT,
         Remedy(
-            "for programs that ask for ports by number, reserve a range of their own in "
-            "net.ipv4.ip_local_reserved_ports, from which connect() then gives nobody a port",
+            "for programs that ask for ports by number, reserve a range in "
+            "net.ipv4.ip_local_reserved_ports: connect() then gives out none of it",
         ),
     ),
 )
 
 LISTENERS: Final = Cause(
     "listeners in the range",
-    "A service's port lies in the range of ephemeral ports: connect() may have given it away "
-    "when the service starts again, which then fails with EADDRINUSE.",
-    (
-        Remedy(
-            "reserve the ports of services",
-            "sysctl -w net.ipv4.ip_local_reserved_ports={reserve}",
-            "connect() gives these ports to nobody any more, but nothing that is open is closed; "
-            "the value replaces the one in force, whose ports it has too",
-        ),
-    ),
+    "A service's port lies in the range of ephemeral ports. When the service restarts, connect() "
+    "may have given its port away, and the service fails with EADDRINUSE.",
+    (_RESERVE,),
 )
 
 CLOSE_WAIT: Final = Cause(
     "close-wait",
-    "The other side has closed these connections and the program has not: it leaks sockets, and "
-    "each keeps its port for as long as the program runs.",
+    "The peer has closed these connections and the program has not. It leaks sockets, and each "
+    "keeps its port for as long as the program runs.",
     (
-        Remedy("have the program close a connection once recv() gives nothing"),
-        Remedy(
-            "until it does, restart it: nothing else frees them",
-            "",
-            "its other connections",
-        ),
+        Remedy("have the program close a connection once recv() returns nothing"),
+        Remedy("until it does, restart it, which also ends its other connections"),
     ),
 )
 
 IDLE: Final = Cause(
     "idle",
-    "Connections on which nothing goes back and forth hold most of the ports toward a "
-    "destination: a leak, or a pool that is larger than its use.",
+    "Connections that carry no data use most of the ports toward a destination: a leak, or a pool "
+    "that is larger than it needs to be.",
     (
-        Remedy("have the pool close what is idle, or make it smaller"),
+        Remedy("have the pool close idle connections, or make it smaller"),
         Remedy("set TCP_USER_TIMEOUT or SO_KEEPALIVE, so that dead peers are noticed"),
     ),
 )
 
 OVERSHADOWED: Final = Cause(
     "overshadowed",
-    "Two UDP sockets are on one 4-tuple, with SO_REUSEADDR: the newer one gets every datagram, "
-    "and the older one waits for ever.",
+    "Two UDP sockets with SO_REUSEADDR share one 4-tuple. The newer one receives every datagram, "
+    "and the older one none.",
     (
         Remedy(
-            "open them with connectx, which looks whether a 4-tuple is free before it shares "
-            "a port, or without SO_REUSEADDR",
+            "open them with connectx, which checks that a 4-tuple is free before it shares a "
+            "port, or without SO_REUSEADDR",
         ),
-        Remedy("close the older one: it hears nothing any more"),
+        Remedy("close the older one: it receives nothing any more"),
     ),
 )
 
 NOT_LOCAL: Final = Cause(
     "source not local",
-    "The source address is not one of this host's, so that no port of it can be had: this is "
-    "not exhaustion.",
+    "The source address is not one of this host's, so it has no ports here. This is not "
+    "exhaustion.",
     (
         Remedy(
             "give the address to a device",
             "ip address add {source} dev lo",
             "nothing on this host; its network has to route the address here",
         ),
-        Remedy("take one of the host's own addresses (ip -brief address), or set IP_FREEBIND"),
+        Remedy(
+            "use one of the host's own addresses (`ip -brief address` lists them), or set "
+            "IP_FREEBIND"
+        ),
     ),
 )
 
 NOT_YET_LOCAL: Final = Cause(
     "source not usable yet",
-    "The source address is being checked for duplicates (DAD), or has failed the check: until it "
-    "has passed, bind() refuses it. This is not exhaustion.",
+    "The source address is being checked for duplicates (DAD), or has failed the check. Until it "
+    "passes, bind() refuses it. This is not exhaustion.",
     (
-        Remedy("wait a second or two, or until `ip -6 address` shows it without `tentative`"),
+        Remedy("wait a second or two, until `ip -6 address` shows it without `tentative`"),
         Remedy(
-            "where it says `dadfailed`, another host on the link has the address: give one of the "
-            "two another one",
+            "if it shows `dadfailed`, another host on the link has the address: change one of the "
+            "two",
         ),
-        Remedy("add addresses that nobody else can have with `nodad`, or set IP_FREEBIND"),
+        Remedy("add addresses that no other host can have with `nodad`, or set IP_FREEBIND"),
     ),
 )
 
 IPV6_OFF: Final = Cause(
     "IPv6 off",
-    "IPv6 is switched off in this network namespace, so that no address of it can be used: this "
-    "is not exhaustion.",
+    "IPv6 is switched off in this network namespace, so no IPv6 address can be used. This is not "
+    "exhaustion.",
     (
         Remedy("connect over IPv4"),
         Remedy(
             "switch IPv6 on",
             "sysctl -w net.ipv6.conf.all.disable_ipv6=0",
-            "the host then has IPv6 addresses, which its firewall has to know of",
+            "the host then has IPv6 addresses, for which its firewall needs rules",
         ),
     ),
 )
@@ -266,12 +272,12 @@ IPV6_OFF: Final = Cause(
 NOT_HONOURED: Final = Cause(
     "window outside the range",
     "The kernel clamps a window (IP_LOCAL_PORT_RANGE) to net.ipv4.ip_local_port_range, each end "
-    "by itself and without an error: a program that asks for other ports gets any.",
+    "separately and without an error: a program that asks for other ports gets any port.",
     (
         Remedy(
-            "widen the range so that it holds the window",
+            "widen the range until it includes the window",
             "sysctl -w net.ipv4.ip_local_port_range='{wider}'",
-            "servers that are to listen on one of the added ports may find it taken",
+            _WIDEN.breaks,
         ),
         Remedy("ask for ports within the range"),
     ),
@@ -285,34 +291,34 @@ TIMESTAMPS_OFF: Final = Cause(
         Remedy(
             "switch them on",
             "sysctl -w net.ipv4.tcp_timestamps=1",
-            "12 octets more in each segment; a peer may tell the host's uptime from them",
+            "each segment grows by 12 octets; a peer may learn the host's uptime from them",
         ),
     ),
 )
 
 TIME_WAIT_OVERFLOW: Final = Cause(
     "too many TIME_WAITs",
-    "There are as many TIME_WAITs as net.ipv4.tcp_max_tw_buckets allows: connections then end "
+    "There are as many TIME_WAITs as net.ipv4.tcp_max_tw_buckets allows. Further connections end "
     "without one, and a late segment of an old connection can disturb a new one.",
     (
         Remedy(
             "allow more",
             "sysctl -w net.ipv4.tcp_max_tw_buckets={more}",
-            "some 250 octets of memory for each",
+            "each takes about 250 octets of memory",
         ),
-        Remedy("keep connections open longer, or let the other side close first"),
+        _CLOSE_SECOND,
     ),
 )
 
 DESCRIPTORS: Final = Cause(
     "descriptors",
-    "A process has nearly as many open files as it may: it then fails with EMFILE, long before "
-    "it runs out of ports.",
+    "A process has nearly as many open files as it may have. At the limit its calls fail with "
+    "EMFILE, long before it runs out of ports.",
     (
         Remedy(
             "raise the limit: LimitNOFILE= of its systemd unit, or",
             "prlimit --pid {pid} --nofile={more}",
-            "nothing, but for programs that use select(2)",
+            "programs that use select(2)",
         ),
         Remedy("spread the connections over several processes"),
     ),
@@ -320,85 +326,96 @@ DESCRIPTORS: Final = Cause(
 
 CONNTRACK: Final = Cause(
     "conntrack full",
-    "The table of tracked connections is nearly full: the kernel then drops packets of new ones, "
-    "and connect() times out.",
+    "The table of tracked connections is nearly full. Once it is full, the kernel drops the "
+    "packets of new connections, and connect() times out.",
     (
         Remedy(
             "make the table larger",
             "sysctl -w net.netfilter.nf_conntrack_max={more}",
-            "some 300 octets of memory for each entry",
+            "each entry takes about 300 octets of memory",
         ),
         Remedy(
-            "do not track what needs no translation (notrack, in both directions), if no rule of "
-            "the firewall looks at its state",
+            "do not track what needs no translation (notrack, in both directions), unless "
+            "firewall rules look at its state",
         ),
     ),
 )
 
 TRANSLATED: Final = Cause(
     "translated to fewer ports",
-    "A rule on this host translates source addresses to a range of ports that is smaller than "
-    "the host's own: the translation runs out first, and drops packets without an errno.",
+    "A rule on this host translates source addresses to a range of ports that is smaller than the "
+    "host's own. The translation runs out first, and drops packets without an errno.",
     (
         Remedy("widen the rule's range of ports, or add addresses to translate to"),
-        Remedy("leave the traffic out of the translation where it needs none"),
+        Remedy("exempt traffic that needs no translation"),
     ),
 )
 
 OLD_KERNEL: Final = Cause(
     "old kernel",
     "A newer kernel shares and finds ports better.",
-    (Remedy("see docs/kernels.md for what each version brings, and what to do without it"),),
+    (Remedy("see docs/kernels.md for what each version brings, and how to do without"),),
 )
 
 UNSHARED: Final = Cause(
     "UDP ports",
-    "A plain UDP connect(), or a sendto() without a bind(), takes a port for itself that no other "
-    "UDP socket has, whatever its address and destination: without one it fails with EAGAIN, "
-    "although sockets that share ports (SO_REUSEADDR) still find some toward their destination.",
+    "A plain UDP connect(), or a sendto() without a bind(), needs a port that no other UDP socket "
+    "has, whatever its address and destination, and otherwise fails with EAGAIN. Sockets that "
+    "share ports (SO_REUSEADDR) may still find some.",
     (
         Remedy("open them with connectx, which shares ports between destinations"),
-        Remedy("use one unconnected socket for many destinations, or close those that are done"),
+        Remedy(
+            "use one unconnected socket for many destinations, or close sockets you no longer need"
+        ),
     ),
 )
 
-#: The causes that people try to cure with what FOLKLORE has.
+#: What EADDRNOTAVAIL (99) can mean. The first four are exhaustion.
+OF_EADDRNOTAVAIL: Final = (
+    CONNECTED,
+    TIME_WAIT,
+    HELD,
+    RESERVED,
+    TUPLE_IN_USE,
+    NOT_LOCAL,
+    NOT_YET_LOCAL,
+    IPV6_OFF,
+)
+
+#: The causes that people try to cure with what `FOLKLORE` lists.
 OF_EXHAUSTION: Final = frozenset(
     {CONNECTED, TIME_WAIT, HELD, HELD_DATAGRAM, RESERVED, BOUND_FIRST, POLLUTED, UNSHARED}
 )
 
-#: What is often said, and what is so.
+#: What is often recommended or said, and the truth about it.
 FOLKLORE: Final = (
     (
         "net.ipv4.tcp_tw_recycle=1",
-        (
-            "does not exist any more: it left the kernel with Linux 4.12, since it broke clients "
-            "behind a NAT"
-        ),
+        "no longer exists: Linux 4.12 removed it, because it broke clients behind a NAT",
     ),
     (
         "net.ipv4.tcp_fin_timeout",
         (
-            "does not shorten TIME_WAIT, which lasts 60 seconds; it is about FIN_WAIT_2 of sockets "
-            "that nobody owns any more"
+            "does not shorten TIME_WAIT, which lasts 60 seconds; it limits FIN_WAIT_2 of sockets "
+            "that have no owner any more"
         ),
     ),
     (
         "SO_REUSEADDR on a client",
-        "does nothing before bind((address, 0)), neither against exhaustion nor against TIME_WAIT",
+        "has no effect before bind((address, 0)), neither on exhaustion nor on TIME_WAIT",
     ),
     (
         "65,535 connections",
         (
-            "is the size of the port field, not a limit: the range in force is what counts, and "
-            "toward each destination, from each source address, anew"
+            "is the size of the port field and not a limit: each source address has the whole "
+            "port range toward each destination"
         ),
     ),
 )
 
 
-def advise(causes: list[Cause]) -> str:
-    """Causes and remedies as plain lines."""
+def advise(causes: Iterable[Cause]) -> str:
+    """Return causes and their remedies as plain lines."""
     lines = []
     for cause in causes:
         lines.append(cause.summary)

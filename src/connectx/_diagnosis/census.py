@@ -1,71 +1,199 @@
-"""Ports of a range, counted by what keeps them, and the causes of there being none."""
+"""The ports toward one destination, counted by what keeps them, and which ports are locked.
+
+What SOCK_DIAG reports of a connected socket does not say whether it shares its port. A TCP
+socket that was bound before it connected locks its port: no connect() that chooses a port
+takes it, toward any destination. So ports are tried, each with a socket of our own that is
+bound for some microseconds and sends nothing.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import errno
+import socket
+from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis.causes import CONNECTED, FREED, HELD, HELD_DATAGRAM, RESERVED, TIME_WAIT
+from connectx._diagnosis.facts import Census
+from connectx.addresses import (
+    AF_INET,
+    AF_INET6,
+    PROTOCOLS,
+    Endpoint,
+    FourTuple,
+    ports_in,
+    with_scope,
+)
+from connectx.linux import sysctl
+from connectx.linux.features import IP_LOCAL_PORT_RANGE, Probe, probe
+from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.sock_diag import ALL_STATES
+from connectx.linux.socket_dump import (
+    UNCONNECTED,
+    Filter,
+    filter_between,
+    records,
+    source_ports,
+)
+from connectx.linux.sockopts import (
+    set_ip_bind_address_no_port,
+    set_ip_freebind,
+    set_ip_local_port_range,
+    set_so_reuseaddr,
+    set_tcp_fastopen_connect,
+)
+from connectx.linux.time_wait import read_reuse
+from connectx.linux.uapi import (
+    IPPROTO_TCP,
+    NETLINK_SOCK_DIAG,
+    TCP_FASTOPEN_NO_COOKIE,
+)
 
 if TYPE_CHECKING:
-    from connectx._diagnosis.causes import Cause
-    from connectx.addresses import FourTuple, PortRange
+    from collections.abc import Iterable
+
+    from connectx.addresses import PortRange
+
+#: Destinations to which hardly anybody is connected, and to both of them nobody: a port that
+#: is in use toward the one that is tried would look locked.
+_UNUSED_DESTINATIONS: Final = (Endpoint("127.255.255.254", 9), Endpoint("127.255.255.253", 9))
+
+_ANY_SOURCE: Final = Endpoint("", 0)
 
 
-class Census(NamedTuple):
-    """The ports of a range from one source toward one destination, counted.
+def take(netlink: NetlinkSocket, connection: FourTuple, ports: PortRange) -> Census:
+    """Count the ports of a range from a source toward a destination, as they are now.
 
-    connected: held by sockets on the 4-tuple, TIME_WAIT apart.
-    held: not on the 4-tuple, but with other sockets on them that refuse to share.
-    reserved: in net.ipv4.ip_local_reserved_ports, and used by nobody here.
-    reusable: how many of those in TIME_WAIT a connect() may take over now.
-    untold: with other sockets on them, of which this kernel does not tell whether they share.
-    unused: with no socket of the protocol on them at all, toward whatever destination.
+    Args:
+        netlink: A NETLINK_SOCK_DIAG socket of the calling thread's network namespace.
+        connection: The two ends. A source port of 0 stands for one that connect() chooses.
+        ports: The range.
+
+    Raises:
+        OSError: The sockets cannot be listed, or a port cannot be tried.
     """
-
-    ports: PortRange
-    connected: int
-    time_wait: int
-    held: int
-    reserved: int
-    reusable: int = 0
-    untold: int = 0
-    unused: int = 0
-
-    @property
-    def free(self) -> int:
-        """Ports that the next connection to the destination may have."""
-        taken = self.connected + self.time_wait - self.reusable
-        return self.ports.size - taken - self.held - self.reserved - self.untold
-
-
-def of_exhaustion(census: Census, *, stream: bool) -> list[Cause]:
-    """Why no port was to be had, the greatest share first."""
-    held = HELD if stream else HELD_DATAGRAM
-    shares = [
-        (census.free, FREED),
-        (census.connected, CONNECTED),
-        (census.time_wait - census.reusable, TIME_WAIT),
-        (census.held, held),
-        (census.reserved, RESERVED),
-    ]
-    return [cause for count, cause in sorted(shares, key=lambda share: -share[0]) if count]
-
-
-def describe(census: Census, subject: FourTuple) -> str:
-    """The census in one sentence."""
-    parts = [f"{census.connected} connected"]
-    if subject.protocol in ("tcp", "mptcp"):
-        reusable = f" ({census.reusable} of them to be taken over)" if census.reusable else ""
-        parts.append(f"{census.time_wait} in TIME_WAIT{reusable}")
-    parts += [
-        f"{census.held} held by listeners or exclusive binds",
-        f"{census.reserved} reserved",
-        f"{census.free} free now",
-    ]
-    if census.untold:
-        parts.insert(-1, f"{census.untold} that others have and perhaps share")
-    source = subject.source.host or "the address the kernel chooses"
-    return (
-        f"From {source} to {subject.destination}, the range {census.ports} holds "
-        f"{census.ports.size} ports: {', '.join(parts)}."
+    protocol = PROTOCOLS[connection.protocol]
+    source, destination = connection.source, connection.destination
+    within = set(range(ports.low, ports.high + 1))
+    reserved = ports_in(sysctl.read_reserved_ports()) & within
+    family, wanted = filter_between(
+        protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
     )
+    toward = records(netlink, family, wanted)
+    time_wait = within.intersection(each.source_port for each in toward if each.in_time_wait)
+    connected = within.intersection(each.source_port for each in toward) - time_wait
+    # Sockets on any address, of either IP version: connect() passes over a bound port without
+    # a look at the address (__inet_hash_connect).
+    everybody = records(netlink, None, Filter(protocol.table))
+    anywhere = {each.source_port for each in everybody}
+    bound = {each.source_port for each in everybody if 1 << each.state & UNCONNECTED}
+    reuse = read_reuse()
+    reusable = within.intersection(each.source_port for each in toward if reuse.takes(each)) - bound
+    if reusable and not source.port:
+        # A connect() that chooses does not take over what a bound socket has left.
+        reusable -= set(locked(reusable) or ())
+    others = within - time_wait - connected
+    doubtful = (others - reserved) & anywhere
+    untold: set[int] = set()
+    if protocol.stream and not tells_binds_apart():
+        held = doubtful & bound
+        untold = doubtful - bound
+    else:
+        held = {port for port in doubtful if not shares(connection, port)}
+    return Census(
+        ports,
+        connected=len(connected),
+        time_wait=len(time_wait),
+        held=len(held),
+        reserved=len(others & reserved),
+        reusable=len(reusable),
+        untold=len(untold),
+        unused=len(within - anywhere - reserved),
+    )
+
+
+def shares(connection: FourTuple, port: int) -> bool:
+    """Try whether a source port takes one more socket toward a destination.
+
+    Raises:
+        OSError: The port cannot be tried.
+    """
+    protocol = PROTOCOLS[connection.protocol]
+    source, destination = connection.source, connection.destination
+    family = AF_INET6 if ":" in destination.host else AF_INET
+    # MPTCP's ports are TCP's, and before Linux 6.2 it has no TCP_FASTOPEN_CONNECT.
+    number = 0 if protocol.stream else protocol.number
+    with socket.socket(family, protocol.type, number) as scratch:
+        # Whether the address is local is another question.
+        set_ip_freebind(scratch, on=True)
+        set_so_reuseaddr(scratch, on=True)
+        try:
+            if protocol.stream and _defers_connect(scratch):
+                if source.host:
+                    set_ip_bind_address_no_port(scratch, on=True)
+                    scratch.bind(source._replace(port=0).sockaddr(family))
+                set_ip_local_port_range(scratch, port, port)
+                scratch.connect(destination.sockaddr(family))
+            else:
+                scratch.bind(source._replace(port=port).sockaddr(family))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+            return False
+    return True
+
+
+def locked(ports: Iterable[int]) -> list[int] | None:
+    """Find the ports, of some TCP ports in use, that no connect() that chooses a port takes.
+
+    Returns:
+        The ports; None where this kernel does not let us find out (see `tells_binds_apart`).
+
+    Raises:
+        OSError: A port cannot be tried, for example because the loopback device is down.
+    """
+    if not tells_binds_apart():
+        return None
+    toward = [FourTuple("tcp", _ANY_SOURCE, each) for each in _UNUSED_DESTINATIONS]
+    return [port for port in sorted(ports) if not any(shares(each, port) for each in toward)]
+
+
+def count_locked() -> int | None:
+    """Count the locked ports of the range in force that are neither held nor reserved.
+
+    Returns and raises as `locked` does.
+    """
+    ports = sysctl.read_port_range()
+    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
+        of_connections, held = (
+            source_ports(netlink, Filter(IPPROTO_TCP, states, ports=(ports,)))
+            for states in (ALL_STATES & ~UNCONNECTED, UNCONNECTED)
+        )
+    found = locked(of_connections - held - ports_in(sysctl.read_reserved_ports()))
+    return None if found is None else len(found)
+
+
+def tells_binds_apart() -> bool:
+    """Return whether trying tells a locked TCP port from one that connect() shares.
+
+    It takes IP_LOCAL_PORT_RANGE, to ask connect() for a port, and TCP Fast Open for clients,
+    so that connect() sends nothing. Without them bind() is tried, which refuses both.
+    """
+    with socket.socket() as scratch:
+        return _defers_connect(scratch)
+
+
+def _defers_connect(scratch: socket.socket) -> bool:
+    """Have connect() choose a stream socket's port and send nothing; False if it cannot.
+
+    With TCP Fast Open, connect() leaves the SYN to the first data (tcp_fastopen_defer_connect),
+    which never comes here. A namespace can switch it off (net.ipv4.tcp_fastopen).
+    """
+    if probe(IP_LOCAL_PORT_RANGE) is not Probe.YES:
+        return False
+    try:
+        set_tcp_fastopen_connect(scratch, on=True)
+        scratch.setsockopt(IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOPROTOOPT):
+            raise
+        return False
+    return True

@@ -1,24 +1,47 @@
-"""What a look at a machine gives, as plain values: connectx._diagnosis.rules draws conclusions."""
+"""What can be known about a network namespace and a call that failed in it, as plain values.
+
+Nothing here looks at anything. Modules that do: `connectx._diagnosis.snapshot` (ports in use
+per source and destination), `connectx._diagnosis.census` (the ports toward one destination),
+`connectx._diagnosis.machine` (everything else about the namespace) and
+`connectx._diagnosis.call` (the call). `connectx._diagnosis.rules` and
+`connectx._diagnosis.verdict` draw the conclusions.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from connectx._diagnosis import causes
+from connectx.addresses import PROTOCOLS, Endpoint, PortRange
+
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Mapping
 
-    from connectx._diagnosis.census import Census
-    from connectx.addresses import Endpoint, PortRange
+    from connectx._diagnosis.causes import Cause
+    from connectx.addresses import FourTuple
     from connectx.linux.nat_rules import Translation
+    from connectx.linux.proc_net import Table
+    from connectx.linux.processes import Descriptors, Process
 
 
-class Pair(NamedTuple):
-    """The connections from a source address to a destination.
+class Row(NamedTuple):
+    """The source ports in use from one source address toward one destination.
 
-    states, owners: how many of them, by state and by process. rate: ports per second, which
-    the pair gains. idle: connections that are open and on which nothing has moved for long.
-    reusable: TIME_WAITs that a connect() may take over now.
+    Attributes:
+        protocol: "tcp" (MPTCP's subflows too), "udp" or "udplite".
+        source: An IP address; a link-local one with its scope, as in "fe80::7%2".
+        destination: The other end.
+        in_use: The number of sockets.
+        capacity: The ports that this source has toward this destination. `in_use` exceeds
+            it where sockets are bound to several devices, or share a 4-tuple.
+        states: The number of sockets by state, as ss(8) names it.
+        processes: The number of sockets by owner, if owners were asked for. None stands for
+            sockets without an owner, as in TIME_WAIT, and for owners that we may not see.
+        reusable: How many of the sockets are TIME_WAITs that a connect() may take over now,
+            provided that they were left by one, and that the peer has TCP timestamps too.
     """
 
     protocol: str
@@ -27,23 +50,137 @@ class Pair(NamedTuple):
     in_use: int
     capacity: int
     states: Mapping[str, int]
-    owners: Mapping[str, int]
-    rate: float
-    idle: int
+    processes: Mapping[Process | None, int]
     reusable: int = 0
 
     @property
     def taken(self) -> int:
-        """Ports that the next connection cannot have."""
+        """The ports that the next connection cannot have."""
         return self.in_use - self.reusable
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the capacity that the next connection cannot have, 0 to 1."""
+        return self.taken / self.capacity if self.capacity else 1.0
+
+    @property
+    def free(self) -> int:
+        """The number of connections that can still be opened."""
+        return max(0, self.capacity - self.taken)
+
+
+class Snapshot(NamedTuple):
+    """The source ports in use in a network namespace.
+
+    Attributes:
+        taken_at: When they were counted, in UTC.
+        netns: The name that the namespace's file links to, such as "net:[4026531833]".
+        ports: The range in which ports were counted.
+        reserved: How many of the range net.ipv4.ip_local_reserved_ports excludes.
+        held: By protocol, how many ports of the range listeners and sockets without a
+            destination hold against every connection of an IP version.
+        rows: The pairs of a source and a destination, the fullest first.
+        unshared: For UDP and UDP-Lite, how many ports no socket has at all. A socket without
+            SO_REUSEADDR needs one of these toward any destination, because connect() first
+            binds it to every address (inet_autobind). An IPv4 socket may also take a port
+            that is bound to an IPv6 address alone.
+    """
+
+    taken_at: dt.datetime
+    netns: str
+    ports: PortRange
+    reserved: int
+    held: Mapping[str, int]
+    rows: tuple[Row, ...]
+    unshared: Mapping[str, int] = MappingProxyType({})
+
+
+class Census(NamedTuple):
+    """The ports of a range from one source toward one destination, by what keeps them.
+
+    Attributes:
+        ports: The range.
+        connected: Ports with a socket on the 4-tuple that is not in TIME_WAIT.
+        time_wait: Ports with a TIME_WAIT on the 4-tuple.
+        held: Other ports, with sockets that refuse to share them.
+        reserved: Unused ports that net.ipv4.ip_local_reserved_ports excludes.
+        reusable: How many of the TIME_WAITs a connect() may take over now.
+        untold: Other ports with sockets, where this kernel does not report whether these
+            share them.
+        unused: Ports on which the protocol has no socket at all, toward any destination.
+    """
+
+    ports: PortRange
+    connected: int
+    time_wait: int
+    held: int
+    reserved: int
+    reusable: int = 0
+    untold: int = 0
+    unused: int = 0
+
+    @property
+    def free(self) -> int:
+        """The ports that the next connection to the destination may have."""
+        return (
+            self.ports.size
+            - self.untold
+            - sum((self.connected, self.time_wait - self.reusable, self.held, self.reserved))
+        )
+
+    def by_cause(self, *, stream: bool) -> list[tuple[Cause, int]]:
+        """Return what keeps the ports, with how many each keeps, the largest share first."""
+        counted = [
+            (causes.FREED, self.free),
+            (causes.CONNECTED, self.connected),
+            (causes.TIME_WAIT, self.time_wait - self.reusable),
+            (causes.HELD if stream else causes.HELD_DATAGRAM, self.held),
+            (causes.RESERVED, self.reserved),
+        ]
+        return sorted((each for each in counted if each[1]), key=lambda each: -each[1])
+
+    def describe(self, connection: FourTuple) -> str:
+        """Return the census in one sentence; the connection's source port does not matter."""
+        parts = [f"{self.connected:,} connected"]
+        if PROTOCOLS[connection.protocol].stream:
+            reusable = f" ({self.reusable:,} of them reusable)" if self.reusable else ""
+            parts.append(f"{self.time_wait:,} in TIME_WAIT{reusable}")
+        parts.append(f"{self.held:,} held by listeners or exclusive binds")
+        parts.append(f"{self.reserved:,} reserved")
+        if self.untold:
+            parts.append(f"{self.untold:,} used by other sockets that may share them")
+        parts.append(f"{self.free:,} free now")
+        return (
+            f"From {connection.source.host} to {connection.destination}, the range {self.ports} "
+            f"holds {self.ports.size:,} ports: {', '.join(parts)}."
+        )
+
+
+class WatchedPair(NamedTuple):
+    """The connections from a source to a destination, watched for some seconds.
+
+    Attributes:
+        row: What a snapshot counts, with owners.
+        rate: The ports that the pair gains, per second.
+        idle: How many connections are open and have carried no data for long.
+    """
+
+    row: Row
+    rate: float = 0.0
+    idle: int = 0
 
 
 class Holder(NamedTuple):
-    """A port that refuses to be shared, and what is on it.
+    """A socket on a port that refuses to be shared.
 
-    state: "LISTEN"; "bound", without a connection; "connected", after a bind; "accepted",
-    several connections, as a listener leaves them; "TIME-WAIT", left by one that was bound.
-    owner: a process, "" for nobody.
+    Attributes:
+        protocol: "tcp", "udp" or "udplite".
+        address: The address that the socket is bound to.
+        port: The port.
+        state: "LISTEN"; "bound", without a connection; "connected", after a bind;
+            "accepted", one of several connections that a listener has left on its port;
+            "TIME-WAIT", left by a socket that was bound.
+        owner: The process; "" for none.
     """
 
     protocol: str
@@ -52,36 +189,36 @@ class Holder(NamedTuple):
     state: str
     owner: str
 
+    def __str__(self) -> str:
+        return f"{Endpoint(self.address, self.port)} {self.state} {self.owner}".rstrip()
+
 
 class Overshadowing(NamedTuple):
-    """A 4-tuple that more than one UDP socket is on; owners: of the sockets."""
+    """A 4-tuple with more than one UDP socket, and the owners of the sockets."""
 
     source: Endpoint
     destination: Endpoint
     owners: tuple[str, ...]
 
 
-class Limit(NamedTuple):
-    """How many descriptors a process has, of how many it may have."""
+class Call(NamedTuple):
+    """A call that failed, or one that somebody wants to make.
 
-    owner: str
-    pid: int
-    used: int
-    limit: int
-
-
-class Asked(NamedTuple):
-    """What somebody wants to know about: a call that has failed.
-
-    number: the errno; 0 for none. source, ports: what was asked for; "" or 0, and None for any.
-    source_is_local, is_tentative: whether the source is one of the host's addresses, and one
-    that may not be used yet; None where that could not be told, or is not the question.
-    needs_ipv6: whether an address of it is.
-    census: the ports toward the destination; None where there is none to count.
-    census_source: from which address, which routing may have chosen.
-    on_port: the sockets on the source port that was asked for; on_tuple: whether one of
-    them is connected to the destination as well.
-    unreachable: what connect() would meet with for want of a route; "" if there is one.
+    Attributes:
+        protocol: "tcp", "mptcp", "udp" or "udplite".
+        number: The errno; 0 for none.
+        source: The source that was asked for; host "" and port 0 for any.
+        destination: Where the connection was to go; None where that is not known.
+        ports: The source ports that were asked for; None for any.
+        source_is_local: Whether the source is an address of this host; None where bind()
+            does not tell.
+        is_tentative: Whether the source is such an address and may not be used yet.
+        needs_ipv6: Whether one of the two addresses is IPv6.
+        census: The ports toward the destination; None where there is nothing to count.
+        census_source: The source of the census, which routing may have chosen.
+        on_port: The sockets that keep the call from the source port it asked for.
+        on_tuple: Whether one of them is connected to the destination.
+        unreachable: The error that connect() meets for want of a route; "" with one.
     """
 
     protocol: str
@@ -98,21 +235,42 @@ class Asked(NamedTuple):
     on_tuple: bool = False
     unreachable: str = ""
 
+    @property
+    def stream(self) -> bool:
+        """Whether the call is about a stream protocol."""
+        return PROTOCOLS[self.protocol].stream
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """A network namespace and its sockets.
 
-    ports, reserved: ip_local_port_range and ip_local_reserved_ports.
-    ipv6: whether there is IPv6 at all. udp_unused: ports that no UDP socket of IPv4 has.
-    pairs: the fullest first. holders: ports in the range that refuse to be shared;
-    tells_binds_apart: whether that has those which were bound before they connected.
-    close_wait: by owner, CLOSE-WAIT now; close_wait_gain: how many more than a moment ago.
-    time_wait, conntrack: entries of the table, and as many as there may be; None where that
-    is not known, or there is none. time_wait_overflows, overflows_gain: how many connections
-    ended without a TIME_WAIT, in all and during the look.
-    descriptors: of processes with connections. lacking: what this kernel cannot do.
-    unseen: what could not be looked at, and why.
+    Attributes:
+        ports: net.ipv4.ip_local_port_range.
+        reserved: net.ipv4.ip_local_reserved_ports.
+        ipv6: Whether any device has an IPv6 address.
+        unprivileged_port_start: net.ipv4.ip_unprivileged_port_start.
+        udp_unused: The ports of the range on which IPv4 has no UDP socket.
+        pairs: The pairs of a source and a destination, the fullest first.
+        holders: The sockets on TCP ports of the range that refuse to be shared.
+        tells_binds_apart: Whether `holders` includes sockets that were bound before they
+            connected, which not every kernel lets us find out.
+        overshadowed: UDP 4-tuples with more than one socket.
+        close_wait: The number of sockets in CLOSE-WAIT by owner.
+        close_wait_gain: How many more there are than at the first count.
+        time_wait: The table of TIME_WAITs; None if it cannot be read.
+        time_wait_overflows: How many connections ended without a TIME_WAIT since boot.
+        overflows_gain: How many of them did so between the two counts.
+        tcp_tw_reuse: net.ipv4.tcp_tw_reuse.
+        tcp_timestamps: net.ipv4.tcp_timestamps.
+        descriptors: The open files of the processes with the most connections.
+        conntrack: The table of tracked connections; None if there is none.
+        translations: Firewall rules that translate to a range of ports.
+        kernel: The kernel's version.
+        lacking: Features that this kernel lacks.
+        seconds: The time between the two counts.
+        unseen: What could not be looked at, and why.
+        call: The call that was asked about; None for none.
     """
 
     ports: PortRange
@@ -120,22 +278,22 @@ class Facts:
     ipv6: bool
     unprivileged_port_start: int
     udp_unused: int
-    pairs: tuple[Pair, ...]
+    pairs: tuple[WatchedPair, ...]
     holders: tuple[Holder, ...]
     tells_binds_apart: bool
     overshadowed: tuple[Overshadowing, ...]
     close_wait: Mapping[str, int]
     close_wait_gain: int
-    time_wait: tuple[int, int] | None
+    time_wait: Table | None
     time_wait_overflows: int
     overflows_gain: int
     tcp_tw_reuse: int
     tcp_timestamps: int
-    descriptors: tuple[Limit, ...]
-    conntrack: tuple[int, int] | None
+    descriptors: Mapping[Process, Descriptors]
+    conntrack: Table | None
     translations: tuple[Translation, ...]
     kernel: str
     lacking: tuple[str, ...]
     seconds: float
     unseen: tuple[str, ...]
-    asked: Asked | None
+    call: Call | None

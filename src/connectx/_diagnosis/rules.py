@@ -1,7 +1,8 @@
-"""From facts about a machine to findings: what is wrong, how one can tell, and what helps.
+"""From facts about a machine to findings: what is wrong, what shows it, and what helps.
 
-A rule is a function from `Facts` to findings, all of them are in `RULES`. Each is silent
-on a healthy machine.
+A rule is a function that takes `Facts` and yields findings. All rules are in `RULES`, and
+each is silent on a healthy machine. A new rule draws on a field of `Facts`, which
+`connectx._diagnosis.machine` fills in, and on a cause in `connectx._diagnosis.causes`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis import causes, surroundings
-from connectx._diagnosis.census import describe, of_exhaustion
+from connectx._diagnosis import causes
 from connectx._diagnosis.finding import (
     FILLING,
     FULL,
@@ -23,17 +23,16 @@ from connectx._diagnosis.finding import (
     list_of,
     numbers,
     owners,
-    reserve,
 )
-from connectx.addresses import Endpoint, FourTuple, PortRange
+from connectx.addresses import PROTOCOLS, Endpoint, FourTuple, PortRange, ports_in, ranges_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from connectx._diagnosis.causes import Cause
-    from connectx._diagnosis.facts import Facts, Holder, Pair
+    from connectx._diagnosis.facts import Facts, Holder, Row, WatchedPair
 
-#: Seconds to exhaustion from which on a lower share is filling as well, and the least
+#: Seconds to exhaustion from which on a pair is filling at a lower share, and the least
 #: share for that: a few connections more in a second say nothing about the next hour.
 _SOON: Final = 600.0
 _SOON_SHARE: Final = 0.3
@@ -41,118 +40,145 @@ _SOON_SHARE: Final = 0.3
 #: Seconds between two counts from which on their difference is a rate.
 _A_RATE_TAKES: Final = 0.1
 
-#: A range that leaves the ports of most services out.
+#: A range that excludes the ports of most services.
 _WIDE: Final = PortRange(10240, 65535)
 
-#: Shares of the range from which on held ports are serious, and more than a note.
+#: Shares of the range from which on held ports are critical, and more than a note.
 _MANY: Final = 0.3
 _SOME: Final = 0.01
+
 #: TIME_WAITs toward one destination, as a share of its capacity.
 _CHURN: Final = 0.2
-#: Connections in CLOSE-WAIT: a few are on their way to being closed.
+
+#: Connections in CLOSE-WAIT from which on there is a finding: a few are about to be closed.
+#: From this share of the range on it is a warning: fewer may belong to a pool.
 _LEAKED: Final = 10
-#: As a share of the range. Fewer may be a pool's, whose other side closes what is idle.
 _LEAKED_SHARE: Final = 0.05
+
+#: Idle connections, as a share of the capacity.
 _IDLE: Final = 0.5
+
+#: Shares of a limit from which on there is a warning, and from which on it is critical.
+_NEARLY: Final = 0.8
+_LAST: Final = 0.95
+
+#: The default of fs.nr_open, above which no process may raise its limit.
+_NR_OPEN: Final = 1 << 20
 
 
 def find(facts: Facts) -> list[Finding]:
-    """All findings, worst first."""
+    """Return all findings, the worst first."""
     return worst_first(finding for rule in RULES for finding in rule(facts))
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """In the order of their severity, and else as they are."""
+    """Sort findings by severity, and otherwise leave their order."""
     return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
 
 
+# The call that was asked about.
+
+
 def not_local(facts: Facts) -> Iterator[Finding]:
-    """The source address that was asked for is somebody else's, or not one's own yet."""
-    asked = facts.asked
-    if asked is None or asked.source_is_local is not False:
+    """The source address does not belong to this host, or may not be used yet."""
+    call = facts.call
+    if call is None or call.source_is_local is not False:
         return
-    host = asked.source.host
-    if asked.is_tentative:
+    host = call.source.host
+    if call.is_tentative:
         yield Finding(
             Severity.CRITICAL,
             causes.NOT_YET_LOCAL,
             f"{host} may not be used yet",
             ("`ip -6 address` shows it as tentative or dadfailed",),
         )
-        return
-    yield Finding(
-        Severity.CRITICAL,
-        causes.NOT_LOCAL,
-        f"{host} is not an address of this host",
-        (f"no device of this network namespace has {host}",),
-        {"source": host},
-    )
+    else:
+        yield Finding(
+            Severity.CRITICAL,
+            causes.NOT_LOCAL,
+            f"{host} is not an address of this host",
+            (f"no device of this network namespace has {host}",),
+            {"source": host},
+        )
 
 
 def ipv6_off(facts: Facts) -> Iterator[Finding]:
-    """No IPv6, where somebody asks about an address of it, or may have meant one."""
-    asked = facts.asked
-    if facts.ipv6 or asked is None:
+    """There is no IPv6, and the call needs it, or may need it."""
+    call = facts.call
+    if facts.ipv6 or call is None:
         return
-    unknown = asked.number == errno.EADDRNOTAVAIL and asked.destination is None
-    if asked.needs_ipv6 or unknown:
+    unknown = call.number == errno.EADDRNOTAVAIL and call.destination is None
+    if call.needs_ipv6 or unknown:
         yield Finding(
-            Severity.CRITICAL if asked.needs_ipv6 else Severity.WARNING,
+            Severity.CRITICAL if call.needs_ipv6 else Severity.WARNING,
             causes.IPV6_OFF,
             "IPv6 is off in this network namespace",
-            ("no device has an IPv6 address, not even the loopback's ::1",),
+            ("no device has an IPv6 address, not even ::1 on the loopback",),
         )
 
 
 def port_taken(facts: Facts) -> Iterator[Finding]:
-    """The source port that was asked for has sockets on it."""
-    asked = facts.asked
-    if asked is None or not asked.on_port:
+    """Other sockets are on the source port that was asked for."""
+    call = facts.call
+    if call is None or not call.on_port:
         return
-    port = asked.source.port
-    left = all(each.state == "TIME-WAIT" for each in asked.on_port)
+    left = all(each.state == "TIME-WAIT" for each in call.on_port)
     cause = causes.PORT_LEFT if left else causes.PORT_HELD
     yield Finding(
-        Severity.CRITICAL if asked.number else Severity.NOTE,
-        causes.TUPLE_IN_USE if asked.on_tuple else cause,
-        f"{asked.protocol} port {port} is in use",
-        tuple(
-            f"{each.address}:{each.port} {each.state} {each.owner}".rstrip()
-            for each in asked.on_port[: 2 * SHOWN]
-        ),
+        Severity.CRITICAL if call.number else Severity.NOTE,
+        causes.TUPLE_IN_USE if call.on_tuple else cause,
+        f"{call.protocol} port {call.source.port} is in use",
+        tuple(str(each) for each in call.on_port[: 2 * SHOWN]),
     )
 
 
 def exhausted(facts: Facts) -> Iterator[Finding]:
-    """The ports that were asked about: none of them is free."""
-    asked = facts.asked
-    if asked is None or asked.census is None or asked.census.free > 0 or asked.census.untold:
+    """No source port is free for the call."""
+    call = facts.call
+    if call is None or call.census is None or call.census.free > 0 or call.census.untold:
         return
-    census = asked.census
-    destination = asked.destination or Endpoint("", 0)
-    subject = FourTuple(asked.protocol, Endpoint(asked.census_source, 0), destination)
-    stream = asked.protocol in ("tcp", "mptcp")
-    for cause in of_exhaustion(census, stream=stream)[:1]:
+    source, destination = Endpoint(call.census_source, 0), call.destination or Endpoint("", 0)
+    cause, _ = call.census.by_cause(stream=call.stream)[0]
+    yield Finding(
+        Severity.CRITICAL,
+        cause,
+        f"no source port of {call.census.ports} is free from {source.host} to {destination} "
+        f"({call.protocol})",
+        (
+            call.census.describe(FourTuple(call.protocol, source, destination)),
+            *(
+                line
+                for pair in facts.pairs
+                if _is_asked(facts, pair)
+                for line in _told(facts, pair)
+            ),
+        ),
+        _values(facts),
+    )
+
+
+def not_honoured(facts: Facts) -> Iterator[Finding]:
+    """The kernel ignores the ports that were asked for."""
+    call = facts.call
+    # EADDRINUSE comes from bind(), for which the range does not matter.
+    ports = call.ports if call is not None and call.number != errno.EADDRINUSE else None
+    if ports and not facts.ports.covers(ports):
+        wider = PortRange(min(ports.low, facts.ports.low), max(ports.high, facts.ports.high))
+        possible = wider.low >= facts.unprivileged_port_start
         yield Finding(
             Severity.CRITICAL,
-            cause,
-            f"no source port of {census.ports} is free from {asked.census_source} to "
-            f"{asked.destination} ({asked.protocol})",
-            (
-                describe(census, subject),
-                *(
-                    line
-                    for pair in facts.pairs
-                    if _is_asked(facts, pair)
-                    for line in _told(facts, pair)
-                ),
-            ),
-            _values(facts),
+            causes.NOT_HONOURED,
+            f"the ports {ports} do not all lie within the range in force, {facts.ports}",
+            (f"net.ipv4.ip_local_port_range is {facts.ports}",),
+            {"wider": f"{wider.low} {wider.high}"} if possible else {},
         )
 
 
+# The ports of the range.
+
+
 def full(facts: Facts) -> Iterator[Finding]:
-    """Destinations toward which all ports are taken, or soon will be."""
+    """A source has no port left toward a destination, or soon will have none."""
     told = any(True for _ in exhausted(facts))
     filling = [
         pair
@@ -160,13 +186,12 @@ def full(facts: Facts) -> Iterator[Finding]:
         if _is_filling(pair, facts.seconds) and not (told and _is_asked(facts, pair))
     ]
     for pair in filling[:SHOWN]:
-        share = pair.taken / max(1, pair.capacity)
-        time_wait = pair.states.get("TIME-WAIT", 0) - pair.reusable
+        row = pair.row
         yield Finding(
-            Severity.CRITICAL if share >= FULL else Severity.WARNING,
-            causes.TIME_WAIT if time_wait > pair.taken / 2 else causes.CONNECTED,
-            f"{pair.taken:,} of {pair.capacity:,} source ports ({int(100 * share)} %) are in use "
-            f"from {pair.source} to {pair.destination} ({pair.protocol})",
+            Severity.CRITICAL if _share(row) >= FULL else Severity.WARNING,
+            causes.TIME_WAIT if _resting(row) > row.taken / 2 else causes.CONNECTED,
+            f"{row.taken:,} of {row.capacity:,} source ports ({int(100 * _share(row))} %) are in "
+            f"use from {row.source} to {row.destination} ({row.protocol})",
             _told(facts, pair),
             _values(facts),
         )
@@ -180,7 +205,7 @@ def full(facts: Facts) -> Iterator[Finding]:
 
 
 def bound_first(facts: Facts) -> Iterator[Finding]:
-    """Connected sockets that were bound before."""
+    """Connected sockets lock ports, because they were bound first."""
     yield from _held(
         facts,
         causes.BOUND_FIRST,
@@ -190,12 +215,12 @@ def bound_first(facts: Facts) -> Iterator[Finding]:
 
 
 def polluted(facts: Facts) -> Iterator[Finding]:
-    """Ports that explicit binds keep, and their TIME_WAITs."""
+    """Explicit binds, and the TIME_WAITs they leave, close ports to connect()."""
     yield from _held(
         facts,
         causes.POLLUTED,
         [each for each in facts.holders if each.state in ("bound", "accepted", "TIME-WAIT")],
-        "shut to connect() by sockets that were bound to them",
+        "closed to connect() by sockets that were bound to them",
     )
 
 
@@ -204,30 +229,25 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
         return
     ports = {each.port for each in held}
     share = len(ports) / facts.ports.size
-    states = Counter(each.state for each in held)
-    severity = (
-        Severity.CRITICAL
-        if share >= _MANY
-        else Severity.WARNING
-        if share >= _SOME
-        else Severity.NOTE
-    )
+    severity = Severity.WARNING if share >= _SOME else Severity.NOTE
     yield Finding(
-        severity,
+        Severity.CRITICAL if share >= _MANY else severity,
         cause,
         f"{len(ports):,} of {facts.ports.size:,} source ports are {what} ({held[0].protocol})",
         (
-            f"{numbers(states)}; {owners(Counter(each.owner for each in held))}",
+            (
+                f"{numbers(Counter(each.state for each in held))}; "
+                f"{owners(Counter(each.owner for each in held))}"
+            ),
             f"ports {list_of(ports)}",
         ),
     )
 
 
 def unshared(facts: Facts) -> Iterator[Finding]:
-    """Hardly a port for UDP sockets that do not share theirs."""
-    holes = sum(hole.contains(port) for hole in facts.reserved for port in _all(facts.ports))
-    share = facts.udp_unused / max(1, facts.ports.size - holes)
-    if share < 1 - FULL:
+    """Hardly any port is left for UDP sockets that do not share theirs."""
+    usable = set(range(facts.ports.low, facts.ports.high + 1)) - ports_in(facts.reserved)
+    if facts.udp_unused / max(1, len(usable)) < 1 - FULL:
         yield Finding(
             Severity.WARNING if facts.udp_unused else Severity.CRITICAL,
             causes.UNSHARED,
@@ -238,89 +258,29 @@ def unshared(facts: Facts) -> Iterator[Finding]:
 
 
 def listeners(facts: Facts) -> Iterator[Finding]:
-    """Services in the range of ephemeral ports, unless their ports are reserved.
+    """The port of a service lies in the range of ephemeral ports and is not reserved.
 
-    A note: whether a listener's port was asked for by number or given by bind((host, 0)),
-    in which case nothing is wrong, is not to be seen.
+    A note: nothing is wrong if bind((host, 0)) gave the listener its port, and nothing tells
+    such a listener from one that asked for its port by number.
     """
-    reserved = {port for hole in facts.reserved for port in range(hole.low, hole.high + 1)}
+    reserved = ports_in(facts.reserved)
     found = [each for each in facts.holders if each.state == "LISTEN" and each.port not in reserved]
-    ports = {each.port for each in found}
-    if ports:
+    if found:
         yield Finding(
             Severity.NOTE,
             causes.LISTENERS,
-            f"{len(ports):,} listeners' ports lie in the range {facts.ports}",
+            f"{len({each.port for each in found}):,} listeners' ports lie in the range "
+            f"{facts.ports}",
             tuple(
-                f"{each.address}:{each.port} {each.owner}".rstrip() for each in found[: 2 * SHOWN]
+                f"{Endpoint(each.address, each.port)} {each.owner}".rstrip()
+                for each in found[: 2 * SHOWN]
             ),
-            {"reserve": reserve(facts, ports)},
+            _values(facts),
         )
-
-
-def time_wait(facts: Facts) -> Iterator[Finding]:
-    """Ports that rest in TIME_WAIT, since this host closes first."""
-    churned = [
-        pair
-        for pair in facts.pairs
-        if pair.states.get("TIME-WAIT", 0) - pair.reusable > _CHURN * pair.capacity
-    ]
-    if not churned:
-        return
-    total = sum(pair.states["TIME-WAIT"] - pair.reusable for pair in churned)
-    worst = max(churned, key=lambda pair: pair.taken / max(1, pair.capacity))
-    yield Finding(
-        Severity.WARNING,
-        causes.TIME_WAIT,
-        f"{total:,} source ports rest in TIME_WAIT",
-        (
-            (
-                f"{worst.states['TIME-WAIT']:,} of {worst.capacity:,} from {worst.source} to "
-                f"{worst.destination}"
-            ),
-            "this host closes first, or the TIME_WAITs would be the other side's",
-            _reuse(facts),
-        ),
-        _values(facts),
-    )
-
-
-def _reuse(facts: Facts) -> str:
-    """Whether tcp_tw_reuse would help."""
-    if not facts.tcp_timestamps:
-        return "tcp_tw_reuse would not help: TCP timestamps are off"
-    if facts.tcp_tw_reuse == 1:
-        return "net.ipv4.tcp_tw_reuse is 1 already: after a second connect() may take one over"
-    now = "which is for loopback addresses only" if facts.tcp_tw_reuse == 2 else "so none is"
-    return f"net.ipv4.tcp_tw_reuse is {facts.tcp_tw_reuse}, {now}: 1 would help"
-
-
-def leaks(facts: Facts) -> Iterator[Finding]:
-    """Connections that nobody closes, or nobody uses."""
-    waiting = sum(facts.close_wait.values())
-    if waiting >= _LEAKED:
-        serious = facts.close_wait_gain > 0 or waiting >= _LEAKED_SHARE * facts.ports.size
-        yield Finding(
-            Severity.WARNING if serious else Severity.NOTE,
-            causes.CLOSE_WAIT,
-            f"{waiting:,} connections are in CLOSE-WAIT",
-            (
-                owners(facts.close_wait),
-                f"{facts.close_wait_gain:+} in {facts.seconds:.1f} s",
-            ),
-        )
-    for pair in facts.pairs:
-        if pair.idle > _IDLE * pair.capacity:
-            yield Finding(
-                Severity.WARNING,
-                causes.IDLE,
-                f"{pair.idle:,} connections from {pair.source} to {pair.destination} are idle",
-                (owners(pair.owners), f"of {pair.capacity:,} ports"),
-            )
 
 
 def overshadowed(facts: Facts) -> Iterator[Finding]:
-    """UDP sockets of which only the newest hears anything."""
+    """Several UDP sockets have one 4-tuple, and only the newest receives anything."""
     if facts.overshadowed:
         yield Finding(
             Severity.CRITICAL,
@@ -333,20 +293,155 @@ def overshadowed(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def not_honoured(facts: Facts) -> Iterator[Finding]:
-    """Ports that were asked for and that the kernel would not keep to."""
-    asked = facts.asked
-    # EADDRINUSE is bind()'s, which honours every port.
-    ports = asked.ports if asked is not None and asked.number != errno.EADDRINUSE else None
-    if ports and not facts.ports.low <= ports.low <= ports.high <= facts.ports.high:
-        wider = PortRange(min(ports.low, facts.ports.low), max(ports.high, facts.ports.high))
-        possible = wider.low >= facts.unprivileged_port_start
+def time_wait(facts: Facts) -> Iterator[Finding]:
+    """Ports rest in TIME_WAIT, because this host closes first."""
+    churned = [pair.row for pair in facts.pairs if _resting(pair.row) > _CHURN * pair.row.capacity]
+    if not churned:
+        return
+    worst = max(churned, key=_share)
+    yield Finding(
+        Severity.WARNING,
+        causes.TIME_WAIT,
+        f"{sum(map(_resting, churned)):,} source ports rest in TIME_WAIT",
+        (
+            (
+                f"{worst.states['TIME-WAIT']:,} of {worst.capacity:,} from {worst.source} to "
+                f"{worst.destination}"
+            ),
+            "this host closes first: otherwise the peer would keep the TIME_WAITs",
+            _reuse(facts),
+        ),
+        _values(facts),
+    )
+
+
+def _reuse(facts: Facts) -> str:
+    """Whether net.ipv4.tcp_tw_reuse would help."""
+    if not facts.tcp_timestamps:
+        return "tcp_tw_reuse would not help: TCP timestamps are off"
+    if facts.tcp_tw_reuse == 1:
+        return (
+            "net.ipv4.tcp_tw_reuse is 1 already: connect() may take over a TIME_WAIT that is "
+            "older than one second"
+        )
+    now = "which covers loopback addresses only" if facts.tcp_tw_reuse == 2 else "which is off"
+    return f"net.ipv4.tcp_tw_reuse is {facts.tcp_tw_reuse}, {now}: 1 would help"
+
+
+def leaks(facts: Facts) -> Iterator[Finding]:
+    """Connections stay open that nobody closes, or nobody uses."""
+    waiting = sum(facts.close_wait.values())
+    if waiting >= _LEAKED:
+        serious = facts.close_wait_gain > 0 or waiting >= _LEAKED_SHARE * facts.ports.size
         yield Finding(
-            Severity.CRITICAL,
-            causes.NOT_HONOURED,
-            f"the ports {ports} are not all within the range in force, {facts.ports}",
-            (f"net.ipv4.ip_local_port_range is {facts.ports}",),
-            {"wider": f"{wider.low} {wider.high}"} if possible else {},
+            Severity.WARNING if serious else Severity.NOTE,
+            causes.CLOSE_WAIT,
+            f"{waiting:,} connections are in CLOSE-WAIT",
+            (
+                owners(facts.close_wait),
+                f"{facts.close_wait_gain:+,} in {facts.seconds:.1f} s",
+            ),
+        )
+    for pair in facts.pairs:
+        if pair.idle > _IDLE * pair.row.capacity:
+            yield Finding(
+                Severity.WARNING,
+                causes.IDLE,
+                f"{pair.idle:,} connections from {pair.row.source} to {pair.row.destination} "
+                "are idle",
+                (_owners_of(pair.row), f"of {pair.row.capacity:,} ports"),
+            )
+
+
+# Settings, tables and limits.
+
+
+def timestamps_off(facts: Facts) -> Iterator[Finding]:
+    """No TIME_WAIT can be taken over."""
+    if not facts.tcp_timestamps:
+        yield Finding(
+            Severity.WARNING,
+            causes.TIMESTAMPS_OFF,
+            "TCP timestamps are off",
+            ("net.ipv4.tcp_timestamps is 0",),
+        )
+
+
+def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
+    """There are as many TIME_WAITs as a sysctl allows."""
+    if facts.time_wait is None:
+        return
+    count, limit = facts.time_wait
+    # A limit of 0 is how one switches TIME_WAIT off.
+    near = bool(limit) and count >= _NEARLY * limit
+    if near or facts.time_wait_overflows:
+        yield Finding(
+            Severity.WARNING if near or facts.overflows_gain else Severity.NOTE,
+            causes.TIME_WAIT_OVERFLOW,
+            f"{count:,} TIME_WAITs of the {limit:,} that are allowed",
+            (
+                (
+                    f"{facts.time_wait_overflows:,} connections ended without one "
+                    "(TCPTimeWaitOverflow)"
+                ),
+                f"{facts.overflows_gain:,} of them in the last {facts.seconds:.1f} s",
+            ),
+            {"more": str(max(262144, 4 * limit))},
+        )
+
+
+def descriptors(facts: Facts) -> Iterator[Finding]:
+    """A process is about to run out of descriptors, before it runs out of ports."""
+    for process, (used, limit) in facts.descriptors.items():
+        if used >= _NEARLY * limit:
+            yield Finding(
+                Severity.CRITICAL if used >= _LAST * limit else Severity.WARNING,
+                causes.DESCRIPTORS,
+                f"{process} has {used:,} of {limit:,} descriptors open",
+                (f"/proc/{process.pid}/limits: Max open files {limit}",),
+                {"pid": str(process.pid), "more": str(min(4 * limit, _NR_OPEN))}
+                if limit < _NR_OPEN
+                else {},
+            )
+
+
+def conntrack(facts: Facts) -> Iterator[Finding]:
+    """The table of tracked connections is nearly full."""
+    if facts.conntrack is None:
+        return
+    count, limit = facts.conntrack
+    # 0 stands for no limit.
+    if limit and count >= _NEARLY * limit:
+        yield Finding(
+            Severity.CRITICAL if count >= _LAST * limit else Severity.WARNING,
+            causes.CONNTRACK,
+            f"conntrack has {count:,} entries of {limit:,}",
+            ("net.netfilter.nf_conntrack_count and nf_conntrack_max",),
+            {"more": str(2 * limit)},
+        )
+
+
+def translated(facts: Facts) -> Iterator[Finding]:
+    """A firewall rule translates to fewer ports than the host has."""
+    for each in facts.translations:
+        if each.ports.size < facts.ports.size:
+            yield Finding(
+                Severity.NOTE if each.forwarded else Severity.WARNING,
+                causes.TRANSLATED,
+                f"a rule translates to {each.ports.size:,} ports, fewer than the "
+                f"{facts.ports.size:,} of the range",
+                (each.text,),
+            )
+
+
+def old_kernel(facts: Facts) -> Iterator[Finding]:
+    """A newer kernel would help."""
+    if facts.lacking:
+        yield Finding(
+            Severity.NOTE,
+            causes.OLD_KERNEL,
+            f"Linux {facts.kernel} lacks something that helps",
+            facts.lacking,
         )
 
 
@@ -363,62 +458,76 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     not_honoured,
     time_wait,
     leaks,
-    surroundings.descriptors,
-    surroundings.conntrack,
-    surroundings.translated,
-    surroundings.time_wait_overflow,
+    descriptors,
+    conntrack,
+    translated,
+    time_wait_overflow,
     listeners,
-    surroundings.timestamps_off,
-    surroundings.old_kernel,
+    timestamps_off,
+    old_kernel,
 )
 
 
-def _all(ports: PortRange) -> range:
-    return range(ports.low, ports.high + 1)
+def _share(row: Row) -> float:
+    return row.taken / max(1, row.capacity)
 
 
-def _is_asked(facts: Facts, pair: Pair) -> bool:
-    """Whether a pair goes where the call that was asked about was to go."""
-    asked = facts.asked
+def _resting(row: Row) -> int:
+    """The TIME_WAITs that no connect() may take over now."""
+    return row.states.get("TIME-WAIT", 0) - row.reusable
+
+
+def _owners_of(row: Row) -> str:
+    return owners({str(process or ""): number for process, number in row.processes.items()})
+
+
+def _is_asked(facts: Facts, pair: WatchedPair) -> bool:
+    """Whether a pair is the one that the call belongs to."""
+    call = facts.call
     return (
-        asked is not None
-        and asked.destination == pair.destination
-        and pair.source == asked.census_source
-        and pair.protocol == {"mptcp": "tcp"}.get(asked.protocol, asked.protocol)
+        call is not None
+        and call.destination == pair.row.destination
+        and call.census_source == pair.row.source
+        and PROTOCOLS[call.protocol].table == PROTOCOLS[pair.row.protocol].table
     )
 
 
-def _told(facts: Facts, pair: Pair) -> tuple[str, ...]:
-    """Whose the connections of a pair are, and where they are going."""
-    lines = [f"{numbers(pair.states)}; {owners(pair.owners)}"]
-    if facts.seconds >= _A_RATE_TAKES:
-        lines.append(f"{pair.rate:+.1f} ports a second over {facts.seconds:.1f} s")
-        left = pair.capacity - pair.taken
-        if left > 0 and pair.rate > 0:
-            lines[1] += f": none is left in {duration(left / pair.rate)}"
-    return tuple(lines)
+def _told(facts: Facts, pair: WatchedPair) -> tuple[str, ...]:
+    """Lines with the owners of a pair's connections, and where their number is going."""
+    owned = f"{numbers(pair.row.states)}; {_owners_of(pair.row)}"
+    if facts.seconds < _A_RATE_TAKES:
+        return (owned,)
+    left = pair.row.capacity - pair.row.taken
+    until = f": none is left in {duration(left / pair.rate)}" if left > 0 and pair.rate > 0 else ""
+    return owned, f"{pair.rate:+,.1f} ports a second over {facts.seconds:.1f} s{until}"
 
 
 def _values(facts: Facts) -> dict[str, str]:
-    """What remedies against exhaustion have in braces."""
+    """The values in the commands of remedies against exhaustion.
+
+    A value is left out where the command would do nothing, or harm.
+    """
     values = {}
     if facts.tcp_timestamps and facts.tcp_tw_reuse != 1:
         values["reuse"] = "1"
-    # The kernel lets the range not reach into the privileged ports.
+    # The kernel refuses a range that reaches into the privileged ports.
     low = max(_WIDE.low, facts.unprivileged_port_start)
     wider = PortRange(min(low, facts.ports.low), _WIDE.high)
     if wider.size > facts.ports.size:
         values["wider"] = f"{wider.low} {wider.high}"
     ports = {each.port for each in facts.holders if each.state == "LISTEN"}
     if ports:
-        values["reserve"] = reserve(facts, ports)
+        # The value replaces the one in force, so it repeats the ports that are reserved now.
+        values["reserve"] = ",".join(
+            str(low) if low == high else f"{low}-{high}"
+            for low, high in ranges_of(ports | ports_in(facts.reserved))
+        )
     return values
 
 
-def _is_filling(pair: Pair, seconds: float) -> bool:
-    share = pair.taken / max(1, pair.capacity)
-    left = pair.capacity - pair.taken
-    # Connections come and go by chance: three standard deviations are more than that.
-    grows = pair.rate * seconds > 3 * math.sqrt(pair.in_use)
-    soon = grows and left < _SOON * pair.rate and share >= _SOON_SHARE
-    return share >= FILLING or soon
+def _is_filling(pair: WatchedPair, seconds: float) -> bool:
+    left = pair.row.capacity - pair.row.taken
+    # The number of connections also varies by chance: three standard deviations are more.
+    grows = pair.rate * seconds > 3 * math.sqrt(pair.row.in_use)
+    soon = grows and left < _SOON * pair.rate and _share(pair.row) >= _SOON_SHARE
+    return _share(pair.row) >= FILLING or soon

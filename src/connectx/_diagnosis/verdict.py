@@ -1,4 +1,4 @@
-"""What an errno means here: exhaustion or not, said plainly."""
+"""What an errno means here: exhaustion or not, in one or two plain sentences."""
 
 from __future__ import annotations
 
@@ -11,164 +11,169 @@ from connectx._diagnosis.finding import FULL, Severity
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from connectx._diagnosis.census import Census
-    from connectx._diagnosis.facts import Asked, Facts
+    from connectx._diagnosis.causes import Cause
+    from connectx._diagnosis.facts import Call, Census, Facts
     from connectx._diagnosis.finding import Finding
 
 #: The errnos that exhaustion has.
 OF_EXHAUSTION: Final = (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN)
 
-#: What other errnos come from, where that is found.
+#: What other errnos come from, if it is found.
 _ELSEWHERE: Final = {
     errno.EINVAL: causes.NOT_HONOURED,
     errno.EMFILE: causes.DESCRIPTORS,
     errno.ETIMEDOUT: causes.CONNTRACK,
 }
 
-_UNTOLD: Final = (
-    " The others have sockets toward other destinations, and this kernel does not tell whether "
-    "these have locked them by bind(): it takes Linux 6.3, and clients' TCP Fast Open."
-)
+#: What keeps ports from a call, after their number.
+_KEPT: Final = {
+    causes.CONNECTED: "connections to it",
+    causes.TIME_WAIT: "TIME_WAITs that this host left by closing first",
+    causes.HELD: "ports that listeners and binds before connect() hold",
+    causes.HELD_DATAGRAM: "ports that sockets without SO_REUSEADDR hold",
+    causes.RESERVED: "reserved ports",
+}
 
-_LOCKED: Final = (
-    " Or sockets that were bound before they connected have locked these ports, which this kernel "
-    "does not tell: it takes Linux 6.3, and clients' TCP Fast Open."
-)
+_TAKES: Final = "which takes Linux 6.3 and TCP Fast Open for clients to find out"
 
 
 def verdict(facts: Facts, findings: Sequence[Finding]) -> str:
-    """One or two sentences: what the failure that was asked about comes from; "" for none."""
-    asked = facts.asked
-    if asked is None:
+    """Return what the call that was asked about failed from; "" if none was."""
+    call = facts.call
+    if call is None:
         return ""
-    if not asked.number:
-        return _of_destination(asked)
-    # A note has too small a share in anything to be the reason for it.
+    if not call.number:
+        return _of_destination(call)
+    # A note has too small a share in anything to be the reason.
     found = {each.cause for each in findings if each.severity is not Severity.NOTE}
-    return f"{_named(asked.number)} {_of_number(asked, facts, found)}"
+    return f"{_named(call.number)} {_of_number(call, facts, found)}"
 
 
-def _of_number(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
-    if asked.number not in OF_EXHAUSTION:
-        cause = _ELSEWHERE.get(asked.number)
+def _of_number(call: Call, facts: Facts, found: set[Cause]) -> str:
+    if call.number not in OF_EXHAUSTION:
+        cause = _ELSEWHERE.get(call.number)
         if cause in found:
-            return f"may well come from this. {cause.summary}"
-        return f"is not what exhaustion gives: {', '.join(map(_named, OF_EXHAUSTION))} are."
+            return f"may well come from this: {_inside(cause.summary)}"
+        return f"is not exhaustion, which gives {', '.join(map(_named, OF_EXHAUSTION))}."
     for cause in (causes.NOT_LOCAL, causes.NOT_YET_LOCAL, causes.IPV6_OFF):
-        if cause in found and not (cause is causes.IPV6_OFF and not asked.needs_ipv6):
-            return f"means here: {_begun(cause.summary)}"
-    stream = asked.protocol in ("tcp", "mptcp")
-    if asked.on_port and (
-        asked.number == errno.EADDRINUSE or (asked.number == errno.EADDRNOTAVAIL and stream)
+        if cause in found and (call.needs_ipv6 or cause is not causes.IPV6_OFF):
+            return f"here means: {_inside(cause.summary)}"
+    if call.on_port and (
+        call.number == errno.EADDRINUSE or (call.number == errno.EADDRNOTAVAIL and call.stream)
     ):
-        return f"means here: {_of_port(asked)}"
-    if asked.unreachable:
-        return f"is not exhaustion, as far as one can see: {asked.unreachable}."
-    of_this = {
+        return f"here means: {_of_port(call)}"
+    if call.unreachable:
+        return f"does not look like exhaustion: {call.unreachable}."
+    of_errno = {
         errno.EADDRNOTAVAIL: _not_available,
         errno.EADDRINUSE: _in_use,
         errno.EAGAIN: _again,
     }
-    return of_this[asked.number](asked, facts, found)
+    return of_errno[call.number](call, facts, found)
 
 
 def _named(number: int) -> str:
     return f"{number} ({errno.errorcode.get(number, 'unknown')})"
 
 
-def _of_port(asked: Asked) -> str:
-    holder = asked.on_port[0]
+def _of_port(call: Call) -> str:
+    holder = call.on_port[0]
     of = f" of {holder.owner}" if holder.owner else ""
-    port = f"{asked.protocol} port {asked.source.port}"
-    if asked.on_tuple:
-        return f"another socket{of} is on exactly this 4-tuple, {port} to {asked.destination}."
-    return f"{port} has a socket{of} already ({holder.state})."
+    port = f"{call.protocol} port {call.source.port}"
+    if call.on_tuple:
+        return f"another socket{of} has exactly this 4-tuple, {port} to {call.destination}."
+    return f"{port} has a socket{of} on it ({holder.state})."
 
 
-def _of_destination(asked: Asked) -> str:
-    census = asked.census
+def _of_destination(call: Call) -> str:
+    census = call.census
     if census is None:
         return ""
     if census.free:
-        return f"{_free(asked, census)}: this is not exhaustion."
+        return f"{_free(call, census)}: this is not exhaustion."
     if census.untold:
-        return f"No source port is surely free {_way(asked)}.{_UNTOLD}"
-    return f"No source port is free {_way(asked)}: this is exhaustion."
+        return f"No source port is certainly free {_way(call)}.{_untold(census)}"
+    return f"No source port is free {_way(call)}: this is exhaustion."
 
 
-def _way(asked: Asked) -> str:
-    return f"from {asked.census_source} to {asked.destination}"
+def _way(call: Call) -> str:
+    return f"from {call.census_source} to {call.destination}"
 
 
-def _free(asked: Asked, census: Census) -> str:
-    return f"{census.free:,} of {census.ports.size:,} source ports are free {_way(asked)}"
+def _free(call: Call, census: Census) -> str:
+    return f"{census.free:,} of {census.ports.size:,} source ports are free {_way(call)}"
 
 
-def _not_available(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
-    if asked.protocol in ("udp", "udplite"):
+def _untold(census: Census) -> str:
+    return (
+        f" {census.untold:,} of them have sockets toward other destinations, which may have locked "
+        f"them with bind(), {_TAKES}."
+    )
+
+
+def _not_available(call: Call, facts: Facts, found: set[Cause]) -> str:
+    if not call.stream:
         return (
             "from UDP is not exhaustion, which gives 11 (EAGAIN) there: the source address is not "
-            f"this host's (name it with --source){_ipv6(facts)}."
+            f"one of this host's (name it with --source){_or_ipv6(facts)}."
         )
-    census = asked.census
+    census = call.census
     if census is None:
         return _of_machine(
             facts,
             found,
             "Exhaustion is per destination: name it with --destination, and the source address "
-            f"with --source, which may not be this host's{_ipv6(facts)}.",
+            f"with --source. Perhaps that is not one of this host's{_or_ipv6(facts)}.",
         )
     if census.free:
+        locked = (
+            ""
+            if facts.tells_binds_apart
+            else " Or sockets that were bound before they connected have locked these ports, "
+            f"{_TAKES}."
+        )
         return (
-            f"is not exhaustion here and now: {_free(asked, census)}. It may be over; or the call "
-            "asked for a source address that is not this host's, or for a port that somebody has: "
-            "name them with --source ADDRESS:PORT."
-            f"{_elsewhere(asked, facts)}{_LOCKED * (not facts.tells_binds_apart)}"
+            f"is not exhaustion here and now: {_free(call, census)}. It may be over, or the call "
+            "asked for a source address that is not this host's, or for a port that is taken: "
+            f"name them with --source ADDRESS:PORT.{_elsewhere(call, facts)}{locked}"
         )
     if census.untold:
-        return f"may be exhaustion: no source port is surely free {_way(asked)}.{_UNTOLD}"
-    shares = {
-        f"{census.connected:,} connections to it": census.connected,
-        f"{census.time_wait - census.reusable:,} TIME_WAITs that this host left by closing "
-        "first": census.time_wait - census.reusable,
-        f"{census.held:,} ports that listeners and binds before connect() hold": census.held,
-        f"{census.reserved:,} reserved ports": census.reserved,
-    }
-    worst = max(shares, key=lambda share: shares[share])
+        return f"may be exhaustion: no source port is certainly free {_way(call)}.{_untold(census)}"
+    cause, number = census.by_cause(stream=True)[0]
     return (
-        f"means here: exhaustion. No source port of {census.ports} is free {_way(asked)}, because "
-        f"of {worst}."
+        f"here means exhaustion: no source port of {census.ports} is free {_way(call)}, because of "
+        f"{number:,} {_KEPT[cause]}."
     )
 
 
-def _elsewhere(asked: Asked, facts: Facts) -> str:
-    """Other sources that are full toward the same destination."""
-    for pair in facts.pairs:
+def _elsewhere(call: Call, facts: Facts) -> str:
+    """Another source that is full toward the same destination."""
+    for row in (pair.row for pair in facts.pairs):
         if (
-            pair.protocol == "tcp"
-            and pair.destination == asked.destination
-            and pair.source != asked.census_source
-            and pair.taken >= pair.capacity
+            row.protocol == "tcp"
+            and row.destination == call.destination
+            and row.source != call.census_source
+            and row.taken >= row.capacity
         ):
-            return f" From {pair.source} it is: none is free."
+            return f" It is exhaustion from {row.source}, which has no free port."
     return ""
 
 
-def _ipv6(facts: Facts) -> str:
-    return "" if facts.ipv6 else ", or the address is of IPv6, which is off here"
+def _or_ipv6(facts: Facts) -> str:
+    return "" if facts.ipv6 else ", or the address is an IPv6 one, and IPv6 is off here"
 
 
-def _in_use(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
-    if asked.protocol in ("tcp", "mptcp"):
+def _in_use(call: Call, facts: Facts, found: set[Cause]) -> str:
+    if call.stream:
         text = (
             "comes from bind(), not from connect(): the port that was asked for is held (name it "
-            "with --source ADDRESS:PORT), or, with bind((address, 0)), no port of the range is "
-            "unused by every other socket."
+            "with --source ADDRESS:PORT), or, for bind((address, 0)), every port of the range has "
+            "a socket."
         )
     else:
         text = (
             "comes from bind(): another socket has the port and does not share it (name it with "
-            "--source ADDRESS:PORT), or, with bind((address, 0)), every port has one on that "
+            "--source ADDRESS:PORT), or, for bind((address, 0)), every port has a socket on that "
             f"address. {facts.udp_unused:,} ports have no UDP socket at all."
         )
     if causes.BOUND_FIRST in found or causes.POLLUTED in found:
@@ -179,23 +184,23 @@ def _in_use(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
     return f"{text} {_fullness(facts)}"
 
 
-def _again(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
-    if asked.protocol in ("tcp", "mptcp"):
+def _again(call: Call, facts: Facts, found: set[Cause]) -> str:
+    if call.stream:
         return (
-            "from a TCP connect() is not exhaustion: a Unix socket whose listener's queue is full, "
-            "or a non-blocking call. With UDP, it is: say --protocol udp."
+            "from a TCP connect() is not exhaustion: the call was non-blocking, or the socket is a "
+            "Unix one whose listener's queue is full. For UDP it is exhaustion: say --protocol udp."
         )
-    census = asked.census
+    census = call.census
     if census is not None and not census.free:
         return (
-            f"means here: exhaustion. No UDP source port of {census.ports} is free {_way(asked)}, "
-            "not even for sockets that share them."
+            f"here means exhaustion: no UDP source port of {census.ports} is free {_way(call)}, "
+            "not even for sockets that share ports."
         )
-    sharing = "" if census is None else f" {_free(asked, census)} for sockets that share them."
+    sharing = "" if census is None else f" {_free(call, census)} for sockets that share ports."
     if not facts.udp_unused:
         return (
-            "means here: exhaustion for sockets that do not share their ports: a plain UDP "
-            "connect() or sendto() needs a port that no other UDP socket has, and there is none."
+            "here means exhaustion for sockets that do not share ports: a plain UDP connect() or "
+            "sendto() needs a port that no other UDP socket has, and there is none."
             f"{sharing}"
         )
     unused = f"{facts.udp_unused:,} ports have no UDP socket at all."
@@ -206,29 +211,29 @@ def _again(asked: Asked, facts: Facts, found: set[causes.Cause]) -> str:
     )
 
 
-def _of_machine(facts: Facts, found: set[causes.Cause], hint: str) -> str:
-    for pair in facts.pairs:
-        if pair.taken >= FULL * pair.capacity:
+def _of_machine(facts: Facts, found: set[Cause], hint: str) -> str:
+    for row in (pair.row for pair in facts.pairs):
+        if row.taken >= FULL * row.capacity:
             return (
-                f"means exhaustion for connections from {pair.source} to {pair.destination}, "
-                f"where {pair.taken:,} of {pair.capacity:,} ports are in use. {hint}"
+                f"means exhaustion for connections from {row.source} to {row.destination}, where "
+                f"{row.taken:,} of {row.capacity:,} ports are in use. {hint}"
             )
     if causes.BOUND_FIRST in found or causes.POLLUTED in found:
-        return f"may come from ports that are shut to connect(), as listed below. {hint}"
-    return f"does not look like exhaustion: {_begun(_fullness(facts))} {hint}"
+        return f"may come from ports that are closed to connect(), as listed below. {hint}"
+    return f"does not look like exhaustion: {_inside(_fullness(facts))} {hint}"
 
 
 def _fullness(facts: Facts) -> str:
     if not facts.pairs:
         return "No source port of the range is in use."
-    pair = facts.pairs[0]
+    row = facts.pairs[0].row
     return (
-        f"The fullest pair, {pair.source} to {pair.destination}, has {pair.taken:,} of "
-        f"{pair.capacity:,} ports in use."
+        f"The fullest pair, {row.source} to {row.destination}, has {row.taken:,} of "
+        f"{row.capacity:,} ports in use."
     )
 
 
-def _begun(summary: str) -> str:
-    """A sentence after a colon: "IPv6 is …" keeps its capitals."""
-    first, _, rest = summary.partition(" ")
+def _inside(sentence: str) -> str:
+    """A sentence after a colon, which begins in lower case but for names such as IPv6."""
+    first, _, rest = sentence.partition(" ")
     return f"{first.lower() if first.istitle() else first} {rest}"

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from connectx.observe.groups import Group
-    from connectx.observe.usage import Row, Snapshot
+    from connectx.observe.usage import Group, Row, Snapshot
 
 NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
@@ -123,7 +122,7 @@ def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.by == "pair":
         rows = [_pair_as_json(row, processes=processes) for row in taken.rows[: arguments.top]]
     else:
-        from connectx.observe.groups import group  # noqa: PLC0415 - as above
+        from connectx.observe.usage import group  # noqa: PLC0415 - as above
 
         groups = group(taken.rows, arguments.by)[: arguments.top]
         rows = [_group_as_json(each, arguments.by, processes=processes) for each in groups]
@@ -181,7 +180,7 @@ def _group_as_json(each: Group, by: str, *, processes: bool) -> dict[str, Any]:
 def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
     from rich.console import Console  # noqa: PLC0415 - from the tools extra
 
-    from connectx.observe.groups import group  # noqa: PLC0415 - as above
+    from connectx.observe.usage import group  # noqa: PLC0415 - as above
 
     # In a pipe, each row is one line, for grep and awk; a terminal folds it.
     width = None if sys.stdout.isatty() else _PIPED_WIDTH

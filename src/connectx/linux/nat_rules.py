@@ -1,4 +1,8 @@
-"""Rules that translate source addresses to a range of ports, by nft(8) and iptables-save(8)."""
+"""Firewall rules that translate source addresses (SNAT, masquerade) to a range of ports.
+
+Read from the listings of nft(8) and iptables-save(8): the kernel's own interfaces would
+take a decoder for every expression that a rule can have.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from typing import Final, NamedTuple
 from connectx.addresses import PortRange
 
 #: Seconds that a listing of rules may take.
-_PATIENCE: Final = 10.0
+_TIMEOUT: Final = 10.0
 
-#: Rules are of nftables, also those that iptables(8) makes by it, or of the older tables. To
-#: list one of those that is not there would make it, with its hooks and with connection
-#: tracking, so the kernel's own list is asked first. Of the commands the first one that is
-#: installed lists all rules of its kind.
+#: The kinds of tables, and for each the commands that list it: the first one that is
+#: installed is used. iptables-nft's rules are nftables rules. Listing an older table that
+#: does not exist would create it, with its hooks and with connection tracking, so for these
+#: the kernel's list of tables (a file of /proc/net, "" for nftables) is read first.
 _LISTINGS: Final = (
     ("", (("nft", "list", "ruleset"), ("iptables-nft-save", "-t", "nat"))),
     ("ip_tables_names", (("iptables-legacy-save", "-t", "nat"), ("iptables-save", "-t", "nat"))),
@@ -37,15 +41,18 @@ _RULES: Final = {
     ),
 }
 
-#: What a rule for certain source addresses has, as for containers or a network behind us.
+#: A condition on the source address, as rules for containers or a network behind us have it.
 _FORWARDED: Final = re.compile(r"\bip6? saddr\b|(?:^|\s)(?:-s|--source)\s")
 
 
 class Translation(NamedTuple):
     """A rule that translates source addresses to ports of a range.
 
-    text: the rule. forwarded: whether it is for certain source addresses only, which may
-    be those of others than this host.
+    Attributes:
+        text: The rule, after the name of its language ("nft: ").
+        ports: The range.
+        forwarded: Whether the rule has a condition on the source address, and so may be
+            about forwarded packets only.
     """
 
     text: str
@@ -54,9 +61,11 @@ class Translation(NamedTuple):
 
 
 def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
-    """The rules with a range of ports in the calling thread's namespace, and what went wrong.
+    """List the rules of the calling thread's network namespace that name a range of ports.
 
-    Where none of the commands is installed, there are taken to be no rules.
+    Returns:
+        The rules, and why some of them could not be listed. A host on which none of the
+        commands is installed is taken to have no rules.
     """
     found: list[Translation] = []
     unseen = []
@@ -68,7 +77,7 @@ def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
             if tables and not _has_nat(tables):
                 continue
             listing = subprocess.run(  # noqa: S603 - a fixed command, without a shell
-                command, capture_output=True, text=True, timeout=_PATIENCE, check=True
+                command, capture_output=True, text=True, timeout=_TIMEOUT, check=True
             ).stdout
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip().splitlines()
@@ -81,7 +90,7 @@ def read_translations() -> tuple[tuple[Translation, ...], tuple[str, ...]]:
 
 
 def _has_nat(tables: str) -> bool:
-    """Whether there is a table for translation; tables: the name of the kernel's list."""
+    """Whether the kernel's list of tables, a file of /proc/net, has the one for translation."""
     try:
         return "nat" in Path("/proc/thread-self/net", tables).read_text("ascii").split()
     except FileNotFoundError:
@@ -89,7 +98,7 @@ def _has_nat(tables: str) -> bool:
 
 
 def parse(listing: str, language: str) -> list[Translation]:
-    """The rules in a listing that translate to a range of ports; language: of `_RULES`."""
+    """Find the rules that name a range of ports; language: "nft" or "iptables"."""
     found = []
     for line in map(str.strip, listing.splitlines()):
         rule = _RULES[language].search(line)

@@ -1,4 +1,4 @@
-"""Which processes have a socket: by its inode, from /proc."""
+"""Which processes own which sockets, and how many descriptors they have left: /proc/PID."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _SOCKET: Final = "socket:["
 class Process(NamedTuple):
     """A process that has sockets.
 
-    pid: its id, in the PID namespace of /proc. command: as in ps(1)'s comm.
-    unit: systemd's unit, or a container's id of 12 digits; "" for neither.
-    What a terminal would not print is escaped in both, as in a string of Python's.
+    Characters that a terminal would not print are escaped, as in a Python string.
+
+    Attributes:
+        pid: Its id in the PID namespace of /proc.
+        command: Its name, as in the COMMAND column of ps(1).
+        unit: Its systemd unit, or the first 12 digits of its container's id; "" for neither.
     """
 
     pid: int
@@ -30,21 +33,38 @@ class Process(NamedTuple):
 
 
 class Owners(NamedTuple):
-    """Who has which socket.
+    """The owners of sockets.
 
-    by_inode: the processes that have a socket, usually one.
-    hidden: processes whose descriptors we may not see: another user's, without
-    CAP_SYS_PTRACE.
+    Attributes:
+        by_inode: The processes that have a socket open, usually one, by the socket's inode.
+        hidden: The number of processes whose descriptors we may not read. Those of another
+            user take CAP_SYS_PTRACE.
     """
 
     by_inode: dict[int, tuple[Process, ...]]
     hidden: int
 
+    def of(self, inode: int) -> Process | None:
+        """Return the owner of a socket: the oldest, where a fork has left several.
+
+        None for a socket without a process, such as one in TIME_WAIT (whose inode is 0),
+        and for one whose owner is hidden.
+        """
+        return min(self.by_inode.get(inode, ()), default=None) if inode else None
+
+
+class Descriptors(NamedTuple):
+    """A process's open files, and the limit (RLIMIT_NOFILE) that open() and socket() meet."""
+
+    used: int
+    limit: int
+
 
 def owners() -> Owners:
-    """The owners of all sockets whose owners may be seen.
+    """Find the owners of all sockets, with one readlink(2) for each open file of each process.
 
-    Raises OSError where /proc is not mounted. Cost: a readlink(2) for each descriptor there is.
+    Raises:
+        OSError: /proc is not mounted.
     """
     found: dict[int, tuple[Process, ...]] = {}
     hidden = 0
@@ -65,8 +85,24 @@ def owners() -> Owners:
     return Owners(found, hidden)
 
 
+def descriptors(pid: int) -> Descriptors | None:
+    """Count a process's descriptors.
+
+    Returns:
+        None for a process that has ended, that we may not look into, or that has no limit.
+    """
+    try:
+        used = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - thousands of names
+        limits = _read(f"/proc/{pid}/limits")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    (line,) = (each for each in limits.splitlines() if each.startswith("Max open files"))
+    soft = line.split()[3]
+    return None if soft == "unlimited" else Descriptors(used, int(soft))
+
+
 def _inodes(directory: str) -> set[int]:
-    """The sockets among a process's descriptors; several of one count once."""
+    """The sockets among a process's descriptors; a socket that was duplicated counts once."""
     inodes = set()
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -85,17 +121,17 @@ def _process(pid: int) -> Process:
 
 
 def _printable(name: str) -> str:
-    # Any process names itself as it likes (prctl(2)), and root reads that on a terminal.
+    # A process can give itself any name (prctl(2)), which root then reads on a terminal.
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
     )
 
 
 def unit_in(cgroups: str) -> str:
-    """The systemd unit or the container that /proc/PID/cgroup names; "" for none."""
+    """Return the systemd unit or the container that /proc/PID/cgroup names; "" for neither."""
     paths = [line.rpartition(":")[2] for line in cgroups.splitlines()]
     for path in paths:
-        # The innermost, as of units: a container may run containers.
+        # The innermost of several: a container may run containers.
         containers = _CONTAINER.findall(path)
         if containers:
             return str(containers[-1][:12])

@@ -34,6 +34,7 @@ from connectx.linux.uapi import (
     IPPROTO_UDPLITE,
     NLM_F_REQUEST,
     SOCK_DIAG_BY_FAMILY,
+    STATE_NAMES,
     TCP_FIN_WAIT2,
     TCP_TIME_WAIT,
 )
@@ -85,6 +86,11 @@ class SocketRecord(NamedTuple):
     uid: int
     inode: int
     expires: int = 0
+
+    @property
+    def state_name(self) -> str:
+        """The state as ss(8) prints it."""
+        return STATE_NAMES.get(self.state, str(self.state))
 
     @property
     def in_time_wait(self) -> bool:

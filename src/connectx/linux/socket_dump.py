@@ -16,7 +16,7 @@ from socket import ntohs
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from connectx.addresses import family_of, packed, resolve_scope, unmapped
+from connectx.addresses import family_of, needs_scope, packed, resolve_scope, unmapped
 from connectx.linux.netlink import DumpInterrupted, MalformedMessage
 from connectx.linux.route import attributes_in
 from connectx.linux.sock_diag import (
@@ -56,6 +56,7 @@ from connectx.linux.uapi import (
     INET_DIAG_SKV6ONLY,
     IPPROTO_TCP,
     SOCK_DIAG_BY_FAMILY,
+    STATE_NAMES,
     TCP_BOUND_INACTIVE,
     TCP_CLOSE,
     TCP_LISTEN,
@@ -156,6 +157,11 @@ class Group(NamedTuple):
     destination_port: int
     interface: int = 0
 
+    @property
+    def state_name(self) -> str:
+        """The state as ss(8) prints it."""
+        return STATE_NAMES.get(self.state, str(self.state))
+
 
 def tally(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> dict[Group, int]:
     """How many sockets there are of each group.
@@ -237,6 +243,7 @@ def filter_between(
         protocol: The IPPROTO_* number of the table.
         states: A bit for each wanted state.
         source: An IP address, with its scope if it has one ("fe80::7%eth0"); "" for any.
+            A scope counts only where the address needs it, as for the kernel.
         destination: The other end; host "" and port 0 for any.
         ports: Ranges of source ports; None for any.
 
@@ -251,7 +258,11 @@ def filter_between(
     ends = [resolve_scope(source), resolve_scope(destination.host, destination.scope_id)]
     octets = [_octets(host) for host, _ in ends]
     families = {family_of(each) for each in octets if each is not None}
-    scopes = {scope for _, scope in ends} - {0}
+    scopes = {
+        scope
+        for each, (_, scope) in zip(octets, ends, strict=True)
+        if scope and each is not None and needs_scope(each)
+    }
     if len(families) > 1:
         raise ValueError(f"{source} and {destination.host} are not of the same IP version")
     if len(scopes) > 1:

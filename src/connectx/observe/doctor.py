@@ -1,4 +1,8 @@
-"""What is wrong with the source ports of this machine, or was with a call that failed."""
+"""What is wrong with the source ports of this machine, or was with a call that failed.
+
+This module checks the question and puts the answer together. Facts, rules and verdicts are in
+`connectx._diagnosis`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,20 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx._diagnosis.facts import Call
 from connectx._diagnosis.finding import Finding, Severity
-from connectx._diagnosis.look import Question, look
+from connectx._diagnosis.machine import look
 from connectx._diagnosis.rules import find, worst_first
 from connectx._diagnosis.verdict import verdict
-from connectx.addresses import PROTOCOLS, Endpoint, PortRange, packed, resolve_scope, text, unmapped
+from connectx.addresses import (
+    PROTOCOLS,
+    Endpoint,
+    PortRange,
+    packed,
+    resolve_scope,
+    text,
+    unmapped,
+)
 from connectx.errors import ConnectxError
 from connectx.observe.namespace import visiting
 
@@ -21,15 +34,20 @@ if TYPE_CHECKING:
 #: Seconds between the two counts that rates come from.
 SECONDS: Final = 1.0
 
-#: Seconds without data that make a connection idle.
+#: Seconds without data after which a connection is idle.
 IDLE_AFTER: Final = 300.0
 
 
 class Diagnosis(NamedTuple):
     """What a look at a network namespace has shown.
 
-    verdict: what the failure that was asked about comes from; "" if none was.
-    findings: worst first. unseen: what could not be looked at, and why.
+    Attributes:
+        taken_at: When, in UTC.
+        netns: The name that the namespace's file links to, such as "net:[4026531833]".
+        verdict: What the call that was asked about failed from, one line for each
+            destination; "" if none was.
+        findings: What is wrong, the worst first.
+        unseen: What could not be looked at, and why.
     """
 
     taken_at: dt.datetime
@@ -40,7 +58,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def healthy(self) -> bool:
-        """Whether there is nothing to do: no findings but notes."""
+        """Whether there is nothing to do: no findings, or notes only."""
         return all(finding.severity is Severity.NOTE for finding in self.findings)
 
 
@@ -57,20 +75,24 @@ def examine(
 ) -> Diagnosis:
     """Look for everything that is wrong, and at a call that failed, if one is described.
 
-    protocol: "tcp", "mptcp", "udp" or "udplite". number: the call's errno, 0 for none.
-    source: the address that it asked for, or address and port. destination: where it was to go;
-    several, where that was a name, of which those count that the source can go to.
-    ports: a window that it was to keep to.
-    netns: another network namespace, by name, path or pid; CAP_SYS_ADMIN in it.
-    seconds: how long to watch, for rates. idle_after: seconds without data that make a
-    connection idle.
+    Nothing is changed. To find out which ports refuse to be shared, sockets of our own are
+    bound to them for some microseconds each; they send nothing. Owners are seen of one's own
+    processes, or by root of all.
 
-    Takes no more than reading: sockets of its own are bound for some microseconds each, to
-    find out which ports refuse to be shared, and send nothing. Owners are seen of one's own
-    processes, or by root.
+    Args:
+        protocol: "tcp", "mptcp", "udp" or "udplite".
+        number: The errno of the call; 0 for none.
+        source: The address that the call asked for, or address and port.
+        destination: Where the call was to go. Of several, as a name has them, those of the
+            source's IP version count.
+        ports: The source ports that the call asked for; None for any.
+        netns: Another network namespace, by name, path or pid, which takes CAP_SYS_ADMIN.
+        seconds: How long to watch, in seconds, for rates.
+        idle_after: The time without data, in seconds, after which a connection is idle.
 
-    Raises ValueError for what is no address, port or protocol, and OSError where the sockets
-    cannot be read.
+    Raises:
+        ValueError: The protocol is unknown, or an address or a port is none.
+        OSError: The namespace cannot be entered, or its sockets cannot be read.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(
@@ -83,41 +105,27 @@ def examine(
             raise ValueError(f"a destination has an address and a port, not {each}")
     asked = bool(number or source.host or source.port or several or ports)
     with visiting(netns):
-        source = _plain(source)
-        towards = [_plain(each) for each in several]
-        # A name has addresses of both families, a source is of one.
-        towards = [each for each in towards if _fit(source, each)] or towards
-        about: list[Endpoint | None] = [*towards] or [None] * asked
-        questions = [Question(protocol, number, source, each, ports) for each in about]
+        source = _canonical(source)
+        destinations = [_canonical(each) for each in several]
+        # A name has addresses of both IP versions, and a source is of one.
+        fitting = [each for each in destinations if _fit(source, each)] or destinations
+        about: list[Endpoint | None] = [*fitting] or [None] * asked
+        calls = [Call(protocol, number, source, each, ports) for each in about]
         taken_at = dt.datetime.now(dt.UTC)
-        facts, answers = look(questions, seconds=seconds, idle_after=idle_after)
+        facts, calls_answered = look(calls, seconds=seconds, idle_after=idle_after)
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
     findings: dict[tuple[str, str], Finding] = {}
     verdicts = []
-    for view in [replace(facts, asked=answer) for answer in answers] or [facts]:
+    for view in [replace(facts, call=call) for call in calls_answered] or [facts]:
         found = find(view)
         findings.update({(each.cause.name, each.title): each for each in found})
         said = verdict(view, found)
-        named = view.asked is not None and len(answers) > 1
-        verdicts.append(f"{view.asked.destination}: {said}" if named and view.asked else said)
+        if view.call is not None and len(calls_answered) > 1:
+            said = f"{view.call.destination}: {said}"
+        verdicts.append(said)
     return Diagnosis(
         taken_at, where, "\n".join(verdicts), tuple(worst_first(findings.values())), facts.unseen
     )
-
-
-def _plain(endpoint: Endpoint) -> Endpoint:
-    """An address as the kernel has it: with a scope by number, and not IPv4-mapped."""
-    if not endpoint.host:
-        return endpoint
-    host, scope = resolve_scope(endpoint.host, endpoint.scope_id)
-    octets = packed(host)
-    if octets is None:
-        raise ValueError(f"not an IP address: {host!r}")
-    return endpoint._replace(host=text(unmapped(octets)), scope_id=scope)
-
-
-def _fit(source: Endpoint, destination: Endpoint) -> bool:
-    return not source.host or (":" in source.host) == (":" in destination.host)
 
 
 def diagnose(
@@ -128,12 +136,18 @@ def diagnose(
     destination: Endpoint | None = None,
     seconds: float = 0.0,
 ) -> Diagnosis:
-    """What an error comes from that was just caught; the sockets are looked at as they are now.
+    """Explain an error that was just caught; the sockets are looked at as they are now.
 
-    error: an error of connectx tells protocol, source and destination itself; of any other
-    OSError name what you know.
+    Args:
+        error: The error. One of connectx's carries protocol, source and destination itself.
+        protocol: The protocol of the call, for any other error.
+        source: The source address that the call asked for, for any other error.
+        destination: The destination of the call, for any other error, if you know it.
+        seconds: How long to watch, in seconds, for rates.
 
-    Raises as `examine` does.
+    Raises:
+        ValueError: As `examine` does.
+        OSError: As `examine` does.
     """
     ports = None
     asked: Endpoint | str = source
@@ -150,3 +164,18 @@ def diagnose(
         ports=ports,
         seconds=seconds,
     )
+
+
+def _canonical(endpoint: Endpoint) -> Endpoint:
+    """An endpoint as the kernel has it: the scope by number, and no IPv4-mapped address."""
+    if not endpoint.host:
+        return endpoint
+    host, scope = resolve_scope(endpoint.host, endpoint.scope_id)
+    octets = packed(host)
+    if octets is None:
+        raise ValueError(f"not an IP address: {host!r}")
+    return endpoint._replace(host=text(unmapped(octets)), scope_id=scope)
+
+
+def _fit(source: Endpoint, destination: Endpoint) -> bool:
+    return not source.host or (":" in source.host) == (":" in destination.host)

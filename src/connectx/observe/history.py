@@ -1,4 +1,4 @@
-"""What the last snapshots counted, for the fullest pairs only."""
+"""The ports in use over time, of the fullest pairs, and where their number is going."""
 
 from __future__ import annotations
 
@@ -6,21 +6,50 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.observe.trend import Trend, trend
-
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Sequence
 
+    from connectx._diagnosis.facts import Row
     from connectx.addresses import Endpoint
-    from connectx.observe.usage import Row
 
-#: How many of the latest samples make a trend: a minute of them, every 2 seconds. More, and
-#: a burst shows late; fewer, and what comes and goes looks like one.
+#: How many of the latest samples make a trend: a minute of them, every 2 seconds. With more,
+#: a burst shows late. With fewer, connections that come and go look like one.
 RECENT: Final = 30
 
 
+class Trend(NamedTuple):
+    """How a number of ports changes.
+
+    Attributes:
+        rate: Ports per second; negative while they become fewer.
+        seconds_left: The time until the capacity is reached at that rate; None for never.
+    """
+
+    rate: float
+    seconds_left: float | None
+
+
+def trend(samples: Sequence[tuple[float, int]], capacity: int) -> Trend:
+    """Return the trend of (seconds, ports in use), in order of time, toward a capacity.
+
+    The rate is the slope of a straight line through all samples (least squares): a jump
+    between the last two says less than what led there. Fewer than two samples have no trend.
+    """
+    count = len(samples)
+    if count < 2:
+        return Trend(0.0, None)
+    mean_time = sum(time for time, _ in samples) / count
+    mean_used = sum(used for _, used in samples) / count
+    spread = sum((time - mean_time) ** 2 for time, _ in samples)
+    if not spread:
+        return Trend(0.0, None)
+    rate = sum((time - mean_time) * (used - mean_used) for time, used in samples) / spread
+    left = max(0, capacity - samples[-1][1])
+    return Trend(rate, left / rate if rate > 0 else None)
+
+
 class Pair(NamedTuple):
-    """Whose ports are counted together: the fields that a Row has of them."""
+    """A source and a destination whose ports are counted together: the first fields of a Row."""
 
     protocol: str
     source: str
@@ -28,7 +57,7 @@ class Pair(NamedTuple):
 
     @classmethod
     def of(cls, row: Row) -> Pair:
-        """The pair that a row counts."""
+        """Return the pair that a row counts."""
         return cls(row.protocol, row.source, row.destination)
 
     def __str__(self) -> str:
@@ -36,25 +65,28 @@ class Pair(NamedTuple):
 
 
 class History:
-    """Ports taken over time: those in use, but for TIME_WAITs that a connect() may take over.
+    """The ports taken over time: those in use, without TIME_WAITs that connect() may take over.
 
-    pairs: how many pairs are followed, the fullest. samples: how many each keeps, the latest.
-    So what it needs is bounded, by about 40 bytes times both, however many pairs there are.
+    Needs about 40 bytes times `pairs` times `samples`, however many pairs there are.
+
+    Args:
+        pairs: How many pairs to follow, the fullest.
+        samples: How many samples to keep of each, the latest.
     """
 
     def __init__(self, pairs: int = 500, samples: int = 150) -> None:
         self._pairs = pairs
-        # When; the counts of each pair belong to the last ones of these.
+        # The times of all samples. The counts of a pair belong to the last of these.
         self._times: deque[float] = deque(maxlen=samples)
         self._counts: dict[Pair, deque[int]] = {}
 
     def record(self, seconds: float, rows: Iterable[Row], also: Container[Pair] = ()) -> None:
-        """Add a snapshot's rows, the fullest first.
+        """Add a snapshot's rows, and forget pairs that are no longer followed or in use.
 
-        seconds: when they were counted, by a clock that is never set back.
-        also: pairs to follow however empty they are: few, since they come on top.
-
-        A pair that is not followed any more, or has no port in use, is forgotten.
+        Args:
+            seconds: When they were counted, by a clock that is never set back.
+            rows: The rows, the fullest first.
+            also: Pairs to follow however empty they are, beyond the number of pairs.
         """
         self._times.append(seconds)
         followed = {}
@@ -69,21 +101,21 @@ class History:
         self._counts = followed
 
     def clear(self) -> None:
-        """Forget everything: what comes next is about something else."""
+        """Forget everything, because what comes next is about something else."""
         self._times.clear()
         self._counts.clear()
 
     def samples(self, pair: Pair) -> list[tuple[float, int]]:
-        """(seconds, ports taken), the oldest first; none for a pair that is not followed."""
+        """Return (seconds, ports taken), the oldest first; none for a pair not followed."""
         counts = self._counts.get(pair, ())
-        return list(zip(islice(self._times, len(self._times) - len(counts), None), counts,
-                        strict=True))  # fmt: skip
+        times = islice(self._times, len(self._times) - len(counts), None)
+        return list(zip(times, counts, strict=True))
 
     def trend(self, row: Row) -> Trend | None:
-        """Where a pair is going, by its latest `RECENT` samples; None before there are two."""
+        """Return the trend of a pair's latest `RECENT` samples; None before there are two."""
         samples = self.samples(Pair.of(row))[-RECENT:]
         return trend(samples, row.capacity) if len(samples) > 1 else None
 
     def __len__(self) -> int:
-        """How many pairs are followed."""
+        """The number of pairs that are followed."""
         return len(self._counts)

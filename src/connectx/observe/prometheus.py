@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from connectx._diagnosis.locked import count_locked
+from connectx._diagnosis.census import count_locked
 from connectx.linux import proc_net
-from connectx.observe.groups import group
 from connectx.observe.namespace import visiting
-from connectx.observe.usage import COUNTED, snapshot
+from connectx.observe.usage import COUNTED, group, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -10,8 +10,7 @@ from connectx.cli.top.app import TopApp
 from connectx.cli.top.model import Model
 from connectx.cli.top.watcher import Counted, Looked, Outcome, Watcher
 from connectx.linux.processes import Process
-from connectx.observe.pair import Detail
-from connectx.observe.usage import Row, Snapshot
+from connectx.observe.usage import Detail, Row, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,13 +16,13 @@ from connectx.cli.top.drawing import (
     sparkline,
     time_left,
 )
-from connectx.observe.groups import UNKNOWN
+from connectx.observe.usage import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from connectx.cli.top.model import Entry
-    from connectx.observe.pair import Detail
+    from connectx.observe.usage import Detail
 
 _INDENT: Final = "  "
 #: The width of a bar beside a state or a process.

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from connectx.cli.top.watcher import Outcome
-    from connectx.observe.pair import Detail
-    from connectx.observe.trend import Trend
-    from connectx.observe.usage import Row, Snapshot
+    from connectx.observe.history import Trend
+    from connectx.observe.usage import Detail, Row, Snapshot
 
 
 class Sort(enum.Enum):

@@ -7,16 +7,14 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from connectx.linux.netlink import MalformedMessage
-from connectx.observe.pair import look
-from connectx.observe.usage import snapshot
+from connectx.observe.usage import look_at, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from connectx.addresses import PortRange
     from connectx.observe.history import Pair
-    from connectx.observe.pair import Detail
-    from connectx.observe.usage import Snapshot
+    from connectx.observe.usage import Detail, Snapshot
 
 #: The rest after each round, as a multiple of the time that the round took. So the thread uses
 #: at most a fifth of a core: where there is more to count, it counts less often.
@@ -137,7 +135,7 @@ class Watcher:
         try:
             if pair is not None:
                 # First, since the user is waiting for it.
-                detail = look(pair, netns=self._netns, port_range=self._port_range)
+                detail = look_at(pair, netns=self._netns, port_range=self._port_range)
                 self._tell(deliver, Looked(pair, detail))
             counting = time.monotonic()
             taken = snapshot(

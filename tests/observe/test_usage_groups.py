@@ -5,7 +5,7 @@ import pytest
 from connectx.addresses import Endpoint
 from connectx.linux.processes import Process
 from connectx.observe import Row
-from connectx.observe.groups import GROUPINGS, UNKNOWN, group
+from connectx.observe.usage import GROUPINGS, UNKNOWN, group
 
 FIRST, SECOND = Endpoint("198.51.100.9", 443), Endpoint("2001:db8::9", 443)
 WEB = Process(7, "web", "web.service")

@@ -9,9 +9,9 @@ import pytest
 
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.reuse import Reuse, read_reuse
 from connectx.linux.sock_diag import SocketRecord
 from connectx.linux.socket_dump import Filter, records
+from connectx.linux.time_wait import Reuse, read_reuse
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.kernel.raw import FIRST

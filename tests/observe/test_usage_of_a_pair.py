@@ -9,7 +9,7 @@ import pytest
 
 from connectx.addresses import Endpoint, PortRange
 from connectx.observe.history import Pair
-from connectx.observe.pair import look
+from connectx.observe.usage import look_at
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
@@ -40,7 +40,7 @@ def test_states_processes_and_ports(closing: contextlib.ExitStack, host: str, so
     for port in (20007, 20003):
         connect(closing, host, port)
     connect(closing, host, 30000)
-    detail = look(Pair("tcp", source, Endpoint(source, PORT)))
+    detail = look_at(Pair("tcp", source, Endpoint(source, PORT)))
     assert detail.ports == (20003, 20007)
     assert detail.states == {"ESTAB": 2}
     ((process, number),) = detail.processes.items()
@@ -55,12 +55,12 @@ def test_of_udp_and_another_range(closing: contextlib.ExitStack) -> None:
     sock.bind(("127.0.0.1", 30000))
     sock.connect(("127.0.0.1", PORT))
     pair = Pair("udp", "127.0.0.1", Endpoint("127.0.0.1", PORT))
-    assert look(pair).ports == ()
-    assert look(pair, port_range=PortRange(30000, 30001)).ports == (30000,)
+    assert look_at(pair).ports == ()
+    assert look_at(pair, port_range=PortRange(30000, 30001)).ports == (30000,)
 
 
 def test_of_a_pair_that_is_not_there() -> None:
-    detail = look(Pair("tcp", "127.0.0.9", Endpoint("127.0.0.1", PORT)))
+    detail = look_at(Pair("tcp", "127.0.0.9", Endpoint("127.0.0.1", PORT)))
     assert (detail.ports, detail.states, detail.processes) == ((), {}, {})
 
 
@@ -73,7 +73,7 @@ def test_nobody_has_a_time_wait(closing: contextlib.ExitStack, servers: Servers)
     assert peer.recv(1) == b""
     peer.close()
     assert sock.recv(1) == b""
-    detail = look(Pair("tcp", "127.0.0.1", Endpoint("127.0.0.2", PORT + 1)))
+    detail = look_at(Pair("tcp", "127.0.0.1", Endpoint("127.0.0.2", PORT + 1)))
     assert detail.ports == (port,)
     assert detail.states == {"TIME-WAIT": 1}
     assert detail.processes == {None: 1}
@@ -81,4 +81,4 @@ def test_nobody_has_a_time_wait(closing: contextlib.ExitStack, servers: Servers)
 
 def test_in_a_namespace_that_there_is_not() -> None:
     with pytest.raises(FileNotFoundError, match="no such network namespace"):
-        look(Pair("tcp", "127.0.0.1", Endpoint("127.0.0.1", PORT)), netns="no-such-name")
+        look_at(Pair("tcp", "127.0.0.1", Endpoint("127.0.0.1", PORT)), netns="no-such-name")

@@ -1,0 +1,161 @@
+"""What can be found out about a call that failed: its source, its port, its destination."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from connectx._diagnosis import census
+from connectx._diagnosis.facts import Holder
+from connectx.addresses import (
+    AF_INET,
+    AF_INET6,
+    PROTOCOLS,
+    Endpoint,
+    FourTuple,
+    family_of,
+    needs_scope,
+    packed,
+    text,
+    unmapped,
+)
+from connectx.linux import proc_net, sysctl
+from connectx.linux.netlink import NetlinkError, NetlinkSocket
+from connectx.linux.route import find_route
+from connectx.linux.socket_dump import Filter, with_v6only
+from connectx.linux.sockopts import set_ip_bind_address_no_port
+from connectx.linux.uapi import NETLINK_ROUTE, TCP_LISTEN
+
+if TYPE_CHECKING:
+    from connectx._diagnosis.facts import Call
+    from connectx.linux.processes import Owners
+    from connectx.linux.sock_diag import SocketRecord
+
+#: Flags of an IPv6 address that cannot be used: IFA_F_TENTATIVE, IFA_F_DADFAILED (if_addr.h).
+_UNUSABLE: Final = 0x40 | 0x08
+
+
+def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
+    """Return the call with all that can be found out about it.
+
+    Args:
+        call: What was asked for.
+        netlink: A NETLINK_SOCK_DIAG socket of the calling thread's network namespace.
+        owners: The owners of sockets.
+
+    Raises:
+        OSError: The sockets cannot be listed.
+    """
+    source, destination = call.source, call.destination
+    hosts = [source.host, destination.host if destination else ""]
+    call = call._replace(needs_ipv6=any(":" in host for host in hosts))
+    addresses = proc_net.ipv6_addresses()
+    if call.needs_ipv6 and not addresses:
+        return call
+    if source.host:
+        flags = addresses.get(packed(source.host) or b"", 0)
+        call = call._replace(
+            source_is_local=_is_local(source), is_tentative=bool(flags & _UNUSABLE)
+        )
+    if call.source_is_local is False:
+        return call
+    if destination is not None:
+        range_in_force = sysctl.read_port_range()
+        ports = call.ports or range_in_force
+        if not range_in_force.covers(ports):
+            # There is nothing to count, and a finding about just this.
+            return call
+        try:
+            chosen = source.host or _routed_source(call, destination)
+            # A link-local source is on the destination's device.
+            scope = source.scope_id or destination.scope_id
+            connection = FourTuple(call.protocol, Endpoint(chosen, 0, 0, scope), destination)
+            call = call._replace(
+                census=census.take(netlink, connection, ports), census_source=chosen
+            )
+        except OSError as error:
+            call = call._replace(unreachable=f"connect() would meet with {error}")
+    return _with_port(call, netlink, owners) if source.port else call
+
+
+def holder(record: SocketRecord, state: str, owners: Owners) -> Holder:
+    """Describe a TCP socket that has a port to itself."""
+    address = text(unmapped(record.source))
+    return Holder("tcp", address, record.source_port, state, str(owners.of(record.inode) or ""))
+
+
+def _is_local(source: Endpoint) -> bool | None:
+    """Whether bind() takes an address; None where it fails for another reason."""
+    family = AF_INET6 if ":" in source.host else AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as scratch:
+        # Without a port, which somebody may hold.
+        set_ip_bind_address_no_port(scratch, on=True)
+        try:
+            scratch.bind(source._replace(port=0).sockaddr(family))
+        except OSError as error:
+            return False if error.errno == errno.EADDRNOTAVAIL else None
+    return True
+
+
+def _routed_source(call: Call, destination: Endpoint) -> str:
+    """The source that connect() chooses; OSError with its errno where there is none."""
+    octets = packed(destination.host) or b""
+    with NetlinkSocket(NETLINK_ROUTE) as netlink:
+        try:
+            route = find_route(
+                netlink,
+                family_of(octets),
+                octets,
+                interface=destination.scope_id if needs_scope(octets) else 0,
+                uid=os.geteuid(),
+                protocol=PROTOCOLS[call.protocol].table,
+                destination_port=destination.port,
+            )
+        except NetlinkError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from error
+    return text(route.source)
+
+
+def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
+    """Add the sockets that keep the call from the source port it asked for."""
+    port = call.source.port
+    chosen = call.source.host or call.census_source
+    sockets = with_v6only(netlink, Filter(PROTOCOLS[call.protocol].table, source_port=port))
+    on_tuple = False
+    if call.destination is not None and chosen:
+        ends = [packed(host) for host in (chosen, call.destination.host)]
+        on_tuple = any(
+            [unmapped(record.source), unmapped(record.destination)] == ends
+            and record.destination_port == call.destination.port
+            for record, _ in sockets
+        )
+    if call.number == errno.EADDRNOTAVAIL and call.stream:
+        # The errno is connect()'s, which looks at no address, and shares what is not locked.
+        if not on_tuple and not census.locked([port]):
+            return call
+        found = [record for record, _ in sockets]
+    else:
+        found = [
+            record
+            for record, v6only in sockets
+            if _have_an_address_in_common(record, call.source, v6only=v6only)
+        ]
+    found.sort(key=lambda record: (record.state != TCP_LISTEN, not record.inode))
+    return call._replace(
+        on_port=tuple(holder(record, record.state_name, owners) for record in found),
+        on_tuple=on_tuple,
+    )
+
+
+def _have_an_address_in_common(record: SocketRecord, source: Endpoint, *, v6only: bool) -> bool:
+    """Whether a socket and one that is bound to the source compete for the source's port."""
+    wanted = packed(source.host)
+    own = unmapped(record.source)
+    if wanted is not None and any(wanted):
+        if source.scope_id and record.interface not in (0, source.scope_id):
+            return False
+        return own == wanted or (not any(own) and not (v6only and len(wanted) == 4))
+    # A wildcard: of IPv4, or of both IP versions.
+    return wanted is None or len(wanted) == 16 or len(own) == 4 or not (any(own) or v6only)

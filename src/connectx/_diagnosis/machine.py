@@ -1,0 +1,254 @@
+"""A look at a network namespace: everything that the rules draw on, gathered once."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import time
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Final
+
+from connectx._diagnosis import snapshot
+from connectx._diagnosis.call import holder, investigate
+from connectx._diagnosis.census import locked, tells_binds_apart
+from connectx._diagnosis.facts import Facts, Holder, Overshadowing, WatchedPair
+from connectx.addresses import Endpoint, ports_in, text, unmapped
+from connectx.linux import features, proc_net, processes, sysctl
+from connectx.linux.features import Probe, probe
+from connectx.linux.nat_rules import read_translations
+from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.socket_dump import UNCONNECTED, Filter, filter_between, idle, records
+from connectx.linux.uapi import (
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    NETLINK_SOCK_DIAG,
+    TCP_CLOSE_WAIT,
+    TCP_ESTABLISHED,
+    TCP_LISTEN,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from connectx._diagnosis.facts import Call, Row
+    from connectx.addresses import PortRange
+    from connectx.linux.processes import Descriptors, Owners, Process
+    from connectx.linux.sock_diag import SocketRecord
+
+#: The processes whose descriptors are counted: those with the most connections.
+_PROCESSES: Final = 20
+
+#: Connections on one port from which on a listener has left them, and not a bind() each.
+_SERVED: Final = 3
+
+#: The pairs whose connections are asked how long they have been idle: the fullest, if they
+#: are at least so full. Each costs a walk through the whole TCP table.
+_PAIRS: Final = 20
+_WORTH_ASKING: Final = 0.3
+
+
+def look(
+    calls: Sequence[Call], *, seconds: float, idle_after: float
+) -> tuple[Facts, tuple[Call, ...]]:
+    """Look at the calling thread's network namespace, and at calls that failed in it.
+
+    Args:
+        calls: The calls. Of several, those to an IPv6 address are left out where there is
+            no IPv6.
+        seconds: The time between two counts, from which rates follow.
+        idle_after: The time without data, in seconds, after which a connection is idle.
+
+    Returns:
+        The facts, and the calls with what was found out about them.
+
+    Raises:
+        OSError: The sockets or the port range cannot be read. What else cannot be read is
+            named in the facts.
+    """
+    unseen: list[str] = []
+
+    def seen(what: str, read: Callable[[], int], otherwise: int) -> int:
+        try:
+            return read()
+        except (OSError, LookupError, ValueError) as error:
+            unseen.append(f"{what}: {error}")
+            return otherwise
+
+    def overflows() -> int:
+        return seen("TCPTimeWaitOverflow", lambda: proc_net.read_tcp_ext("TCPTimeWaitOverflow"), 0)
+
+    before = {row[:3]: row for row in snapshot.take(("tcp", "udp")).rows}
+    overflowed = overflows()
+    begun = time.monotonic()
+    _wait(seconds)
+    owners = processes.owners()
+    taken = snapshot.take(("tcp", "udp"), owners=owners)
+    passed = max(time.monotonic() - begun, 0.001)
+    overflowed_now = overflows()
+    reserved = sysctl.read_reserved_ports()
+    if owners.hidden and any(_has_hidden_owner(row) for row in taken.rows):
+        unseen.append("the owners of some sockets, which only root may see")
+    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
+        pairs = tuple(
+            WatchedPair(
+                row,
+                (row.in_use - (before[row[:3]].in_use if row[:3] in before else 0)) / passed,
+                _count_idle(netlink, row, idle_after) if number < _PAIRS else 0,
+            )
+            for number, row in enumerate(taken.rows)
+        )
+        streams = records(netlink, None, Filter(IPPROTO_TCP, ports=(taken.ports,)))
+        datagrams = records(netlink, None, Filter(IPPROTO_UDP))
+        holders = _holders(streams, reserved, owners, unseen)
+        answers = tuple(investigate(each, netlink, owners) for each in calls)
+    ipv6 = bool(proc_net.ipv6_addresses())
+    if not ipv6:
+        answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
+    translations, not_listed = read_translations()
+    unseen += not_listed
+    buckets = tracked = None
+    try:
+        buckets = proc_net.time_wait()
+        tracked = proc_net.conntrack()
+    except (OSError, ValueError) as error:
+        unseen.append(f"tables of connections: {error}")
+    facts = Facts(
+        ports=taken.ports,
+        reserved=reserved,
+        ipv6=ipv6,
+        unprivileged_port_start=seen(
+            "ip_unprivileged_port_start", sysctl.read_unprivileged_port_start, 1024
+        ),
+        udp_unused=_count_unused(datagrams, taken.ports, reserved),
+        pairs=pairs,
+        holders=holders,
+        tells_binds_apart=tells_binds_apart(),
+        overshadowed=_overshadowed(datagrams, owners),
+        close_wait=Counter(
+            str(owners.of(record.inode) or "")
+            for record in streams
+            if record.state == TCP_CLOSE_WAIT
+        ),
+        close_wait_gain=_total(taken.rows, "CLOSE-WAIT") - _total(before.values(), "CLOSE-WAIT"),
+        time_wait=buckets,
+        time_wait_overflows=overflowed_now,
+        overflows_gain=overflowed_now - overflowed,
+        tcp_tw_reuse=seen("tcp_tw_reuse", lambda: sysctl.read_int("tcp_tw_reuse"), 2),
+        tcp_timestamps=seen("tcp_timestamps", lambda: sysctl.read_int("tcp_timestamps"), 1),
+        descriptors=_descriptors(taken.rows),
+        conntrack=tracked,
+        translations=translations,
+        kernel=os.uname().release.partition("-")[0],
+        lacking=tuple(
+            f"{feature.name} (Linux {feature.since[0]}.{feature.since[1]}): {feature.gives}"
+            for feature in (features.IP_LOCAL_PORT_RANGE, features.STEP_OF_ONE)
+            if probe(feature) is Probe.NO
+        ),
+        seconds=passed,
+        unseen=tuple(dict.fromkeys(unseen)),
+        call=None,
+    )
+    return facts, answers
+
+
+def _wait(seconds: float) -> None:
+    """Wait between the two counts."""
+    select.select((), (), (), seconds)
+
+
+def _count_idle(netlink: NetlinkSocket, row: Row, seconds: float) -> int:
+    """The idle connections of a pair; 0 for one that is far from full."""
+    if row.protocol != "tcp" or row.utilisation < _WORTH_ASKING:
+        return 0
+    family, wanted = filter_between(IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination)
+    return idle(netlink, family, wanted, math.ceil(seconds * 1000))
+
+
+def _has_hidden_owner(row: Row) -> bool:
+    """Whether more sockets lack an owner than those in TIME_WAIT, which have none."""
+    return row.processes.get(None, 0) > row.states.get("TIME-WAIT", 0)
+
+
+def _total(rows: Iterable[Row], state: str) -> int:
+    return sum(row.states.get(state, 0) for row in rows)
+
+
+def _holders(
+    streams: Iterable[SocketRecord],
+    reserved: tuple[PortRange, ...],
+    owners: Owners,
+    unseen: list[str],
+) -> tuple[Holder, ...]:
+    """Find the TCP sockets of the range that refuse to share their ports."""
+    on_port: defaultdict[int, list[SocketRecord]] = defaultdict(list)
+    found: list[Holder] = []
+    for record in streams:
+        if 1 << record.state & UNCONNECTED:
+            state = "LISTEN" if record.state == TCP_LISTEN else "bound"
+            found.append(holder(record, state, owners))
+        else:
+            on_port[record.source_port].append(record)
+    # connect() refuses a reserved port whether it is locked or not.
+    untold = on_port.keys() - {each.port for each in found} - ports_in(reserved)
+    try:
+        refused = locked(untold) or []
+    except OSError as error:
+        # The loopback device is down, for example.
+        unseen.append(f"ports locked by bind(): {error}")
+        return tuple(found)
+    for port in refused:
+        some = on_port[port]
+        alive = [record for record in some if record.inode]
+        state = "TIME-WAIT" if not alive else "accepted" if len(some) >= _SERVED else "connected"
+        found.append(holder((alive or some)[0], state, owners))
+    return tuple(found)
+
+
+def _count_unused(
+    datagrams: Iterable[SocketRecord], ports: PortRange, reserved: tuple[PortRange, ...]
+) -> int:
+    """The ports of the range on which IPv4 has no UDP socket.
+
+    A socket on "::" counts as IPv4's too, since the dump does not report IPV6_V6ONLY here.
+    """
+    used = {
+        each.source_port
+        for each in datagrams
+        if len(unmapped(each.source)) == 4 or not any(each.source)
+    }
+    return len(set(range(ports.low, ports.high + 1)) - used - ports_in(reserved))
+
+
+def _overshadowed(datagrams: Iterable[SocketRecord], owners: Owners) -> tuple[Overshadowing, ...]:
+    """Find the UDP 4-tuples that have several sockets on one device."""
+    on_tuple: defaultdict[tuple[bytes, int, bytes, int, int], list[SocketRecord]]
+    on_tuple = defaultdict(list)
+    for record in datagrams:
+        if record.state == TCP_ESTABLISHED:
+            source, destination = unmapped(record.source), unmapped(record.destination)
+            ends = source, record.source_port, destination, record.destination_port
+            on_tuple[*ends, record.interface].append(record)
+    return tuple(
+        Overshadowing(
+            Endpoint(text(source), port),
+            Endpoint(text(destination), destination_port),
+            tuple(str(owners.of(record.inode) or "hidden") for record in some),
+        )
+        for (source, port, destination, destination_port, _), some in on_tuple.items()
+        if len({record.cookie for record in some}) > 1
+    )
+
+
+def _descriptors(rows: Iterable[Row]) -> Mapping[Process, Descriptors]:
+    """Count the open files of the processes with the most connections."""
+    connections: Counter[Process] = Counter()
+    for row in rows:
+        for process, number in row.processes.items():
+            if process is not None:
+                connections[process] += number
+    found = {
+        process: processes.descriptors(process.pid)
+        for process, _ in connections.most_common(_PROCESSES)
+    }
+    return {process: each for process, each in found.items() if each is not None}
