@@ -87,12 +87,12 @@ def found_ports(replies: Replies) -> dict[int, list[int]]:
 
 def found_records(replies: Replies) -> list[SocketRecord]:
     with replaying(replies) as netlink:
-        return records(netlink, None, WANTED)
+        return records(netlink, WANTED)
 
 
 def found_tally(replies: Replies) -> dict[Group, int]:
     with replaying(replies) as netlink:
-        return tally(netlink, None, WANTED)
+        return tally(netlink, WANTED)
 
 
 def expected_source_ports(replies: Replies) -> set[int]:

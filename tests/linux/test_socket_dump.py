@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectx.addresses import PortRange
+from connectx.addresses import Endpoint, PortRange
 from connectx.linux import uapi
 from connectx.linux.netlink import DumpInterrupted, MalformedMessage, NetlinkSocket
 from connectx.linux.sock_diag import (
     ALL_STATES,
     decode_record,
 )
-from connectx.linux.socket_dump import Filter, Group, dump, ports_toward, tally
+from connectx.linux.socket_dump import Filter, Group, dump, filter_between, ports_toward, tally
 from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex
 from connectx.linux.structs import NLMSGHDR
 from connectx.sandbox.servers import Servers
@@ -312,12 +312,18 @@ def test_a_dump_of_some_source_ports(
     for port in range(20000, 20100):
         open_socket(protocol, ("127.0.0.1", port), ("127.0.0.1", 8000))
     expected = sum(low <= port <= high for port in range(20000, 20100) for low, high in ranges)
-    wanted = Filter(protocol, 1 << uapi.TCP_ESTABLISHED, destination_port=8000, ports=ranges)
-    assert sum(tally(netlink, uapi.AF_INET, wanted).values()) == expected
+    wanted = Filter(
+        protocol,
+        1 << uapi.TCP_ESTABLISHED,
+        destination_port=8000,
+        ports=ranges,
+        family=uapi.AF_INET,
+    )
+    assert sum(tally(netlink, wanted).values()) == expected
     wanted = wanted._replace(source=IPV4, destination=IPV4)
-    assert sum(tally(netlink, uapi.AF_INET, wanted).values()) == expected
+    assert sum(tally(netlink, wanted).values()) == expected
     wanted = wanted._replace(source=pack("127.0.0.2"))
-    assert tally(netlink, uapi.AF_INET, wanted) == {}
+    assert tally(netlink, wanted) == {}
 
 
 def test_tally_counts_what_a_dump_has(
@@ -331,7 +337,7 @@ def test_tally_counts_what_a_dump_has(
         if number % 5 == 0:
             half_close(client, server)
     for family in FAMILIES:
-        counted = tally(netlink, family, Filter(uapi.IPPROTO_TCP))
+        counted = tally(netlink, Filter(uapi.IPPROTO_TCP, family=family))
         records = dump(netlink, uapi.IPPROTO_TCP, family)
         assert counted == Counter(
             Group(*each[:3], each.destination, each.destination_port, each.interface)
@@ -339,17 +345,51 @@ def test_tally_counts_what_a_dump_has(
         )
         assert len({group.state for group in counted}) >= 3
         assert sum(counted.values()) > 700
-    both = tally(netlink, None, Filter(uapi.IPPROTO_TCP))
-    tables = [tally(netlink, family, Filter(uapi.IPPROTO_TCP)) for family in FAMILIES]
+    both = tally(netlink, Filter(uapi.IPPROTO_TCP))
+    tables = [tally(netlink, Filter(uapi.IPPROTO_TCP, family=family)) for family in FAMILIES]
     assert both == tables[0] | tables[1]
 
 
 def test_replayed_tallies() -> None:
     with replaying([*datagrams("dump-udp"), *datagrams("dump-empty")]) as netlink:
-        counted = tally(netlink, uapi.AF_INET, Filter(uapi.IPPROTO_UDP))
+        counted = tally(netlink, Filter(uapi.IPPROTO_UDP, family=uapi.AF_INET))
     assert sum(counted.values()) == 60
     with replaying([*datagrams("dump-tcp")[:-1], INTERRUPTED, *datagrams("dump-tcp")]) as netlink:
-        counted = tally(netlink, uapi.AF_INET6, Filter(uapi.IPPROTO_TCP))
+        counted = tally(netlink, Filter(uapi.IPPROTO_TCP, family=uapi.AF_INET6))
     assert sum(counted.values()) == 4
     with replaying([INTERRUPTED] * 8) as netlink, pytest.raises(DumpInterrupted):
-        tally(netlink, uapi.AF_INET6, Filter(uapi.IPPROTO_TCP))
+        tally(netlink, Filter(uapi.IPPROTO_TCP, family=uapi.AF_INET6))
+
+
+class TestFilterBetween:
+    """From text to what the kernel compares."""
+
+    def test_ipv4_mapped_addresses_are_those_of_ipv4(self) -> None:
+        wanted = filter_between(uapi.IPPROTO_TCP, ALL_STATES, "::ffff:127.0.0.1", Endpoint("", 443))
+        assert (wanted.family, wanted.source, wanted.destination) == (uapi.AF_INET, IPV4, None)
+        assert (wanted.destination_port, wanted.interface) == (443, 0)
+
+    def test_without_an_address_both_families_are_meant(self) -> None:
+        assert filter_between(uapi.IPPROTO_UDP, ALL_STATES, "", Endpoint("", 0)).family is None
+
+    def test_a_scope_counts_where_the_address_needs_it(self) -> None:
+        loopback = socket.if_nametoindex("lo")
+        for source, to, interface in (
+            ("fe80::1%lo", Endpoint("fe80::9", 443), loopback),
+            ("fe80::1", Endpoint("fe80::9", 443, 0, 7), 7),
+            ("2001:db8::1%lo", Endpoint("2001:db8::9", 443, 0, 7), 0),
+        ):
+            wanted = filter_between(uapi.IPPROTO_TCP, ALL_STATES, source, to)
+            assert (wanted.family, wanted.interface) == (uapi.AF_INET6, interface)
+
+    @pytest.mark.parametrize(
+        "source, to, message",
+        [
+            ("::1", Endpoint("127.0.0.1", 0), "::1 and 127.0.0.1 are not of the same IP version"),
+            ("fe80::1%7", Endpoint("fe80::9%8", 0), "are not on the same interface"),
+            ("here", Endpoint("", 0), "not an IP address: 'here'"),
+        ],
+    )
+    def test_ends_that_do_not_go_together(self, source: str, to: Endpoint, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            filter_between(uapi.IPPROTO_TCP, ALL_STATES, source, to)

@@ -23,7 +23,7 @@ HERE = ("127.0.0.1", FIRST)
 def time_wait() -> SocketRecord:
     with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
         wanted = Filter(uapi.IPPROTO_TCP, 1 << uapi.TCP_TIME_WAIT, destination_port=FIRST)
-        (record,) = records(netlink, None, wanted)
+        (record,) = records(netlink, wanted)
     return record
 
 

@@ -74,15 +74,17 @@ def take(netlink: NetlinkSocket, connection: FourTuple, ports: PortRange) -> Cen
     source, destination = connection.source, connection.destination
     within = set(range(ports.low, ports.high + 1))
     reserved = ports_in(sysctl.read_reserved_ports()) & within
-    family, wanted = filter_between(
-        protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
+    toward = records(
+        netlink,
+        filter_between(
+            protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
+        ),
     )
-    toward = records(netlink, family, wanted)
     time_wait = within.intersection(each.source_port for each in toward if each.in_time_wait)
     connected = within.intersection(each.source_port for each in toward) - time_wait
     # Sockets on any address, of either IP version: connect() passes over a bound port without
     # a look at the address (__inet_hash_connect).
-    everybody = records(netlink, None, Filter(protocol.table))
+    everybody = records(netlink, Filter(protocol.table))
     anywhere = {each.source_port for each in everybody}
     bound = {each.source_port for each in everybody if 1 << each.state & UNCONNECTED}
     reuse = read_reuse()

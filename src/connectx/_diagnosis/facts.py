@@ -9,7 +9,6 @@ per source and destination), `connectx._diagnosis.census` (the ports toward one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -241,8 +240,7 @@ class Call(NamedTuple):
         return PROTOCOLS[self.protocol].stream
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """A network namespace and its sockets.
 
     Attributes:

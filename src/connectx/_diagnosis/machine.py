@@ -98,8 +98,8 @@ def look(
             )
             for number, row in enumerate(taken.rows)
         )
-        streams = records(netlink, None, Filter(IPPROTO_TCP, ports=(taken.ports,)))
-        datagrams = records(netlink, None, Filter(IPPROTO_UDP))
+        streams = records(netlink, Filter(IPPROTO_TCP, ports=(taken.ports,)))
+        datagrams = records(netlink, Filter(IPPROTO_UDP))
         holders = _holders(streams, reserved, owners, unseen)
         answers = tuple(investigate(each, netlink, owners) for each in calls)
     ipv6 = bool(proc_net.ipv6_addresses())
@@ -161,8 +161,8 @@ def _count_idle(netlink: NetlinkSocket, row: Row, seconds: float) -> int:
     """The idle connections of a pair; 0 for one that is far from full."""
     if row.protocol != "tcp" or row.utilisation < _WORTH_ASKING:
         return 0
-    family, wanted = filter_between(IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination)
-    return idle(netlink, family, wanted, math.ceil(seconds * 1000))
+    wanted = filter_between(IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination)
+    return idle(netlink, wanted, math.ceil(seconds * 1000))
 
 
 def _has_hidden_owner(row: Row) -> bool:

@@ -196,7 +196,7 @@ class _Count:
 def _rows(
     netlink: NetlinkSocket,
     name: str,
-    asked: tuple[int | None, Filter],
+    asked: Filter,
     held: _Held,
     ports: PortRange,
     reserved: set[int],
@@ -225,42 +225,37 @@ def _rows(
         )
 
 
-def _dumps(
-    asked: tuple[int | None, Filter], left: Mapping[int, Sequence[PortRange]]
-) -> list[tuple[int | None, Filter]]:
-    """The dumps, of families and filters, that show the connections from the ports left."""
-    family, wanted = asked
-    if family is not None:
-        families: tuple[int | None, ...] = (family,)
+def _dumps(asked: Filter, left: Mapping[int, Sequence[PortRange]]) -> list[Filter]:
+    """The dumps that show the wanted connections from the ports that are left."""
+    if asked.family is not None:
+        families: tuple[int | None, ...] = (asked.family,)
     elif left[AF_INET] == left[AF_INET6]:
         # Both in one dump, which takes half the time.
         families = (None,)
     else:
         families = (AF_INET, AF_INET6)
     return [
-        (each, wanted._replace(ports=tuple(ranges[start : start + _RANGES_IN_A_DUMP])))
-        for each in families
-        for ranges in [left[each or AF_INET]]
+        asked._replace(family=family, ports=tuple(ranges[start : start + _RANGES_IN_A_DUMP]))
+        for family in families
+        for ranges in [left[family or AF_INET]]
         for start in range(0, len(ranges), _RANGES_IN_A_DUMP)
     ]
 
 
 def _count(
-    netlink: NetlinkSocket, dumps: Iterable[tuple[int | None, Filter]], owners: Owners | None
+    netlink: NetlinkSocket, dumps: Iterable[Filter], owners: Owners | None
 ) -> dict[_Ends, _Count]:
     found: defaultdict[_Ends, _Count] = defaultdict(_Count)
-    for family, wanted in dumps:
+    for wanted in dumps:
         sockets: Iterable[tuple[Group | SocketRecord, int, Process | None]]
         if owners is None:
-            sockets = ((group, n, None) for group, n in tally(netlink, family, wanted).items())
+            sockets = ((group, n, None) for group, n in tally(netlink, wanted).items())
         else:
-            sockets = (
-                (each, 1, owners.of(each.inode)) for each in records(netlink, family, wanted)
-            )
+            sockets = ((each, 1, owners.of(each.inode)) for each in records(netlink, wanted))
         for each, number, owner in sockets:
             ends = _Ends.of(each.source, each.destination, each.destination_port, each.interface)
             # A dump of AF_INET6 also has IPv4-mapped sockets.
-            if family != AF_INET6 or len(ends.source) == 16:
+            if wanted.family != AF_INET6 or len(ends.source) == 16:
                 count = found[ends]
                 count.states[each.state_name] += number
                 count.processes[owner] += number
@@ -269,7 +264,7 @@ def _count(
 
 def _count_reusable(
     netlink: NetlinkSocket,
-    dumps: Sequence[tuple[int | None, Filter]],
+    dumps: Sequence[Filter],
     counts: Mapping[_Ends, _Count],
     reuse: Reuse,
 ) -> None:
@@ -286,20 +281,21 @@ def _count_reusable(
         return
     if len(pairs) <= _FEW:
         dumps = [
-            (
-                family_of(source),
-                wanted._replace(
-                    source=source, destination=destination, destination_port=port, interface=scope
-                ),
+            wanted._replace(
+                source=source,
+                destination=destination,
+                destination_port=port,
+                interface=scope,
+                family=family_of(source),
             )
             for source, destination, port, scope in pairs
-            for _, wanted in dumps
+            for wanted in dumps
         ]
-    for family, wanted in dumps:
+    for wanted in dumps:
         # Counted as the dump reports them first, since there may be one for each port.
         takable = Counter(
             (each.source, each.destination, each.destination_port, each.interface)
-            for each in records(netlink, family, wanted._replace(states=1 << TCP_TIME_WAIT))
+            for each in records(netlink, wanted._replace(states=1 << TCP_TIME_WAIT))
             if reuse.takes(each)
         )
         for between, number in takable.items():

@@ -17,16 +17,24 @@ _CONNTRACK: Final = "/proc/sys/net/netfilter/nf_conntrack_"
 
 
 class Table(NamedTuple):
-    """How full a table is: its entries, and how many there may be; a limit of 0 is none."""
+    """How full a table is: its entries, and how many it may have.
+
+    A limit of 0 stands for no limit in conntrack's table, and for no TIME_WAIT at all in
+    the other.
+    """
 
     entries: int
     limit: int
 
 
 def time_wait() -> Table:
-    """TIME_WAIT's, against net.ipv4.tcp_max_tw_buckets: beyond that, closes skip TIME_WAIT.
+    """Read the number of TIME_WAITs, and net.ipv4.tcp_max_tw_buckets.
 
-    Raises OSError where /proc is not mounted; ValueError for a file that says nothing of it.
+    Beyond the limit, connections end without a TIME_WAIT.
+
+    Raises:
+        OSError: /proc is not mounted.
+        ValueError: A file does not have the number.
     """
     return Table(
         parse_time_wait(_read(f"{_NET}sockstat")),
@@ -35,12 +43,16 @@ def time_wait() -> Table:
 
 
 def conntrack() -> Table | None:
-    """Connection tracking's, against net.netfilter.nf_conntrack_max; None where it is not loaded.
+    """Read the number of tracked connections, and net.netfilter.nf_conntrack_max.
 
-    The limit is the machine's, and is compared with each namespace's entries by themselves
+    The limit is one for the machine, and each namespace may have as many entries
     (__nf_conntrack_alloc).
 
-    Raises OSError.
+    Returns:
+        None if connection tracking is not loaded.
+
+    Raises:
+        OSError: The files cannot be read.
     """
     try:
         return Table(int(_read(f"{_CONNTRACK}count")), int(_read(f"{_CONNTRACK}max")))
@@ -49,7 +61,7 @@ def conntrack() -> Table | None:
 
 
 def parse_time_wait(text: str) -> int:
-    """The number after "tw" in /proc/net/sockstat's line for TCP; ValueError without one."""
+    """Return the number after "tw" in the TCP line of /proc/net/sockstat; ValueError without."""
     for line in text.splitlines():
         name, *fields = line.split()
         if name == "TCP:" and "tw" in fields[:-1]:
@@ -58,9 +70,11 @@ def parse_time_wait(text: str) -> int:
 
 
 def read_tcp_ext(name: str) -> int:
-    """A counter of /proc/net/netstat's TcpExt, such as "TCPTimeWaitOverflow".
+    """Read a TcpExt counter of /proc/net/netstat, such as "TCPTimeWaitOverflow".
 
-    Raises OSError where it cannot be read, LookupError where this kernel has none of that name.
+    Raises:
+        OSError: The file cannot be read.
+        LookupError: This kernel has no counter of that name.
     """
     lines = _read(f"{_NET}netstat").splitlines()
     for names, values in zip(lines[::2], lines[1::2], strict=False):
@@ -71,9 +85,9 @@ def read_tcp_ext(name: str) -> int:
 
 
 def ipv6_addresses() -> dict[bytes, int]:
-    """The IPv6 addresses that devices have, and their flags; none where IPv6 is off.
+    """Return the octets and the flags (IFA_F_*) of each IPv6 address in the namespace.
 
-    disable_ipv6 leaves the loopback without one, too.
+    There is none if IPv6 is off: disable_ipv6 takes ::1 away too.
     """
     try:
         listing = _read(f"{_NET}if_inet6")

@@ -1,10 +1,9 @@
-"""SOCK_DIAG: which socket has a 4-tuple.
+"""SOCK_DIAG lookups: which socket has a 4-tuple.
 
-A lookup asks the kernel what it would ask itself on a packet's arrival. It needs no
-privilege, and sees the sockets of the network namespace that the netlink socket belongs
-to. Encoding and decoding are pure; see inet_diag_find_one_icsk() in
-net/ipv4/inet_diag.c, udp_dump_one() in net/ipv4/udp_diag.c. All sockets that there are:
-connectx.linux.socket_dump.
+A lookup asks the kernel the question that it asks itself when a packet arrives. It needs no
+privilege, and sees the sockets of the network namespace that the netlink socket belongs to.
+See inet_diag_find_one_icsk() in net/ipv4/inet_diag.c and udp_dump_one() in
+net/ipv4/udp_diag.c. `connectx.linux.socket_dump` lists sockets.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from socket import ntohs
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.addresses import V4_MAPPED
+from connectx.addresses import PROTOCOLS, V4_MAPPED
 from connectx.linux.netlink import MalformedMessage, NetlinkError
 from connectx.linux.structs import (
     INET_DIAG_MSG,
@@ -28,10 +27,7 @@ from connectx.linux.uapi import (
     AF_INET,
     AF_INET6,
     INET_DIAG_NOCOOKIE,
-    IPPROTO_MPTCP,
     IPPROTO_TCP,
-    IPPROTO_UDP,
-    IPPROTO_UDPLITE,
     NLM_F_REQUEST,
     SOCK_DIAG_BY_FAMILY,
     STATE_NAMES,
@@ -42,7 +38,7 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-from connectx.linux.netlink import NetlinkSocket
+    from connectx.linux.netlink import NetlinkSocket
 
 #: The states filter that lets every socket pass.
 ALL_STATES: Final = 0xFFFFFFFF
@@ -54,25 +50,32 @@ LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _REQUEST_TCP: Final = Struct(">24sH46s")
 _REQUEST_UDP: Final = Struct(">26sH44s")
 
-#: Where idiag_cookie lies in a reply, which is cut off behind it. An error is shorter
+#: Where idiag_cookie lies in a reply, of which no more is received. An error is shorter
 #: (NETLINK_CAP_ACK) and has nothing there.
 _COOKIE: Final = slice(60, 68)
 
-#: How often an inconsistent dump is repeated.
-_DUMP_ATTEMPTS: Final = 8
+#: The tables by the number of a protocol. MPTCP's subflows are in TCP's.
+_TABLES: Final = {each.number or each.table: each.table for each in PROTOCOLS.values()}
 
 
 class SocketRecord(NamedTuple):
     """A socket as SOCK_DIAG describes it.
 
-    family: AF_INET or AF_INET6, the socket's own; an IPv4-mapped tuple has AF_INET6.
-    state: TCP_ESTABLISHED …, also for UDP. TCP_CLOSE is a socket that is not connected;
-    for TCP, a dump's filter calls those that are bound TCP_BOUND_INACTIVE (since 6.8).
-    source, destination: packed addresses, 4 or 16 octets by family.
-    interface: the device it is bound to (SO_BINDTOIFINDEX); 0 for none.
-    cookie: the 8 octets that getsockopt(SOL_SOCKET, SO_COOKIE) gives for it.
-    uid, inode: its owner, and what /proc/*/fd shows; 0 in TIME_WAIT.
-    expires: milliseconds until its timer runs out: of a TIME_WAIT, until it ends.
+    Attributes:
+        family: The socket's own family, AF_INET or AF_INET6. IPv4-mapped addresses are on
+            AF_INET6 sockets.
+        state: TCP_ESTABLISHED and so on, for UDP too. TCP_CLOSE is a socket that is not
+            connected. A dump's filter calls a TCP socket that is only bound
+            TCP_BOUND_INACTIVE, since Linux 6.8.
+        source: The octets of an address, 4 or 16 by family.
+        source_port: The port.
+        destination: The octets of the peer's address.
+        destination_port: The peer's port.
+        interface: The index of the device that it is bound to (SO_BINDTOIFINDEX); 0 for none.
+        cookie: The 8 octets that getsockopt(SOL_SOCKET, SO_COOKIE) returns for it.
+        uid: Its owner; 0 in TIME_WAIT.
+        inode: Its inode, as in /proc/PID/fd; 0 in TIME_WAIT, and without a process.
+        expires: Milliseconds until its timer expires: for a TIME_WAIT, until it ends.
     """
 
     family: int
@@ -96,8 +99,8 @@ class SocketRecord(NamedTuple):
     def in_time_wait(self) -> bool:
         """Whether only a TIME_WAIT is left of it.
 
-        One whose peer has not closed yet is reported in its substate, FIN_WAIT2
-        (tw_substate), and has no inode, like any socket that nobody owns any more.
+        A TIME_WAIT whose peer has not closed yet is reported in its substate, FIN_WAIT2
+        (tw_substate), and has no inode.
         """
         return self.state == TCP_TIME_WAIT or (self.state == TCP_FIN_WAIT2 and not self.inode)
 
@@ -105,19 +108,26 @@ class SocketRecord(NamedTuple):
 class TupleLookup:
     """Finds the socket on a 4-tuple, for one destination and any source port.
 
-    protocol: IPPROTO_TCP, IPPROTO_UDP or IPPROTO_UDPLITE; IPPROTO_MPTCP stands for
-    TCP, whose 4-tuples its subflows occupy.
-    family, source, destination: AF_INET with 4 octets or AF_INET6 with 16 each. Two
-    IPv4-mapped addresses are looked up as AF_INET, since only that finds AF_INET
-    sockets as well as IPv4-mapped ones.
-    interface: the device the packet would come in on. A socket bound to a device
-    is found only with that device here, any other socket always; and a link-local
-    destination needs its scope.
+    A lookup finds the socket that a packet would reach. That may be a connected socket, an
+    unconnected or wildcard one on the source port, for TCP a listener, or a TIME_WAIT;
+    `find_record` tells which.
 
-    What is found is whoever would receive the packet, so beside the connected
-    socket it can be an unconnected or wildcard one on the source port, for TCP a
-    listener, and a TIME_WAIT; `find_record` tells them apart. Immutable, hence
-    shared by threads at will; each brings its own netlink socket.
+    Immutable, so threads may share one. Each brings its own netlink socket.
+
+    Args:
+        protocol: IPPROTO_TCP, IPPROTO_UDP or IPPROTO_UDPLITE. IPPROTO_MPTCP stands for TCP,
+            whose 4-tuples its subflows occupy.
+        family: AF_INET or AF_INET6.
+        source: The octets of an address of that family.
+        destination: The same. Two IPv4-mapped addresses are looked up as AF_INET, which
+            finds AF_INET sockets as well as IPv4-mapped ones.
+        destination_port: The port.
+        interface: The index of the device on which the packet would arrive. A socket that is
+            bound to a device is found only with that device. A link-local destination
+            needs its scope.
+
+    Raises:
+        ValueError: The protocol is unknown, or the family and the addresses do not match.
     """
 
     __slots__ = ("_after_port", "_before_port", "_pack")
@@ -134,7 +144,7 @@ class TupleLookup:
         payload = encode_lookup(
             protocol, family, source, 0, destination, destination_port, interface
         )
-        # No sequence number: `shows` has no use for one, and `find_record` brings its own.
+        # No sequence number: `shows` needs none, and `find_record` brings its own.
         head = NLMSGHDR.pack(NLMSGHDR.size + len(payload), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0)
         tcp = diag_protocol(protocol) == IPPROTO_TCP
         offset = 8 if tcp else 10
@@ -145,14 +155,16 @@ class TupleLookup:
         self._after_port = payload[offset + 2 :]
 
     def shows(self, netlink: NetlinkSocket, source_port: int, cookie: bytes) -> bool:
-        """Whether the socket on this source port is the one that has this SO_COOKIE (8 octets).
+        """Return whether the socket on a source port has this SO_COOKIE, of 8 octets.
 
-        Costs little more than its two system calls, since each UDP connection
-        makes one. No answer is False, and that is also what a kernel without udp_diag
-        gives: see `features`, or look up a socket that is known to exist.
+        Each UDP connection makes one such lookup, so it costs little more than its two system
+        calls. False also stands for no answer, which is what a kernel without udp_diag
+        gives: see `connectx.linux.features`, or look up a socket that is known to exist.
 
-        Raises NetlinkError with the kernel's errno; OSError for a closed netlink
-        socket (EBADF) and the like; MalformedMessage.
+        Raises:
+            OSError: The netlink socket is closed (EBADF), for example. NetlinkError has the
+                kernel's errno.
+            MalformedMessage: The reply cannot be read.
         """
         # Loaded as attributes: called as methods, slots take twice the time.
         pack, send, recv = self._pack, netlink.send, netlink.recv
@@ -164,17 +176,17 @@ class TupleLookup:
             if error.errno not in {errno.EAGAIN, errno.ENOBUFS}:
                 raise
         except BaseException:
-            # A signal handler's. The reply must not be there for the next lookup: asked
-            # about the same socket on another port, that would believe it.
+            # A signal handler's exception. The reply must not stay for the next lookup: one
+            # about the same socket on another port would believe it.
             netlink.discard()
             raise
-        # Another socket, an error, the reply to another lookup that a signal handler made
-        # in between, or a machine of the other byte order, which swaps a cookie's halves.
+        # Another socket, an error, the reply to a lookup that a signal handler made in
+        # between, or a machine of the other byte order, which swaps a cookie's halves.
         record = self.find_record(netlink, source_port)
         return record is not None and record.cookie == cookie
 
     def find_record(self, netlink: NetlinkSocket, source_port: int) -> SocketRecord | None:
-        """The socket on this source port, None if there is none; raises as `shows` does."""
+        """Return the socket on a source port, None if there is none; raises as `shows` does."""
         request = self._pack(self._before_port, source_port, self._after_port)
         try:
             reply = netlink.request(SOCK_DIAG_BY_FAMILY, request[NLMSGHDR.size :])
@@ -194,7 +206,7 @@ def encode_lookup(
     destination_port: int,
     interface: int = 0,
 ) -> bytes:
-    """The inet_diag_req_v2 of a lookup; arguments as for `TupleLookup`."""
+    """Return the inet_diag_req_v2 of a lookup; the arguments are those of `TupleLookup`."""
     table = diag_protocol(protocol)
     size = address_size(family)
     if len(source) != size or len(destination) != size:
@@ -214,14 +226,14 @@ def encode_lookup(
 
 
 def decode_record(payload: bytes | memoryview) -> SocketRecord:
-    """The record in one SOCK_DIAG reply, without its netlink header."""
+    """Return the record in a SOCK_DIAG reply without its netlink header."""
     if len(payload) < INET_DIAG_MSG.size:
         raise MalformedMessage(f"{len(payload)} octets are too few for inet_diag_msg")
     return record_of(record_layout(0, INET_DIAG_MSG.size).unpack_from(payload))
 
 
 def address_size(family: int) -> int:
-    """The octets of an address; ValueError for other families."""
+    """Return the number of octets of a family's addresses; ValueError for other families."""
     if family == AF_INET:
         return 4
     if family == AF_INET6:
@@ -230,17 +242,15 @@ def address_size(family: int) -> int:
 
 
 def diag_protocol(protocol: int) -> int:
-    """The protocol whose sockets SOCK_DIAG has for one; ValueError for others."""
-    if protocol == IPPROTO_MPTCP:
-        return IPPROTO_TCP
-    if protocol in {IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE}:
-        return protocol
-    raise ValueError(f"not a protocol of SOCK_DIAG: {protocol}")
+    """Return the number of the table that has a protocol's sockets; ValueError for others."""
+    if protocol not in _TABLES:
+        raise ValueError(f"not a protocol of SOCK_DIAG: {protocol}")
+    return _TABLES[protocol]
 
 
 @lru_cache(maxsize=32)
 def record_layout(before: int, size: int) -> Struct:
-    """inet_diag_msg without the fields we do not use, between what comes before and after."""
+    """The fields of inet_diag_msg that we use, with as many octets before and after it."""
     fields = "BBxxHH16s16sI8sI8xII"
     return Struct(f"={before}x{fields}{size - before - INET_DIAG_MSG.size}x")
 
@@ -248,7 +258,7 @@ def record_layout(before: int, size: int) -> Struct:
 def record_of(
     fields: tuple[int, int, int, int, bytes, bytes, int, bytes, int, int, int],
 ) -> SocketRecord:
-    """The record in the fields of `record_layout`; MalformedMessage for what is none."""
+    """Return the record in the fields of `record_layout`; MalformedMessage for no record."""
     family, state, port, peer_port, source, destination, interface, cookie, *rest = fields
     expires, uid, inode = rest
     if family not in {AF_INET, AF_INET6}:

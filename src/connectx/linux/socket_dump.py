@@ -1,8 +1,16 @@
-"""Dumps of SOCK_DIAG: which sockets there are, filtered in the kernel, counted or by themselves.
+"""SOCK_DIAG dumps: the sockets that there are, filtered in the kernel, one by one or counted.
 
 A dump walks a protocol's whole table, needs no privilege, and shows the sockets of the
 network namespace that the netlink socket belongs to. See inet_diag_bc_run() in
 net/ipv4/inet_diag.c.
+
+A dump is not a snapshot. A socket that changes meanwhile may be missing, or there twice. So
+may one that does not change: the kernel finds its place in a hash bucket again by counting,
+and a socket that has come or gone there shifts the others. NLM_F_DUMP_INTR does not report
+that (tests/kernel/test_dumps.py). It is rare, except where many sockets have one UDP port.
+
+Every function raises NetlinkError with the kernel's errno, DumpInterrupted for a dump that
+was inconsistent 8 times in a row, and MalformedMessage.
 """
 
 from __future__ import annotations
@@ -71,7 +79,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: The states of sockets without a destination: they listen, are bound, or not connected.
+#: The states of sockets without a destination: those that listen, are bound, or neither.
 UNCONNECTED: Final = 1 << TCP_LISTEN | 1 << TCP_CLOSE | 1 << TCP_BOUND_INACTIVE
 
 #: How often an inconsistent dump is repeated.
@@ -90,29 +98,23 @@ def dump(
     destination_port: int = 0,
     interface: int = 0,
 ) -> list[SocketRecord]:
-    """The sockets of a protocol and family, filtered in the kernel.
-
-    states: a bit for each wanted state, as in ``1 << TCP_TIME_WAIT``.
-    family: AF_INET gives IPv4-mapped sockets of AF_INET6 as well, since they
-    occupy the same tuples.
-    source, source_port, destination, destination_port, interface: only sockets
-    with these; None and 0 for any.
-
-    A dump is no snapshot: what changes meanwhile may be missing, or there twice. So may
-    what does not: the kernel finds its place in a bucket again by counting, and one that
-    has come or gone there shifts the others, of which NLM_F_DUMP_INTR says nothing
-    (tests/kernel/test_dumps.py). Rare, but where many sockets have one UDP port.
-
-    Raises NetlinkError; DumpInterrupted if the dump was inconsistent 8 times in a
-    row; MalformedMessage.
-    """
-    wanted = Filter(protocol, states, source, source_port, destination, destination_port, interface)
-    return records(netlink, family, wanted)
+    """List sockets; the arguments are the fields of `Filter`."""
+    wanted = Filter(
+        protocol,
+        states,
+        source,
+        source_port,
+        destination,
+        destination_port,
+        interface,
+        family=family,
+    )
+    return records(netlink, wanted)
 
 
-def records(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> list[SocketRecord]:
-    """The same for a filter; family None for both, if no address is wanted."""
-    return list(chain.from_iterable(_dump(netlink, family, wanted, _records)))
+def records(netlink: NetlinkSocket, wanted: Filter) -> list[SocketRecord]:
+    """List the sockets of a filter."""
+    return list(chain.from_iterable(_dump(netlink, wanted, _records)))
 
 
 def ports_toward(
@@ -126,14 +128,16 @@ def ports_toward(
     *,
     interface: int = 0,
 ) -> dict[int, array[int]]:
-    """The source ports in use toward a destination, by state; arguments as for `dump`.
+    """Return the source ports in use toward a destination, by state.
 
-    The same sockets as `dump` gives, at a fraction of the cost: it decodes two
-    fields, and those by column.
+    The arguments are the fields of `Filter`. These are the sockets that `dump` lists, at a
+    fraction of the cost: only two fields are decoded, by column.
     """
-    wanted = Filter(protocol, states, source, 0, destination, destination_port, interface)
+    wanted = Filter(
+        protocol, states, source, 0, destination, destination_port, interface, family=family
+    )
     ports: dict[int, array[int]] = {}
-    for found in _dump(netlink, family, wanted, _ports_by_state):
+    for found in _dump(netlink, wanted, _ports_by_state):
         for state, some in found:
             ports.setdefault(state, array("H")).extend(some)
     if LITTLE_ENDIAN:
@@ -143,11 +147,16 @@ def ports_toward(
 
 
 class Group(NamedTuple):
-    """Sockets of one table and state that go from one address to one destination.
+    """Sockets of one family and state that go from one address to one destination.
 
-    table: AF_INET or AF_INET6, the sockets' own; an IPv4-mapped tuple has AF_INET6.
-    source, destination: packed addresses, 4 or 16 octets by table.
-    interface: the device they are bound to; 0 for none.
+    Attributes:
+        table: The sockets' own family, AF_INET or AF_INET6. IPv4-mapped addresses are on
+            AF_INET6 sockets.
+        state: TCP_ESTABLISHED and so on.
+        source: The octets of an address, 4 or 16 by table.
+        destination: The same.
+        destination_port: The peer's port.
+        interface: The index of the device that the sockets are bound to; 0 for none.
     """
 
     table: int
@@ -163,60 +172,70 @@ class Group(NamedTuple):
         return STATE_NAMES.get(self.state, str(self.state))
 
 
-def tally(netlink: NetlinkSocket, family: int | None, wanted: Filter) -> dict[Group, int]:
-    """How many sockets there are of each group.
+def tally(netlink: NetlinkSocket, wanted: Filter) -> dict[Group, int]:
+    """Count the sockets of a filter by group.
 
-    family: as for `dump`, which raises the same; None for both, if no address is wanted.
-
-    A third of what `dump` costs, and memory for the groups only: no socket is decoded
-    by itself.
+    It takes a third of the time that `records` takes, and memory for the groups only: no
+    socket is decoded by itself.
     """
     counted: dict[Group, int] = {}
-    for found in _dump(netlink, family, wanted, _groups):
+    for found in _dump(netlink, wanted, _groups):
         for (table, state, port, source, destination, interface), number in found.items():
             if table not in {AF_INET, AF_INET6}:
                 raise MalformedMessage(f"idiag_family {table}")
             size = address_size(table)
             ends = source[:size], destination[:size], ntohs(port), interface
             group = Group(table, state, *ends)
-            # Not "=": what an IPv4 address leaves of its 16 octets says nothing.
+            # Not "=": groups may differ in the 12 octets that an IPv4 address leaves unused.
             counted[group] = counted.get(group, 0) + number
     return counted
 
 
 def source_ports(netlink: NetlinkSocket, wanted: Filter) -> set[int]:
-    """The source ports of all sockets of a filter without addresses; raises as `dump` does.
+    """Return the source ports of the sockets of a filter.
 
-    Cheaper still than `tally`: one field is decoded, by column.
+    Cheaper than `tally`, since only one field is decoded, by column.
     """
-    return {ntohs(port) for found in _dump(netlink, None, wanted, _ports) for port in found}
+    return {ntohs(port) for found in _dump(netlink, wanted, _ports) for port in found}
 
 
 def with_v6only(netlink: NetlinkSocket, wanted: Filter) -> list[tuple[SocketRecord, bool]]:
-    """The sockets of a filter without addresses, and whether IPV6_V6ONLY is on.
+    """List the sockets of a filter, each with whether IPV6_V6ONLY is on.
 
-    The kernel tells it of AF_INET6 sockets that listen or are not connected (state
-    TCP_CLOSE), and of none that is bound and no more (TCP_BOUND_INACTIVE). Raises as `dump`.
+    The kernel reports the option for AF_INET6 sockets that listen or are not connected
+    (TCP_CLOSE), and not for those that are only bound (TCP_BOUND_INACTIVE).
     """
-    return list(chain.from_iterable(_dump(netlink, None, wanted, _records_with_v6only)))
+    return list(chain.from_iterable(_dump(netlink, wanted, _records_with_v6only)))
 
 
-def idle(netlink: NetlinkSocket, family: int | None, wanted: Filter, milliseconds: int) -> int:
-    """How many TCP sockets have sent and received no data for so long; family as for `tally`.
+def idle(netlink: NetlinkSocket, wanted: Filter, milliseconds: int) -> int:
+    """Count the TCP sockets of a filter that have carried no data for so long.
 
-    Since the connection was made, where there never was any (tcp_finish_connect).
+    For a connection that has never carried any, the time since it was made counts
+    (tcp_finish_connect).
     """
-    found = _dump(netlink, family, wanted._replace(information=True), _tcp_informations)
+    found = _dump(netlink, wanted._replace(information=True), _tcp_informations)
     return sum(
         min(TCP_INFO_IDLE.unpack_from(each)) >= milliseconds for some in found for each in some
     )
 
 
 class Filter(NamedTuple):
-    """Which sockets a dump is to give; None and 0 for any.
+    """The sockets that a dump lists; None and 0 stand for any.
 
-    ports: only source ports that are in one of these ranges.
-    information: whether tcp_info is to come with each.
+    Attributes:
+        protocol: The IPPROTO_* number of the table; IPPROTO_MPTCP stands for TCP.
+        states: A bit for each state, as in ``1 << TCP_TIME_WAIT``.
+        source: The octets of the sockets' own address.
+        source_port: Their own port.
+        destination: The octets of the peer's address.
+        destination_port: The peer's port.
+        interface: The index of the device that they are bound to.
+        ports: Ranges that their own port lies in, in any order.
+        information: Whether to ask for tcp_info as well.
+        family: The family of the addresses. AF_INET includes IPv4-mapped addresses on
+            AF_INET6 sockets, which occupy the same 4-tuples. None for both families, if
+            no address is wanted.
     """
 
     protocol: int
@@ -228,6 +247,7 @@ class Filter(NamedTuple):
     interface: int = 0
     ports: tuple[PortRange, ...] | None = None
     information: bool = False
+    family: int | None = None
 
 
 def filter_between(
@@ -236,19 +256,16 @@ def filter_between(
     source: str,
     destination: Endpoint,
     ports: tuple[PortRange, ...] | None = None,
-) -> tuple[int | None, Filter]:
-    """The family and the filter that find the sockets between two ends.
+) -> Filter:
+    """Return the filter for the sockets between two ends.
 
     Args:
-        protocol: The IPPROTO_* number of the table.
-        states: A bit for each wanted state.
+        protocol: As in `Filter`.
+        states: As in `Filter`.
         source: An IP address, with its scope if it has one ("fe80::7%eth0"); "" for any.
             A scope counts only where the address needs it, as for the kernel.
         destination: The other end; host "" and port 0 for any.
-        ports: Ranges of source ports; None for any.
-
-    Returns:
-        AF_INET, AF_INET6, or None without an address; and the filter.
+        ports: As in `Filter`.
 
     Raises:
         ValueError: A host is no IP address, or the two ends have different IP versions or
@@ -267,7 +284,7 @@ def filter_between(
         raise ValueError(f"{source} and {destination.host} are not of the same IP version")
     if len(scopes) > 1:
         raise ValueError(f"{source} and {destination.host} are not on the same interface")
-    return families.pop() if families else None, Filter(
+    return Filter(
         protocol,
         states,
         octets[0],
@@ -276,6 +293,7 @@ def filter_between(
         destination.port,
         scopes.pop() if scopes else 0,
         ports,
+        family=families.pop() if families else None,
     )
 
 
@@ -290,10 +308,13 @@ def _octets(host: str) -> bytes | None:
 
 
 def encode_dump(table: int, family: int, wanted: Filter) -> bytes:
-    """The request for a dump: inet_diag_req_v2 and an INET_DIAG_REQ_BYTECODE attribute.
+    """Return the request for a dump: inet_diag_req_v2, and INET_DIAG_REQ_BYTECODE.
 
-    table: the family of the sockets to walk.
-    family: that of the addresses they must have, another one for IPv4-mapped sockets.
+    Args:
+        table: The family of the sockets to walk.
+        family: The family of the addresses they must have; another one for IPv4-mapped
+            addresses.
+        wanted: The filter.
     """
     protocol = diag_protocol(wanted.protocol)
     extensions = 1 << (INET_DIAG_INFO - 1) if wanted.information else 0
@@ -302,14 +323,14 @@ def encode_dump(table: int, family: int, wanted: Filter) -> bytes:
 
 
 def encode_tcp_dump(wanted: Filter) -> bytes:
-    """The same for TCPDIAG_GETSOCK: inet_diag_req."""
+    """Return the request for a dump by TCPDIAG_GETSOCK: inet_diag_req, and the same attribute."""
     request = INET_DIAG_REQ.pack(_ports_only(wanted), wanted.states)
     # AF_INET6, since AF_INET would bring a condition on addresses.
     return request + _attribute(encode_filter(AF_INET6, wanted))
 
 
 def _ports_only(wanted: Filter) -> bytes:
-    """The inet_diag_sockid of a dump, in which addresses have no meaning."""
+    """The inet_diag_sockid of a dump, where addresses have no meaning."""
     return INET_DIAG_SOCKID.pack(
         wanted.source_port.to_bytes(2, "big"),
         wanted.destination_port.to_bytes(2, "big"),
@@ -327,11 +348,11 @@ def _attribute(program: bytes) -> bytes:
 
 
 def encode_filter(family: int, wanted: Filter) -> bytes:
-    """The program for inet_diag_bc_run() that lets the wanted sockets pass.
+    """Return the program for inet_diag_bc_run() that lets the wanted sockets pass.
 
-    Each condition goes on to the next where it holds, and otherwise jumps 4 octets
-    past the end, which is how a program says no. Single ports are not in it: the request
-    itself has fields for them, which the kernel compares before it runs a program.
+    A condition that holds goes on to the next one. Otherwise it jumps 4 octets past the
+    end, which is how a program says no. Single ports are not part of it: the request has
+    fields for them, which the kernel compares before it runs the program.
     """
     conditions = []
     if wanted.source is not None or family == AF_INET:
@@ -350,10 +371,11 @@ def encode_filter(family: int, wanted: Filter) -> bytes:
 
 
 def _within(ports: tuple[PortRange, ...] | None) -> bytes:
-    """The part of a program that asks whether a source port is in one of the ranges.
+    """The part of a program that asks whether a source port lies in one of the ranges.
 
-    One after the other: below its low end there is no range left to ask about, if they
-    are in order, and up to its high end is a yes, a jump to the end.
+    It asks about one range after the other, in order. Below the low end of a range the
+    answer is no, since the rest lies above. Up to its high end the answer is yes, a jump
+    to the end.
     """
     if ports is None:
         return b""
@@ -381,15 +403,13 @@ def _host(family: int, address: bytes | None) -> bytes:
 
 
 def _dump(
-    netlink: NetlinkSocket,
-    family: int | None,
-    wanted: Filter,
-    collect: Callable[[Iterable[Run]], _T],
+    netlink: NetlinkSocket, wanted: Filter, collect: Callable[[Iterable[Run]], _T]
 ) -> list[_T]:
-    """What is made of the messages of each table that can hold such sockets."""
+    """Dump each table that can hold such sockets, and collect what it lists."""
+    family = wanted.family
     if family is None and diag_protocol(wanted.protocol) == IPPROTO_TCP and not wanted.information:
-        # TCP's tables hold sockets of both families, and each dump walks all of them:
-        # the older request, which knows no family, takes half the time.
+        # TCP's table holds sockets of both families, and each dump walks all of it. The
+        # older request, which knows no family, takes half the time of two dumps.
         return [_repeated_dump(netlink, TCPDIAG_GETSOCK, encode_tcp_dump(wanted), collect)]
     tables: tuple[int, ...] = (AF_INET, AF_INET6)
     if family is None:
@@ -420,7 +440,7 @@ def _checked(run: Run) -> Run:
         raise MalformedMessage(f"nlmsg_type {run.type} in a dump of sockets")
     if (size := len(run.first_payload)) < INET_DIAG_MSG.size:
         raise MalformedMessage(f"{size} octets are too few for inet_diag_msg")
-    # The last message in a datagram may lack its padding; one of the kernel's has it.
+    # A message may lack its padding if it is the last in a datagram. The kernel's have it.
     if len(run.messages) % run.stride:
         raise MalformedMessage(f"a message of {size} octets without its padding")
     return run
@@ -435,7 +455,7 @@ def _records(runs: Iterable[Run]) -> list[SocketRecord]:
 
 
 def _groups(runs: Iterable[Run]) -> Counter[tuple[int, int, int, bytes, bytes, int]]:
-    """As inet_diag_msg has it: idiag_family, _state, _dport, _src, _dst and _if."""
+    """Count by idiag_family, idiag_state, idiag_dport, idiag_src, idiag_dst and idiag_if."""
     counted: Counter[Any] = Counter()
     for run in runs:
         # Unpacked and counted in C, a socket at a time.
@@ -450,7 +470,7 @@ def _payloads(runs: Iterable[Run]) -> Iterator[memoryview]:
 
 
 def _tcp_informations(runs: Iterable[Run]) -> list[bytes]:
-    """The struct tcp_info of each socket that has one: a TIME_WAIT has none."""
+    """The struct tcp_info of each socket, except those in TIME_WAIT, which have none."""
     found = []
     for payload in _payloads(runs):
         for kind, value in attributes_in(payload[INET_DIAG_MSG.size :]):
@@ -478,13 +498,13 @@ def _ports(runs: Iterable[Run]) -> set[int]:
 
 @lru_cache(maxsize=32)
 def _group_layout(stride: int) -> Struct:
-    """A message with its header, as far as it tells the groups apart."""
+    """A message with its header; only the fields that a group has in common are unpacked."""
     before = NLMSGHDR.size
     return Struct(f"={before}xBBxx2xH16s16sI{stride - before - 44}x")
 
 
 def _ports_by_state(runs: Iterable[Run]) -> list[tuple[int, array[int]]]:
-    """idiag_state, and source ports in network byte order that have it; a state several times."""
+    """Pairs of idiag_state and the ports in that state; a state may come several times."""
     return [each for run in runs for each in _ports_of(run).items()]
 
 

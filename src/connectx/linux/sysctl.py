@@ -1,8 +1,8 @@
-"""Sysctls about ports, of the calling thread's network namespace.
+"""Sysctls about ports, in the calling thread's network namespace.
 
-The net.ipv4 ones serve IPv6 as well. /proc/sys/net shows the namespace of the
-thread that opens a file, whichever it has moved to (net_ctl_header_lookup in
-net/sysctl_net.c), so each call opens anew. Cost: about 3 µs.
+Those of net.ipv4 apply to IPv6 too. /proc/sys/net shows the namespace of the thread that
+opens a file (net_ctl_header_lookup in net/sysctl_net.c), and a thread may move to another
+namespace, so each call opens its file anew, which takes about 3 µs.
 """
 
 from __future__ import annotations
@@ -15,49 +15,55 @@ from connectx.addresses import HIGHEST_PORT, PortRange
 
 _DIRECTORY: Final = "/proc/sys/net/ipv4/"
 
-#: Enough for any list of reserved ports: 32768 of 6 octets are 192 KiB.
+#: Octets, enough for any list of reserved ports: 32,768 of 6 octets are 192 KiB.
 _WHOLE: Final = 1 << 20
 
 
 def read_port_range() -> PortRange:
-    """net.ipv4.ip_local_port_range: where the kernel picks source ports from, ends included.
+    """Read net.ipv4.ip_local_port_range, from which the kernel picks source ports.
 
-    Raises OSError: as `read`.
+    Raises:
+        OSError: As `read` does.
     """
     return parse_port_range(read("ip_local_port_range"))
 
 
 def read_reserved_ports() -> tuple[PortRange, ...]:
-    """net.ipv4.ip_local_reserved_ports, ascending: what the kernel leaves out of its range.
+    """Read net.ipv4.ip_local_reserved_ports, which the kernel excludes, in ascending order.
 
-    Raises OSError: as `read`.
+    Raises:
+        OSError: As `read` does.
     """
     return parse_reserved_ports(read("ip_local_reserved_ports"))
 
 
 def read_unprivileged_port_start() -> int:
-    """net.ipv4.ip_unprivileged_port_start: lower ports need CAP_NET_BIND_SERVICE.
+    """Read net.ipv4.ip_unprivileged_port_start: lower ports need CAP_NET_BIND_SERVICE.
 
-    Linux 4.11; before, the kernel has 1024 built in. Raises OSError: as `read`.
+    Before Linux 4.11 there is no such sysctl, and 1024 is built in.
+
+    Raises:
+        OSError: As `read` does.
     """
     return read_int("ip_unprivileged_port_start")
 
 
 def read_int(name: str) -> int:
-    """A sysctl of net.ipv4 that is a number, such as "tcp_tw_reuse" or "tcp_timestamps".
+    """Read a sysctl of net.ipv4 that is a number, such as "tcp_tw_reuse".
 
-    Raises OSError: as `read`; ValueError where it is not a number.
+    Raises:
+        OSError: As `read` does.
+        ValueError: It is not a number.
     """
     return int(read(name))
 
 
 def read(name: str) -> str:
-    """A sysctl of net.ipv4 as text.
+    """Read a sysctl of net.ipv4 as text; its name is given without "net.ipv4.".
 
-    name: without "net.ipv4.".
-
-    Raises OSError: ENOENT where this kernel has none of that name or /proc is not
-    mounted, and the message says which.
+    Raises:
+        OSError: ENOENT if this kernel has none of that name, or if /proc is not mounted;
+            the message says which.
     """
     try:
         descriptor = os.open(_DIRECTORY + name, os.O_RDONLY | os.O_CLOEXEC)
@@ -71,9 +77,9 @@ def read(name: str) -> str:
     try:
         text = os.read(descriptor, 4096)
         if len(text) == 4096:
-            # The kernel writes a bitmap in one go, cutting what does not fit, and
-            # a second read at the new offset gives nothing (proc_do_large_bitmap);
-            # open().read() would lose the rest without a word.
+            # The kernel writes a bitmap in one go and cuts off what does not fit. A second
+            # read at the new offset returns nothing (proc_do_large_bitmap), so
+            # open().read() would lose the rest silently.
             text = os.pread(descriptor, _WHOLE, 0)
     finally:
         os.close(descriptor)
@@ -81,7 +87,7 @@ def read(name: str) -> str:
 
 
 def parse_port_range(text: str) -> PortRange:
-    """The range in "32768 60999"; raises ValueError for anything but two ports in order."""
+    """Return the range in "32768 60999"; ValueError for anything but two ports in order."""
     fields = text.split()
     if len(fields) != 2:
         raise ValueError(f"not a range of ports: {text!r}")
@@ -89,7 +95,7 @@ def parse_port_range(text: str) -> PortRange:
 
 
 def parse_reserved_ports(text: str) -> tuple[PortRange, ...]:
-    """The ranges in "8080,9148,10000-20000", or in an empty list; raises ValueError."""
+    """Return the ranges in "8080,9148,10000-20000", or in an empty list; ValueError otherwise."""
     listed = text.strip()
     if not listed:
         return ()

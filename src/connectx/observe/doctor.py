@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis.facts import Call
@@ -116,7 +115,7 @@ def examine(
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
     findings: dict[tuple[str, str], Finding] = {}
     verdicts = []
-    for view in [replace(facts, call=call) for call in calls_answered] or [facts]:
+    for view in [facts._replace(call=call) for call in calls_answered] or [facts]:
         found = find(view)
         findings.update({(each.cause.name, each.title): each for each in found})
         said = verdict(view, found)

@@ -1,8 +1,8 @@
-"""Close sockets that match a filter, whoever has them.
+"""Close the sockets that match a filter, whoever owns them.
 
-In two steps, of which the first changes nothing: `select` lists them, `kill` closes what
-was listed. Each is named to the kernel by its 4-tuple and its cookie, so that what took
-its place meanwhile is not hit. See connectx.linux.sock_destroy.
+This takes two steps: `select` lists the sockets and changes nothing, and `kill` closes what
+was listed. The kernel is given the 4-tuple and the cookie of each, so a socket that has taken
+the place of another meanwhile is not closed. See `connectx.linux.sock_destroy`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from connectx.addresses import PortRange
     from connectx.linux.sock_diag import SocketRecord
 
-#: The states that a filter may name, by protocol. Of TCP, those in which a lookup finds a
-#: socket: not one that is only bound, or not even that. UDP has no others.
+#: The states that a filter may name, by protocol. For TCP these are the states in which a
+#: lookup finds a socket, which it does not if the socket is only bound, or not even that.
 STATES: Final[Mapping[str, tuple[str, ...]]] = {
     "tcp": (
         "TIME-WAIT",
@@ -46,13 +46,15 @@ TIME_WAIT: Final = ("TIME-WAIT",)
 
 
 class Wanted(NamedTuple):
-    """Which sockets to close.
+    """The sockets to close.
 
-    protocol: "tcp" or "udp". states: as in `STATES`; a listener is closed only where
-    "LISTEN" is among them.
-    source, destination: the socket's own address, and its peer's; "" and 0 mean any.
-    source_ports: those of its own end; None for any.
-    limit: how many at most; None for all.
+    Attributes:
+        protocol: "tcp" or "udp".
+        states: Some of `STATES`. Listeners are closed only if "LISTEN" is among them.
+        source: The sockets' own address; "" for any.
+        destination: Their peer; host "" and port 0 for any.
+        source_ports: The range that their own ports lie in; None for any.
+        limit: How many to close at most; None for all.
     """
 
     protocol: str = "tcp"
@@ -64,11 +66,14 @@ class Wanted(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of closing sockets.
+    """The outcome of closing sockets.
 
-    closed: how many are. gone: how many were no longer there. refused: by errno, how many
-    the kernel would not close; ENOENT for those that are there but that its lookup does not
-    lead to, such as a UDP socket behind another one on the same 4-tuple.
+    Attributes:
+        closed: The number of sockets that were closed.
+        gone: The number of sockets that no longer existed.
+        refused: By errno, the number of sockets that the kernel did not close. ENOENT stands
+            for sockets that exist but that its lookup does not find, such as a UDP socket
+            behind another one on the same 4-tuple.
     """
 
     closed: int
@@ -77,38 +82,43 @@ class Outcome(NamedTuple):
 
 
 def select(wanted: Wanted, *, netns: str | None = None) -> list[SocketRecord]:
-    """The sockets that `kill` would close, as they are now.
+    """List the sockets that `kill` would close now.
 
-    netns: another network namespace, by name, path or pid; CAP_SYS_ADMIN in it.
+    Args:
+        wanted: The filter.
+        netns: Another network namespace, by name, path or pid, which takes CAP_SYS_ADMIN.
 
-    Raises ValueError for a protocol or state that there is not, for what is no address,
-    and where more than TIME_WAIT is to be closed with neither a source nor a destination;
-    OSError as `connectx.observe.namespace.visiting` does; NetlinkError.
+    Raises:
+        ValueError: A protocol or state is unknown, a host is no IP address, or more than
+            TIME_WAIT is to be closed and neither a source nor a destination is given.
+        OSError: The namespace cannot be entered, or its sockets cannot be listed.
     """
     _check(wanted)
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
-        # A dump may give a socket twice while others come and go.
+        # A dump may list a socket twice while others come and go.
         once = {record.cookie: record for record in _list(netlink, wanted)}
     return list(once.values())[: wanted.limit]
 
 
 def require(protocol: str, *, netns: str | None = None) -> None:
-    """Find out whether `kill` would be allowed and possible, without closing anything.
+    """Check that `kill` is allowed and possible, without closing anything.
 
-    Raises PermissionError (EPERM) without CAP_NET_ADMIN, OSError (EOPNOTSUPP) for a kernel
-    without INET_DIAG_DESTROY; otherwise as `select`.
+    Raises:
+        PermissionError: EPERM, without CAP_NET_ADMIN.
+        OSError: EOPNOTSUPP, if the kernel lacks INET_DIAG_DESTROY; otherwise as `select`.
     """
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         require_destroy(netlink, PROTOCOLS[protocol].table)
 
 
 def kill(wanted: Wanted, selected: Sequence[SocketRecord], *, netns: str | None = None) -> Outcome:
-    """Close sockets that `select` has listed.
+    """Close the sockets that `select` has listed.
 
-    One that is in another state than before is closed all the same, except for one that
-    has come to TIME_WAIT, which counts as gone: a TIME_WAIT has a cookie of its own.
+    A socket whose state has changed is closed too. One that has entered TIME_WAIT counts as
+    gone, because a TIME_WAIT has a cookie of its own.
 
-    Raises as `require` does, before anything is closed.
+    Raises:
+        OSError: As `require` does, before anything is closed.
     """
     protocol = PROTOCOLS[wanted.protocol].table
     closed = gone = 0
@@ -130,8 +140,8 @@ def kill(wanted: Wanted, selected: Sequence[SocketRecord], *, netns: str | None 
                     closed += 1
             if not missed:
                 break
-            # The kernel looks up a 4-tuple, and of several sockets on one (UDP, or listeners
-            # with SO_REUSEPORT) finds the same one until that is gone.
+            # Several sockets may be on one 4-tuple (UDP, or listeners with SO_REUSEPORT). The
+            # kernel's lookup finds the same one of them until that is gone.
             there = {record.cookie for record in _list(netlink, wanted)}
             hidden = [record for record in missed if record.cookie in there]
             gone += len(missed) - len(hidden)
@@ -151,16 +161,18 @@ def _check(wanted: Wanted) -> None:
         strange = ", ".join(sorted(set(wanted.states) - set(known))) or "none"
         raise ValueError(f"a state of {name} is one of {', '.join(known)}, not {strange}")
     if set(wanted.states) != set(TIME_WAIT) and not (wanted.source or any(wanted.destination)):
-        raise ValueError("what is not in TIME-WAIT is closed by source or destination only")
+        raise ValueError(
+            "sockets that are not in TIME-WAIT are closed by source or destination only: name one"
+        )
 
 
 def _list(netlink: NetlinkSocket, wanted: Wanted) -> list[SocketRecord]:
     states = sum(1 << number for number, name in STATE_NAMES.items() if name in wanted.states)
-    family, asked = filter_between(
+    asked = filter_between(
         PROTOCOLS[wanted.protocol].table,
         states,
         wanted.source,
         wanted.destination,
         wanted.source_ports and (wanted.source_ports,),
     )
-    return records(netlink, family, asked)
+    return records(netlink, asked)

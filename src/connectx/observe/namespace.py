@@ -1,4 +1,4 @@
-"""Other network namespaces, by name, path or process: containers, say."""
+"""Other network namespaces, such as those of containers, by name, path or process."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ _NAMES: Final = "/run/netns"
 
 
 def path_of(namespace: str) -> str:
-    """The file that stands for a namespace.
+    """Return the file that stands for a namespace.
 
-    namespace: a process id; a path, which has a slash; or a name of ip-netns(8).
+    Args:
+        namespace: A process id, a path (which has a slash), or a name of ip-netns(8).
     """
     if "/" in namespace:
         return namespace
     if namespace.isascii() and namespace.isdecimal():
         return f"/proc/{namespace}/ns/net"
-    # Text, since pathlib would take as long to import as all the rest of this.
+    # Text, because importing pathlib takes as long as everything else here.
     return f"{_NAMES}/{namespace}"
 
 
 @contextlib.contextmanager
 def visiting(namespace: str | None) -> Iterator[None]:
-    """Have the calling thread in a network namespace, and then where it was again.
+    """Move the calling thread to a network namespace, and afterwards back.
 
-    namespace: as for `path_of`; None for the one where the thread is.
+    Args:
+        namespace: As `path_of` takes it; None to stay.
 
-    Raises OSError: ENOENT where there is no such namespace or process, EINVAL for a file
-    that is no namespace, EPERM without CAP_SYS_ADMIN in it.
+    Raises:
+        OSError: ENOENT for a namespace or process that does not exist, EINVAL for a file that
+            is no namespace, EPERM without CAP_SYS_ADMIN in it.
     """
     if namespace is None:
         yield
         return
-    # Here, since it takes a fifth of the time that `connectx usage` takes to start.
+    # Imported here, because it takes a fifth of the time that `connectx usage` takes to start.
     from connectx.linux import netns  # noqa: PLC0415
 
     path = path_of(namespace)

@@ -9,10 +9,10 @@
 >>> registry.get_sample_value("connectx_up")
 1
 
-Needs prometheus-client, of the extra `tools`. A budget of ports is per source and
-destination, so a source is as full as its fullest destination, whatever the sum of its
-connections is. No series is made for a process or a local port, and none for a
-destination but the fullest of each source, unless more are asked for.
+Needs prometheus-client, from the extra `tools`. Ports are limited per source and destination,
+so a source is as full as its fullest destination, whatever the sum of its connections. There
+are no series for processes or local ports, and none for destinations except the fullest of
+each source, unless you ask for more.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 #: How many pairs of a source and a destination can be asked for.
 MOST_PAIRS: Final = 1000
 
-#: How many sources get series of their own, the fullest first: a dialer that takes its
+#: How many sources have series of their own, the fullest first: a dialer that draws its
 #: sources from an IPv6 prefix has as many as it has connections.
 MOST_SOURCES: Final = 1000
 
-#: Seconds between two tries of all ports in use: it takes some 10 microseconds for each.
+#: Seconds between two tries of all ports in use, each of which takes about 10 microseconds.
 _TRY_EVERY: Final = 60.0
 
 _SOURCE: Final = ("protocol", "source")
@@ -55,29 +55,29 @@ _PAIR: Final = ("protocol", "source", "destination")
 
 _Definitions: TypeAlias = dict[str, tuple[str, tuple[str, ...]]]
 
-#: By name: what it is, and its labels.
+#: The metrics of sockets by name, each with its description and its labels.
 SOCKET_METRICS: Final[_Definitions] = {
     "connectx_up": (
-        "1 if the sockets could be counted, 0 if not: then all that is counted is missing.",
+        "1 if the sockets could be counted. 0 if not: then all counts are missing.",
         (),
     ),
-    "connectx_snapshot_failures_total": ("How often the sockets could not be counted.", ()),
-    "connectx_snapshot_duration_seconds": ("The time that the last count of them took.", ()),
+    "connectx_snapshot_failures_total": ("Counts of the sockets that failed.", ()),
+    "connectx_snapshot_duration_seconds": ("The time that the last count of the sockets took.", ()),
     "connectx_range_ports": ("Source ports in net.ipv4.ip_local_port_range.", ()),
     "connectx_range_reserved_ports": (
-        "How many of the range net.ipv4.ip_local_reserved_ports keeps out.",
+        "Ports of the range that net.ipv4.ip_local_reserved_ports excludes.",
         (),
     ),
     "connectx_range_held_ports": (
-        "How many of the range listeners and merely bound sockets have for themselves.",
+        "Ports of the range that listeners and sockets that are only bound hold.",
         ("protocol",),
     ),
     "connectx_range_locked_ports": (
-        "How many of the range are locked by sockets that were bound before they connected.",
+        "Ports of the range that sockets which were bound before they connected lock.",
         ("protocol",),
     ),
     "connectx_range_unshared_free_ports": (
-        "How many of the range no socket has at all, as one without SO_REUSEADDR needs it.",
+        "Ports of the range that no socket has, which sockets without SO_REUSEADDR need.",
         ("protocol",),
     ),
     "connectx_connections": (
@@ -89,16 +89,16 @@ SOCKET_METRICS: Final[_Definitions] = {
         ("protocol",),
     ),
     "connectx_source_capacity_ports": (
-        "Source ports that there are from a source toward each destination by itself.",
+        "Source ports that a source has toward each single destination.",
         _SOURCE,
     ),
     "connectx_source_connections": (
-        "Connections from a source to all destinations; the capacity is for each of them.",
+        "Connections from a source to all destinations. The capacity is for each of them.",
         _SOURCE,
     ),
-    "connectx_source_destinations": ("Destinations that a source is connected to.", _SOURCE),
+    "connectx_source_destinations": ("Destinations to which a source is connected.", _SOURCE),
     "connectx_source_utilisation_ratio": (
-        "The share of a source's ports that cannot be had toward its fullest destination.",
+        "The share of a source's ports that are taken toward its fullest destination.",
         _SOURCE,
     ),
     "connectx_fullest_ports_in_use": (
@@ -106,84 +106,90 @@ SOCKET_METRICS: Final[_Definitions] = {
         _PAIR,
     ),
     "connectx_fullest_reusable_ports": (
-        "How many of these are TIME_WAITs that a connect() may take over now.",
+        "How many of these ports are TIME_WAITs that a connect() may take over now.",
         _PAIR,
     ),
     "connectx_fullest_capacity_ports": (
-        "Ports that there are from a source toward its fullest destination.",
+        "Ports that a source has toward its fullest destination.",
         _PAIR,
     ),
     "connectx_fullest_utilisation_ratio": (
-        "The share of the ports that cannot be had from a source toward its fullest destination.",
+        "The share of the ports that are taken from a source toward its fullest destination.",
         _PAIR,
     ),
     "connectx_top_ports_in_use": (
-        "Ports in use of the fullest pairs of a source and a destination.",
+        "Ports in use by the fullest pairs of a source and a destination.",
         _PAIR,
     ),
     "connectx_top_utilisation_ratio": (
-        "The share of the ports that cannot be had of the fullest pairs.",
+        "The share of the ports that the fullest pairs have taken.",
         _PAIR,
     ),
-    "connectx_conntrack_entries": ("Connections in conntrack's table.", ()),
-    "connectx_conntrack_entries_limit": ("net.netfilter.nf_conntrack_max; 0 is no limit.", ()),
+    "connectx_conntrack_entries": ("Entries in the conntrack table.", ()),
+    "connectx_conntrack_entries_limit": (
+        "net.netfilter.nf_conntrack_max; 0 for no limit.",
+        (),
+    ),
     "connectx_time_wait_sockets": ("TCP sockets in TIME_WAIT.", ()),
     "connectx_time_wait_sockets_limit": (
-        "net.ipv4.tcp_max_tw_buckets, beyond which closes skip TIME_WAIT.",
+        "net.ipv4.tcp_max_tw_buckets, beyond which connections end without TIME_WAIT.",
         (),
     ),
 }
 
 _DIALER: Final = ("dialer",)
 
-#: The same, of dialers.
+#: The metrics of dialers by name, each with its description and its labels.
 DIALER_METRICS: Final[_Definitions] = {
     "connectx_dialer_attempts_total": (
-        "Tries to connect, one for each source and range of ports.",
+        "Attempts to connect, one for each source and range of ports.",
         _DIALER,
     ),
-    "connectx_dialer_opened_total": ("Tries that got a connection.", _DIALER),
-    "connectx_dialer_retries_total": ("Ports that were refused within tries.", _DIALER),
+    "connectx_dialer_opened_total": ("Attempts that made a connection.", _DIALER),
+    "connectx_dialer_retries_total": ("Ports that were refused within attempts.", _DIALER),
     "connectx_dialer_failures_total": (
-        "Tries that failed, by the name of the errno.",
+        "Attempts that failed, by the name of the errno.",
         ("dialer", "errno"),
     ),
     "connectx_dialer_search_seconds_total": (
-        "Time spent in tries that found no port.",
+        "Time spent in attempts that found no port.",
         _DIALER,
     ),
     "connectx_dialer_waits_total": ("Calls that had to wait for a port.", _DIALER),
     "connectx_dialer_waiting": ("Calls that wait for a port now.", _DIALER),
 }
 
-#: What a lack of ports ends in. These are there from the start, at 0: of a counter that
-#: appears with its first event Prometheus sees no increase.
+#: The errnos of exhaustion. Their counters are there from the start, at 0: Prometheus sees no
+#: increase of a counter that appears with its first event.
 _EXHAUSTED: Final = tuple(
     errno.errorcode[each] for each in (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN)
 )
 
 
 class HasStats(Protocol):
-    """connectx.Dialer and connectx.aio.Dialer, as far as metrics go."""
+    """What the metrics need of a connectx.Dialer or connectx.aio.Dialer."""
 
     def stats(self) -> Stats:
-        """What it has done."""
+        """Return what the dialer has done."""
 
 
 class SocketCollector(Collector):
-    """The ports in use in a network namespace: `SOCKET_METRICS`.
+    """Collects the ports in use in a network namespace: `SOCKET_METRICS`.
 
-    protocols: of "tcp", "udp", "udplite".
-    netns: another network namespace, as for `connectx.observe.snapshot`.
-    top: how many of the fullest pairs of a source and a destination to give, 1000 at most.
-    report: is told why the sockets cannot be counted, once until that changes; by
-        default the log is.
+    Each scrape counts the sockets. A scrape that arrives while another one counts waits for
+    it and returns the same. Which TCP ports are locked is tried at most once a minute: a
+    socket of ours is bound to each port in use for some microseconds, and sends nothing.
 
-    Each scrape counts anew; one that comes while another one counts waits for that and
-    gives the same. Which TCP ports are locked is tried out once a minute at most: a socket of
-    ours is bound to each port in use for some microseconds, and sends nothing.
+    Args:
+        protocols: Some of "tcp", "udp" and "udplite".
+        netns: Another network namespace, as for `connectx.observe.snapshot`.
+        top: How many of the fullest pairs of a source and a destination to include, at most
+            1,000.
+        report: Called with the reason when the sockets cannot be counted, once for each
+            reason; by default the reason is logged as a warning.
 
-    Raises ValueError for an unknown protocol and for a number out of range.
+    Raises:
+        ValueError: A protocol is unknown, or `top` is out of range.
     """
 
     def __init__(
@@ -210,11 +216,11 @@ class SocketCollector(Collector):
         self._try_again = 0.0
 
     def describe(self) -> Iterator[Metric]:
-        """What `collect` gives, without values and without a look at anything."""
+        """Yield the metrics of `collect` without values, and without counting anything."""
         yield from _families(SOCKET_METRICS).values()
 
     def collect(self) -> list[Metric]:
-        """Count, and say what there is, or that it could not be found out."""
+        """Count the sockets, and return the metrics; few of them if counting has failed."""
         outcome = self._count_or_share()
         families = _families(SOCKET_METRICS)
         _add(families, "connectx_up", 0 if outcome.reason else 1)
@@ -224,9 +230,11 @@ class SocketCollector(Collector):
         return [family for family in families.values() if family.samples]
 
     def look(self) -> Look:
-        """Count once.
+        """Count the sockets once.
 
-        Raises OSError and ValueError as `connectx.observe.snapshot` does.
+        Raises:
+            OSError: As `connectx.observe.snapshot` does.
+            ValueError: As `connectx.observe.snapshot` does.
         """
         with visiting(self._netns):
             begun = time.perf_counter()
@@ -237,7 +245,7 @@ class SocketCollector(Collector):
             return Look(taken, seconds, proc_net.time_wait(), proc_net.conntrack(), self._locked)
 
     def _try_locked(self) -> None:
-        """Find out how many ports are locked, unless that was done not long ago."""
+        """Count the locked ports, unless that was done less than a minute ago."""
         now = time.monotonic()
         if now < self._try_again:
             return
@@ -246,7 +254,7 @@ class SocketCollector(Collector):
         try:
             self._locked = count_locked()
         except OSError as error:
-            # The loopback is down, say. All the rest is known none the less.
+            # The loopback device is down, for example. Everything else can still be counted.
             self._untried = str(error)
             if self._untried != former:
                 self._report(f"cannot try which ports are locked: {error}")
@@ -254,8 +262,8 @@ class SocketCollector(Collector):
     def _count_or_share(self) -> _Outcome:
         before = self._counted
         with self._lock:
-            # Otherwise somebody has counted while we waited for the lock: so did
-            # everybody who waits behind us, and none of them will be later than this.
+            # Otherwise another thread has counted while we waited for the lock, and its count
+            # is recent enough for every thread that was waiting.
             if self._counted == before:
                 self._last = self._count()
                 self._counted += 1
@@ -319,23 +327,24 @@ class SocketCollector(Collector):
 
 
 class DialerCollector(Collector):
-    """What dialers did since they were made: `DIALER_METRICS`.
+    """Collects what dialers have done since they were made: `DIALER_METRICS`.
 
-    dialers: connectx.Dialer or connectx.aio.Dialer, by a name for each, which becomes the
-        label "dialer". What is added to the mapping later counts as well.
+    Reads the dialers' own counters. It makes no system call and looks at no socket.
 
-    Reads the dialers' own counters: no system call, and no socket is looked at.
+    Args:
+        dialers: Each connectx.Dialer or connectx.aio.Dialer by a name, which becomes the label
+            "dialer". Dialers that are added to the mapping later are included.
     """
 
     def __init__(self, dialers: Mapping[str, HasStats]) -> None:
         self._dialers = dialers
 
     def describe(self) -> Iterator[Metric]:
-        """What `collect` gives, without values."""
+        """Yield the metrics of `collect` without values."""
         yield from _families(DIALER_METRICS).values()
 
     def collect(self) -> list[Metric]:
-        """What each of the dialers did."""
+        """Return the metrics of each dialer."""
         families = _families(DIALER_METRICS)
         for name, dialer in dict(self._dialers).items():
             stats = dialer.stats()
@@ -353,9 +362,13 @@ class DialerCollector(Collector):
 class Look(NamedTuple):
     """What was found in a network namespace.
 
-    seconds: how long counting the sockets took. conntrack: None where it is not loaded.
-    locked: TCP ports that are locked, as of a minute before at most; None where nobody can
-    tell.
+    Attributes:
+        taken: The count of the sockets.
+        seconds: The time that it took.
+        time_wait: The table of TIME_WAITs.
+        conntrack: The table of tracked connections; None if it is not loaded.
+        locked: The number of TCP ports that are locked, at most a minute old; None where
+            this kernel does not let us find out.
     """
 
     taken: Snapshot
@@ -366,7 +379,7 @@ class Look(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What came of counting: a look, or the reason why there is none; failures so far."""
+    """The outcome of counting: a look, or why there is none, and the failures so far."""
 
     look: Look | None
     reason: str

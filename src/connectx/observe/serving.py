@@ -1,4 +1,4 @@
-"""A small HTTP server for a WSGI application that one or two clients ask now and then."""
+"""A small HTTP server for a WSGI application with one or two clients, such as Prometheus."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from connectx.addresses import Endpoint
 
-#: Seconds that a client may take for its request, and to take the answer.
+#: Seconds that a client may take to send its request, and to receive the answer.
 _PATIENCE: Final = 10.0
 
-#: Clients that are served at a time; what comes beyond that is closed at once.
+#: Clients that are served at a time. Connections beyond that are closed at once.
 _AT_ONCE: Final = 64
 
 
 class _InTime(io.RawIOBase):
-    """What a client sends within some seconds from now; TimeoutError after them.
+    """What a client sends within some seconds from now; then TimeoutError.
 
-    A time-out of the socket's own begins anew with each octet.
+    The socket's own timeout would begin anew with each octet.
     """
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
@@ -37,11 +37,11 @@ class _InTime(io.RawIOBase):
         self._until = time.monotonic() + seconds
 
     def readable(self) -> bool:
-        """Yes, for io.BufferedReader."""
+        """Return True, for io.BufferedReader."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read what there is, and wait for it."""
+        """Wait for octets, and read them."""
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -63,24 +63,27 @@ class _Handler(WSGIRequestHandler):
         self.rfile = io.BufferedReader(_InTime(self.connection, _PATIENCE))
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of each request."""
+        """Do not log requests."""
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """Listens at an address from the moment it is made; a context manager that ends it.
+    """Listens at an address as soon as it is made. A context manager, which closes it.
 
-    address: host "" for all addresses of both IP versions, port 0 for any that is free.
-        `url` says what it came to.
+    Args:
+        address: Where to listen: host "" for all addresses of both IP versions, port 0 for
+            any free port. `url` has the result.
+        application: The application that answers.
 
-    Raises OSError: EADDRINUSE, EADDRNOTAVAIL for an address that is not local, EACCES
-    for a port that takes a privilege.
+    Raises:
+        OSError: EADDRINUSE; EADDRNOTAVAIL for an address that is not local; EACCES for a
+            privileged port.
     """
 
-    #: A client that stays must not keep the process from ending.
+    #: A client that stays connected must not keep the process from ending.
     daemon_threads = True
-    #: Nor does a client that has gone before it was accepted hold up the rest.
+    #: A client that has gone before it was accepted must not hold up the others.
     timeout = 0
-    #: With it a second exporter would take half of the first one's scrapes.
+    #: Otherwise a second exporter would get half of the first one's scrapes.
     allow_reuse_port = False
     request_queue_size = 64
 
@@ -93,7 +96,7 @@ class Server(ThreadingMixIn, WSGIServer):
         self.set_app(application)
 
     def server_bind(self) -> None:
-        """Bind. Not as HTTPServer does it, who asks the resolver for the host's name."""
+        """Bind, without asking the resolver for the host's name, as HTTPServer does."""
         if self._all and self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
@@ -102,15 +105,15 @@ class Server(ThreadingMixIn, WSGIServer):
 
     @property
     def url(self) -> str:
-        """Where the metrics are."""
+        """The address of the metrics."""
         host, port = self.socket.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
     def serve(self, until: int) -> None:
         """Serve until a descriptor becomes readable.
 
-        Not serve_forever(), which ends by an exception of a signal handler, wherever that
-        happens to be, or within half a second.
+        serve_forever() would end only by an exception of a signal handler, wherever that
+        strikes, or half a second late.
         """
         poll = select.poll()
         poll.register(until, select.POLLIN)
@@ -119,7 +122,7 @@ class Server(ThreadingMixIn, WSGIServer):
             self.handle_request()
 
     def verify_request(self, *_: object) -> bool:
-        """Whether there is a place for one more client."""
+        """Return whether there is room for one more client."""
         return self._places.acquire(blocking=False)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -127,7 +130,7 @@ class Server(ThreadingMixIn, WSGIServer):
         try:
             super().process_request(request, client_address)
         except RuntimeError:
-            # There can be no more threads, so that nobody else gives the place back.
+            # No thread could be started, so nobody else gives the place back.
             self._places.release()
             raise
 
@@ -139,6 +142,6 @@ class Server(ThreadingMixIn, WSGIServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say what went wrong, unless it is that the client has gone or was silent."""
+        """Report an error, unless the client has gone or was silent."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)

@@ -113,10 +113,10 @@ def look_at(pair: Pair, *, netns: str | None = None, port_range: PortRange | Non
     protocol, source, destination = pair
     with visiting(netns), NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         within = port_range or sysctl.read_port_range()
-        family, wanted = filter_between(
+        wanted = filter_between(
             PROTOCOLS[protocol].table, ALL_STATES & ~UNCONNECTED, source, destination, (within,)
         )
-        found = records(netlink, family, wanted)
+        found = records(netlink, wanted)
         known = owners()
     return Detail(
         Counter(record.state_name for record in found),
