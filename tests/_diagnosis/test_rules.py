@@ -248,13 +248,16 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
         ({"census": Census(PORTS, 200, 0, 28_000, 32)}, "because of 28,000 ports that listeners"),
         ({"census": Census(PORTS, 0, 0, 32, 28_200)}, "because of 28,200 reserved ports"),
         ({"census": FULL_CENSUS._replace(connected=1)}, "is not exhaustion here and now: 19,999"),
-        ({"source_is_local": False}, "here means: the source address is not one"),
+        ({"source_is_local": False}, "here means that the source address is not one"),
         ({"source_is_local": False, "is_tentative": True}, "being checked for duplicates"),
         (
             {"on_port": ON_PORT},
-            "here means: tcp port 0 has a socket of httpd (8) on it (LISTEN).",
+            "here means that tcp port 0 is in use: 0.0.0.0:8080 LISTEN httpd (8).",
         ),
-        ({"on_port": ON_PORT, "on_tuple": True}, "has exactly this 4-tuple"),
+        (
+            {"on_port": ON_PORT, "on_tuple": True},
+            "here means that tcp port 0 is in use toward 198.51.100.9:443: 0.0.0.0:8080",
+        ),
         ({"census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "may be exhaustion"),
         ({"number": 0, "census": Census(PORTS, 28_000, 0, 0, 0, untold=232)}, "is certainly free"),
         ({"protocol": "udp"}, "from UDP is not exhaustion, which gives 11"),
@@ -293,7 +296,7 @@ def test_errnos_that_come_from_elsewhere(number: int, differing: dict[str, Any])
 
 def test_without_ipv6() -> None:
     facts = HEALTHY._replace(call=CALL._replace(needs_ipv6=True), ipv6=False)
-    assert "here means: IPv6 is switched off" in verdict(facts, find(facts))
+    assert "here means that IPv6 is switched off" in verdict(facts, find(facts))
     facts = facts._replace(call=CALL._replace(destination=None))
     assert "or the address is an IPv6 one, and IPv6 is off here" in verdict(facts, find(facts))
 
@@ -327,7 +330,10 @@ def test_a_kernel_that_does_not_tell_binds_apart() -> None:
 def test_verdicts_without_a_destination_look_at_the_machine() -> None:
     call = CALL._replace(destination=None)
     facts = HEALTHY._replace(call=call, pairs=(pair(28_000),))
-    assert "means exhaustion for connections from 192.0.2.7" in verdict(facts, find(facts))
+    assert (
+        "may well come from exhaustion: 28,000 of 28,232 source ports (99 %) are in use from "
+        in verdict(facts, find(facts))
+    )
     facts = HEALTHY._replace(call=call, holders=holders(9000, "connected"))
     assert "closed to connect()" in verdict(facts, find(facts))
     facts = facts._replace(call=call._replace(number=errno.EADDRINUSE))

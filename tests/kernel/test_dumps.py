@@ -10,7 +10,7 @@ import pytest
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket, Run, messages
 from connectx.linux.sock_diag import decode_record
-from connectx.linux.socket_dump import Filter, encode_dump
+from connectx.linux.socket_dump import Filter, encode_dump, records, with_v6only
 from connectx.linux.sockopts import get_so_cookie
 from connectx.sandbox.networks import Network
 
@@ -43,6 +43,28 @@ def dumping() -> Iterator[Counter[bytes]]:
         for run in netlink.dump(uapi.SOCK_DIAG_BY_FAMILY, request):
             found.update(decode_record(each.payload).cookie for each in messages(run.messages))
             yield found
+
+
+def test_a_bound_socket_is_listed_whatever_single_port_is_wanted(network: Network) -> None:
+    """The kernel compares idiag_sport with that of any other socket."""
+    del network
+    with socket.socket() as bound, socket.socket() as listener:
+        bound.bind(("127.0.0.1", PORT))
+        listener.bind(("127.0.0.1", PORT + 1))
+        listener.listen()
+        with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
+            wanted = Filter(uapi.IPPROTO_TCP, source_port=PORT + 2)
+            request = encode_dump(uapi.AF_INET, uapi.AF_INET, wanted)
+            listed = {
+                decode_record(each.payload).source_port
+                for run in netlink.dump(uapi.SOCK_DIAG_BY_FAMILY, request)
+                for each in messages(run.messages)
+            }
+            assert records(netlink, wanted) == []
+            assert with_v6only(netlink, wanted) == []
+    if not listed:
+        pytest.skip("kernel: before 6.8 a dump leaves bound sockets out")
+    assert listed == {PORT}
 
 
 def test_a_dump_of_what_stays_as_it_is_has_each_once(on_one_port: list[socket.socket]) -> None:

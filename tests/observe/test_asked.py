@@ -156,10 +156,7 @@ def test_udp_that_shares(network: Network, servers: Servers, closing: contextlib
     diagnosis = look(**question, destination=Endpoint("127.0.2.1", 53))
     assert "exhaustion for sockets that do not share ports" in diagnosis.verdict
     assert "20 of 20 source ports are free" in diagnosis.verdict
-    assert (
-        "not even for sockets that share ports"
-        in look(**question, destination=Endpoint(*to)).verdict
-    )
+    assert "because of 20 connections to it" in look(**question, destination=Endpoint(*to)).verdict
 
 
 def test_without_fast_open_nobody_knows(
@@ -179,7 +176,10 @@ class TestWhoHasThePort:
         servers.listen("127.0.0.1", 8080)
         for source in (Endpoint("", 8080), Endpoint("127.0.0.1", 8080)):
             diagnosis = look(number=errno.EADDRINUSE, source=source)
-            assert "here means: tcp port 8080 has a socket of" in diagnosis.verdict
+            assert (
+                "here means that tcp port 8080 is in use: 127.0.0.1:8080 LISTEN"
+                in diagnosis.verdict
+            )
             finding = found(diagnosis, causes.PORT_HELD)
             assert finding.evidence[0].startswith("127.0.0.1:8080 LISTEN ")
             assert f"({os.getpid()}" in finding.evidence[0]
@@ -190,16 +190,33 @@ class TestWhoHasThePort:
         sock = connect()
         source = Endpoint(*sock.getsockname())
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
-        assert "has exactly this 4-tuple" in diagnosis.verdict
+        assert "is in use toward 127.0.0.1:9000: 127.0.0.1:" in diagnosis.verdict
         elsewhere = Endpoint("127.0.0.9", PORT)
         # Toward another destination the port is shared.
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=elsewhere)
         assert "is not exhaustion here and now" in diagnosis.verdict
         mapped = Endpoint("::ffff:127.0.0.1", PORT)
-        assert "4-tuple" in look(number=NOT_AVAILABLE, source=source, destination=mapped).verdict
+        diagnosis = look(number=NOT_AVAILABLE, source=source, destination=mapped)
+        assert "is in use toward 127.0.0.1:9000: 127.0.0.1:" in diagnosis.verdict
         anywhere = Endpoint("", source.port)
         diagnosis = look(number=NOT_AVAILABLE, source=anywhere, destination=TOWARD)
-        assert "has exactly this 4-tuple" in diagnosis.verdict
+        assert "is in use toward 127.0.0.1:9000: 127.0.0.1:" in diagnosis.verdict
+
+    def test_one_on_the_tuple_beside_a_listener(
+        self, listener: socket.socket, servers: Servers, closing: contextlib.ExitStack
+    ) -> None:
+        """The verdict is about the socket on the 4-tuple, not the first one on the port."""
+        del listener
+        dialing = closing.enter_context(socket.socket())
+        dialing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        dialing.bind(("127.0.0.1", LOW))
+        dialing.connect(HERE)
+        servers.listen("127.0.0.1", LOW)
+        source = Endpoint("127.0.0.1", LOW)
+        diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
+        assert f": 127.0.0.1:{LOW} ESTAB python" in diagnosis.verdict
+        states = {line.split()[1] for line in found(diagnosis, causes.TUPLE_IN_USE).evidence}
+        assert states == {"ESTAB", "LISTEN"}
 
     @pytest.mark.usefixtures("binds_are_seen")
     def test_one_that_locks_it_on_another_address(
@@ -208,7 +225,7 @@ class TestWhoHasThePort:
         connect(("127.0.0.2", LOW))
         source = Endpoint("127.0.0.1", LOW)
         diagnosis = look(number=NOT_AVAILABLE, source=source, destination=TOWARD)
-        assert f"tcp port {LOW} has a socket of" in diagnosis.verdict
+        assert f"tcp port {LOW} is in use: " in diagnosis.verdict
 
     @pytest.mark.parametrize(
         "host, of, taken",
@@ -232,7 +249,7 @@ class TestWhoHasThePort:
             else:
                 sock.bind((host, 8080))
         diagnosis = look(number=errno.EADDRINUSE, source=Endpoint(host, 8080))
-        assert ("has a socket of" in diagnosis.verdict) == taken
+        assert ("port 8080 is in use: " in diagnosis.verdict) == taken
 
     def test_only_time_waits(self, network: Network, servers: Servers) -> None:
         """Of a server that has gone, and closed first."""
@@ -257,7 +274,7 @@ class TestWhoHasThePort:
         servers.listen("127.0.0.1", LOW)
         with pytest.raises(connectx.PortHeld) as caught:
             connectx.create_connection(HERE, source_address=("127.0.0.1", LOW))
-        assert f"tcp port {LOW} has a socket of" in diagnose(caught.value).verdict
+        assert f"tcp port {LOW} is in use: " in diagnose(caught.value).verdict
 
 
 def test_an_address_that_is_checked_for_duplicates(network: Network) -> None:

@@ -20,7 +20,7 @@ from connectx._diagnosis import causes
 from connectx._diagnosis.census import tells_binds_apart
 from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
-from connectx.linux import netns
+from connectx.linux import netns, processes
 from connectx.observe import Diagnosis, diagnose
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
@@ -329,6 +329,21 @@ def test_ports_that_cannot_be_tried(
         assert "Network is unreachable" in diagnosis.unseen[0]
 
 
+def test_hidden_owners_are_not_those_that_there_are_not(
+    listener: socket.socket, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that nobody has accepted, or whose end has been closed, has no process."""
+    del listener
+    connect()
+    for _ in range(3):
+        socket.create_connection(HERE).close()
+    seen = processes.owners().by_inode
+    monkeypatch.setattr(processes, "owners", lambda: processes.Owners(seen, hidden=1))
+    assert look().unseen == ()
+    monkeypatch.setattr(processes, "owners", lambda: processes.Owners({}, hidden=1))
+    assert look().unseen == ("the owners of some sockets, which only root may see",)
+
+
 class TestErrors:
     """diagnose(): what was caught tells most of it."""
 
@@ -347,7 +362,9 @@ class TestErrors:
             connect()
         with pytest.raises(OSError, match="Cannot assign") as caught:
             socket.create_connection(HERE)
-        assert "means exhaustion for connections" in diagnose(caught.value).verdict
+        assert (
+            "may well come from exhaustion: 20 of 20 source ports" in diagnose(caught.value).verdict
+        )
         assert "here means" in diagnose(caught.value, destination=TOWARD).verdict
 
     def test_a_source_that_is_not_local(self, listener: socket.socket) -> None:

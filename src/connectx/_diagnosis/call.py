@@ -123,14 +123,14 @@ def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
     port = call.source.port
     chosen = call.source.host or call.census_source
     sockets = with_v6only(netlink, Filter(PROTOCOLS[call.protocol].table, source_port=port))
-    on_tuple = False
-    if call.destination is not None and chosen:
-        ends = [packed(host) for host in (chosen, call.destination.host)]
-        on_tuple = any(
-            [unmapped(record.source), unmapped(record.destination)] == ends
-            and record.destination_port == call.destination.port
-            for record, _ in sockets
-        )
+    to = call.destination
+    wanted = to and (packed(chosen), packed(to.host), to.port)
+
+    def is_on_tuple(record: SocketRecord) -> bool:
+        ends = unmapped(record.source), unmapped(record.destination), record.destination_port
+        return ends == wanted
+
+    on_tuple = any(is_on_tuple(record) for record, _ in sockets)
     if call.number == errno.EADDRNOTAVAIL and call.stream:
         # The errno is connect()'s, which looks at no address, and shares what is not locked.
         if not on_tuple and not census.locked([port]):
@@ -142,7 +142,14 @@ def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
             for record, v6only in sockets
             if _have_an_address_in_common(record, call.source, v6only=v6only)
         ]
-    found.sort(key=lambda record: (record.state != TCP_LISTEN, not record.inode))
+    # The one to name comes first: on the very 4-tuple, a listener, one with an owner.
+    found.sort(
+        key=lambda record: (
+            not is_on_tuple(record),
+            record.state != TCP_LISTEN,
+            not record.inode,
+        )
+    )
     return call._replace(
         on_port=tuple(holder(record, record.state_name, owners) for record in found),
         on_tuple=on_tuple,

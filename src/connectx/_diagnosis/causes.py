@@ -370,6 +370,12 @@ UNSHARED: Final = Cause(
     ),
 )
 
+#: Why a source port that was asked for by number cannot be had.
+OF_A_PORT: Final = (TUPLE_IN_USE, PORT_LEFT, PORT_HELD)
+
+#: Why no port toward a destination can be had, whatever other sockets do.
+OF_A_DESTINATION: Final = (CONNECTED, TIME_WAIT)
+
 #: What EADDRNOTAVAIL (99) can mean. The first four are exhaustion.
 OF_EADDRNOTAVAIL: Final = (
     CONNECTED,

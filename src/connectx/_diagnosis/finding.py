@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from connectx._diagnosis.causes import Cause, Remedy
 
@@ -72,9 +72,3 @@ def owners(counts: Mapping[str, int]) -> str:
     if len(named) > SHOWN:
         shown.append(f"{len(named) - SHOWN} more processes")
     return "; ".join(shown) or "owned by no process, or by processes that only root may see"
-
-
-def list_of(ports: Collection[int]) -> str:
-    """Return the first of some ports, in order."""
-    shown = [str(port) for port in sorted(ports)[: 2 * SHOWN]]
-    return ", ".join(shown) + ", …" * (len(ports) > len(shown))

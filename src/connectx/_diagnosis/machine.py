@@ -87,8 +87,6 @@ def look(
     passed = max(time.monotonic() - begun, 0.001)
     overflowed_now = overflows()
     reserved = sysctl.read_reserved_ports()
-    if owners.hidden and any(_has_hidden_owner(row) for row in taken.rows):
-        unseen.append("the owners of some sockets, which only root may see")
     with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         pairs = tuple(
             WatchedPair(
@@ -100,6 +98,11 @@ def look(
         )
         streams = records(netlink, Filter(IPPROTO_TCP, ports=(taken.ports,)))
         datagrams = records(netlink, Filter(IPPROTO_UDP))
+        # A socket without an inode has no process: one in TIME_WAIT, or not yet accepted.
+        if owners.hidden and any(
+            each.inode and owners.of(each.inode) is None for each in (*streams, *datagrams)
+        ):
+            unseen.append("the owners of some sockets, which only root may see")
         holders = _holders(streams, reserved, owners, unseen)
         answers = tuple(investigate(each, netlink, owners) for each in calls)
     ipv6 = bool(proc_net.ipv6_addresses())
@@ -163,11 +166,6 @@ def _count_idle(netlink: NetlinkSocket, row: Row, seconds: float) -> int:
         return 0
     wanted = filter_between(IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination)
     return idle(netlink, wanted, math.ceil(seconds * 1000))
-
-
-def _has_hidden_owner(row: Row) -> bool:
-    """Whether more sockets lack an owner than those in TIME_WAIT, which have none."""
-    return row.processes.get(None, 0) > row.states.get("TIME-WAIT", 0)
 
 
 def _total(rows: Iterable[Row], state: str) -> int:

@@ -20,7 +20,6 @@ from connectx._diagnosis.finding import (
     Finding,
     Severity,
     duration,
-    list_of,
     numbers,
     owners,
 )
@@ -123,11 +122,11 @@ def port_taken(facts: Facts) -> Iterator[Finding]:
     if call is None or not call.on_port:
         return
     left = all(each.state == "TIME-WAIT" for each in call.on_port)
-    cause = causes.PORT_LEFT if left else causes.PORT_HELD
+    title = f"{call.protocol} port {call.source.port} is in use"
     yield Finding(
         Severity.CRITICAL if call.number else Severity.NOTE,
-        causes.TUPLE_IN_USE if call.on_tuple else cause,
-        f"{call.protocol} port {call.source.port} is in use",
+        causes.TUPLE_IN_USE if call.on_tuple else causes.PORT_LEFT if left else causes.PORT_HELD,
+        f"{title} toward {call.destination}" if call.on_tuple else title,
         tuple(str(each) for each in call.on_port[: 2 * SHOWN]),
     )
 
@@ -228,10 +227,8 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
     if not held:
         return
     ports = {each.port for each in held}
-    share = len(ports) / facts.ports.size
-    severity = Severity.WARNING if share >= _SOME else Severity.NOTE
     yield Finding(
-        Severity.CRITICAL if share >= _MANY else severity,
+        _graded(len(ports) / facts.ports.size, _SOME, _MANY),
         cause,
         f"{len(ports):,} of {facts.ports.size:,} source ports are {what} ({held[0].protocol})",
         (
@@ -239,7 +236,7 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
                 f"{numbers(Counter(each.state for each in held))}; "
                 f"{owners(Counter(each.owner for each in held))}"
             ),
-            f"ports {list_of(ports)}",
+            f"ports {_listed(ports)}",
         ),
     )
 
@@ -395,7 +392,7 @@ def descriptors(facts: Facts) -> Iterator[Finding]:
     for process, (used, limit) in facts.descriptors.items():
         if used >= _NEARLY * limit:
             yield Finding(
-                Severity.CRITICAL if used >= _LAST * limit else Severity.WARNING,
+                _graded(used / max(1, limit), _NEARLY, _LAST),
                 causes.DESCRIPTORS,
                 f"{process} has {used:,} of {limit:,} descriptors open",
                 (f"/proc/{process.pid}/limits: Max open files {limit}",),
@@ -413,7 +410,7 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
     # 0 stands for no limit.
     if limit and count >= _NEARLY * limit:
         yield Finding(
-            Severity.CRITICAL if count >= _LAST * limit else Severity.WARNING,
+            _graded(count / limit, _NEARLY, _LAST),
             causes.CONNTRACK,
             f"conntrack has {count:,} entries of {limit:,}",
             ("net.netfilter.nf_conntrack_count and nf_conntrack_max",),
@@ -468,6 +465,13 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
 )
 
 
+def _graded(share: float, warning: float, critical: float) -> Severity:
+    """How bad a share is, which is a note below what calls for a warning."""
+    if share >= critical:
+        return Severity.CRITICAL
+    return Severity.WARNING if share >= warning else Severity.NOTE
+
+
 def _share(row: Row) -> float:
     return row.taken / max(1, row.capacity)
 
@@ -518,11 +522,14 @@ def _values(facts: Facts) -> dict[str, str]:
     ports = {each.port for each in facts.holders if each.state == "LISTEN"}
     if ports:
         # The value replaces the one in force, so it repeats the ports that are reserved now.
-        values["reserve"] = ",".join(
-            str(low) if low == high else f"{low}-{high}"
-            for low, high in ranges_of(ports | ports_in(facts.reserved))
-        )
+        values["reserve"] = _listed(ports | ports_in(facts.reserved))
     return values
+
+
+def _listed(ports: set[int]) -> str:
+    """Ports as net.ipv4.ip_local_reserved_ports has them: "8080,9148,10000-20000"."""
+    ranges = ranges_of(ports)
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def _is_filling(pair: WatchedPair, seconds: float) -> bool:

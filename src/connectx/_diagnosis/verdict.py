@@ -1,4 +1,7 @@
-"""What an errno means here: exhaustion or not, in one or two plain sentences."""
+"""What an errno means here: exhaustion or not, in one or two plain sentences.
+
+The verdict on a call comes from the findings about it, so the two cannot disagree.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from connectx._diagnosis import causes
-from connectx._diagnosis.finding import FULL, Severity
+from connectx._diagnosis.finding import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from connectx._diagnosis.causes import Cause
     from connectx._diagnosis.facts import Call, Census, Facts
     from connectx._diagnosis.finding import Finding
 
@@ -45,11 +47,12 @@ def verdict(facts: Facts, findings: Sequence[Finding]) -> str:
     if not call.number:
         return _of_destination(call)
     # A note has too small a share in anything to be the reason.
-    found = {each.cause for each in findings if each.severity is not Severity.NOTE}
-    return f"{_named(call.number)} {_of_number(call, facts, found)}"
+    serious = [each for each in findings if each.severity is not Severity.NOTE]
+    return f"{_named(call.number)} {_of_number(call, facts, serious)}"
 
 
-def _of_number(call: Call, facts: Facts, found: set[Cause]) -> str:
+def _of_number(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+    found = {each.cause: each for each in reversed(findings)}
     if call.number not in OF_EXHAUSTION:
         cause = _ELSEWHERE.get(call.number)
         if cause in found:
@@ -57,11 +60,12 @@ def _of_number(call: Call, facts: Facts, found: set[Cause]) -> str:
         return f"is not exhaustion, which gives {', '.join(map(_named, OF_EXHAUSTION))}."
     for cause in (causes.NOT_LOCAL, causes.NOT_YET_LOCAL, causes.IPV6_OFF):
         if cause in found and (call.needs_ipv6 or cause is not causes.IPV6_OFF):
-            return f"here means: {_inside(cause.summary)}"
+            return f"here means that {_inside(cause.summary)}"
     if call.on_port and (
         call.number == errno.EADDRINUSE or (call.number == errno.EADDRNOTAVAIL and call.stream)
     ):
-        return f"here means: {_of_port(call)}"
+        taken = next(found[cause] for cause in causes.OF_A_PORT if cause in found)
+        return f"here means that {taken.title}: {taken.evidence[0]}."
     if call.unreachable:
         return f"does not look like exhaustion: {call.unreachable}."
     of_errno = {
@@ -69,30 +73,20 @@ def _of_number(call: Call, facts: Facts, found: set[Cause]) -> str:
         errno.EADDRINUSE: _in_use,
         errno.EAGAIN: _again,
     }
-    return of_errno[call.number](call, facts, found)
+    return of_errno[call.number](call, facts, findings)
 
 
 def _named(number: int) -> str:
     return f"{number} ({errno.errorcode.get(number, 'unknown')})"
 
 
-def _of_port(call: Call) -> str:
-    holder = call.on_port[0]
-    of = f" of {holder.owner}" if holder.owner else ""
-    port = f"{call.protocol} port {call.source.port}"
-    if call.on_tuple:
-        return f"another socket{of} has exactly this 4-tuple, {port} to {call.destination}."
-    return f"{port} has a socket{of} on it ({holder.state})."
-
-
 def _of_destination(call: Call) -> str:
-    census = call.census
-    if census is None:
+    if call.census is None:
         return ""
-    if census.free:
-        return f"{_free(call, census)}: this is not exhaustion."
-    if census.untold:
-        return f"No source port is certainly free {_way(call)}.{_untold(census)}"
+    if call.census.free:
+        return f"{_free(call, call.census)}: this is not exhaustion."
+    if call.census.untold:
+        return _untold(call, call.census)
     return f"No source port is free {_way(call)}: this is exhaustion."
 
 
@@ -104,26 +98,35 @@ def _free(call: Call, census: Census) -> str:
     return f"{census.free:,} of {census.ports.size:,} source ports are free {_way(call)}"
 
 
-def _untold(census: Census) -> str:
+def _untold(call: Call, census: Census) -> str:
     return (
-        f" {census.untold:,} of them have sockets toward other destinations, which may have locked "
-        f"them with bind(), {_TAKES}."
+        f"No source port is certainly free {_way(call)}. {census.untold:,} ports have sockets "
+        f"toward other destinations, which may have locked them with bind(), {_TAKES}."
     )
 
 
-def _not_available(call: Call, facts: Facts, found: set[Cause]) -> str:
+def _exhausted(call: Call, census: Census) -> str:
+    cause, number = census.by_cause(stream=call.stream)[0]
+    return (
+        f"here means exhaustion: no source port of {census.ports} is free {_way(call)} "
+        f"({call.protocol}), because of {number:,} {_KEPT[cause]}."
+    )
+
+
+def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+    ipv6 = "" if facts.ipv6 else ", or the address is an IPv6 one, and IPv6 is off here"
     if not call.stream:
         return (
             "from UDP is not exhaustion, which gives 11 (EAGAIN) there: the source address is not "
-            f"one of this host's (name it with --source){_or_ipv6(facts)}."
+            f"one of this host's (name it with --source){ipv6}."
         )
     census = call.census
     if census is None:
         return _of_machine(
             facts,
-            found,
+            findings,
             "Exhaustion is per destination: name it with --destination, and the source address "
-            f"with --source. Perhaps that is not one of this host's{_or_ipv6(facts)}.",
+            f"with --source. Perhaps that is not one of this host's{ipv6}.",
         )
     if census.free:
         locked = (
@@ -138,12 +141,8 @@ def _not_available(call: Call, facts: Facts, found: set[Cause]) -> str:
             f"name them with --source ADDRESS:PORT.{_elsewhere(call, facts)}{locked}"
         )
     if census.untold:
-        return f"may be exhaustion: no source port is certainly free {_way(call)}.{_untold(census)}"
-    cause, number = census.by_cause(stream=True)[0]
-    return (
-        f"here means exhaustion: no source port of {census.ports} is free {_way(call)}, because of "
-        f"{number:,} {_KEPT[cause]}."
-    )
+        return f"may be exhaustion: {_inside(_untold(call, census))}"
+    return _exhausted(call, census)
 
 
 def _elsewhere(call: Call, facts: Facts) -> str:
@@ -153,30 +152,21 @@ def _elsewhere(call: Call, facts: Facts) -> str:
             row.protocol == "tcp"
             and row.destination == call.destination
             and row.source != call.census_source
-            and row.taken >= row.capacity
+            and not row.free
         ):
             return f" It is exhaustion from {row.source}, which has no free port."
     return ""
 
 
-def _or_ipv6(facts: Facts) -> str:
-    return "" if facts.ipv6 else ", or the address is an IPv6 one, and IPv6 is off here"
-
-
-def _in_use(call: Call, facts: Facts, found: set[Cause]) -> str:
-    if call.stream:
-        text = (
-            "comes from bind(), not from connect(): the port that was asked for is held (name it "
-            "with --source ADDRESS:PORT), or, for bind((address, 0)), every port of the range has "
-            "a socket."
-        )
-    else:
-        text = (
-            "comes from bind(): another socket has the port and does not share it (name it with "
-            "--source ADDRESS:PORT), or, for bind((address, 0)), every port has a socket on that "
-            f"address. {facts.udp_unused:,} ports have no UDP socket at all."
-        )
-    if causes.BOUND_FIRST in found or causes.POLLUTED in found:
+def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+    text = (
+        "comes from bind(), not from connect(): another socket has the port that was asked for "
+        "(name it with --source ADDRESS:PORT), or, for bind((address, 0)), every port of the "
+        "range has a socket."
+    )
+    if not call.stream:
+        text = f"{text} {facts.udp_unused:,} ports have no UDP socket at all."
+    if _closed(findings):
         return (
             f"{text} Sockets that are bound before they connect lock their ports here, as listed "
             "below: IP_BIND_ADDRESS_NO_PORT ends that."
@@ -184,7 +174,7 @@ def _in_use(call: Call, facts: Facts, found: set[Cause]) -> str:
     return f"{text} {_fullness(facts)}"
 
 
-def _again(call: Call, facts: Facts, found: set[Cause]) -> str:
+def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
     if call.stream:
         return (
             "from a TCP connect() is not exhaustion: the call was non-blocking, or the socket is a "
@@ -192,10 +182,7 @@ def _again(call: Call, facts: Facts, found: set[Cause]) -> str:
         )
     census = call.census
     if census is not None and not census.free:
-        return (
-            f"here means exhaustion: no UDP source port of {census.ports} is free {_way(call)}, "
-            "not even for sockets that share ports."
-        )
+        return _exhausted(call, census)
     sharing = "" if census is None else f" {_free(call, census)} for sockets that share ports."
     if not facts.udp_unused:
         return (
@@ -207,20 +194,22 @@ def _again(call: Call, facts: Facts, found: set[Cause]) -> str:
     if census is not None:
         return f"is not exhaustion here and now: {unused}{sharing}"
     return _of_machine(
-        facts, found, f"{unused} Name the destination with --destination to be sure."
+        facts, findings, f"{unused} Name the destination with --destination to be sure."
     )
 
 
-def _of_machine(facts: Facts, found: set[Cause], hint: str) -> str:
-    for row in (pair.row for pair in facts.pairs):
-        if row.taken >= FULL * row.capacity:
-            return (
-                f"means exhaustion for connections from {row.source} to {row.destination}, where "
-                f"{row.taken:,} of {row.capacity:,} ports are in use. {hint}"
-            )
-    if causes.BOUND_FIRST in found or causes.POLLUTED in found:
+def _of_machine(facts: Facts, findings: Sequence[Finding], hint: str) -> str:
+    for finding in findings:
+        if finding.severity is Severity.CRITICAL and finding.cause in causes.OF_A_DESTINATION:
+            return f"may well come from exhaustion: {finding.title}. {hint}"
+    if _closed(findings):
         return f"may come from ports that are closed to connect(), as listed below. {hint}"
     return f"does not look like exhaustion: {_inside(_fullness(facts))} {hint}"
+
+
+def _closed(findings: Sequence[Finding]) -> bool:
+    """Whether ports are closed to connect(), which only a look at the machine shows."""
+    return any(each.cause in (causes.BOUND_FIRST, causes.POLLUTED) for each in findings)
 
 
 def _fullness(facts: Facts) -> str:

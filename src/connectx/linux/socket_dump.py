@@ -114,7 +114,10 @@ def dump(
 
 def records(netlink: NetlinkSocket, wanted: Filter) -> list[SocketRecord]:
     """List the sockets of a filter."""
-    return list(chain.from_iterable(_dump(netlink, wanted, _records)))
+    found = list(chain.from_iterable(_dump(netlink, wanted, _records)))
+    if wanted.source_port or wanted.destination_port:
+        found = [record for record in found if wanted.has_ports_of(record)]
+    return found
 
 
 def ports_toward(
@@ -205,7 +208,8 @@ def with_v6only(netlink: NetlinkSocket, wanted: Filter) -> list[tuple[SocketReco
     The kernel reports the option for AF_INET6 sockets that listen or are not connected
     (TCP_CLOSE), and not for those that are only bound (TCP_BOUND_INACTIVE).
     """
-    return list(chain.from_iterable(_dump(netlink, wanted, _records_with_v6only)))
+    found = chain.from_iterable(_dump(netlink, wanted, _records_with_v6only))
+    return [(record, v6only) for record, v6only in found if wanted.has_ports_of(record)]
 
 
 def idle(netlink: NetlinkSocket, wanted: Filter, milliseconds: int) -> int:
@@ -248,6 +252,17 @@ class Filter(NamedTuple):
     ports: tuple[PortRange, ...] | None = None
     information: bool = False
     family: int | None = None
+
+    def has_ports_of(self, record: SocketRecord) -> bool:
+        """Return whether a record has the single ports, if any are wanted.
+
+        The kernel does not compare these for TCP sockets that are only bound
+        (tests/kernel/test_dumps.py).
+        """
+        return self.source_port in (0, record.source_port) and self.destination_port in (
+            0,
+            record.destination_port,
+        )
 
 
 def filter_between(
