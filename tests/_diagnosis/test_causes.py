@@ -46,6 +46,11 @@ def test_causes_are_told_apart() -> None:
     assert len({cause.summary for cause in CAUSES}) == len(CAUSES)
 
 
+def test_of_the_causes_of_eaddrnotavail_the_first_four_are_exhaustion() -> None:
+    of_exhaustion = [cause in causes.OF_EXHAUSTION for cause in causes.OF_EADDRNOTAVAIL]
+    assert of_exhaustion == [True] * 4 + [False] * 4
+
+
 @settings(deadline=None)
 @given(censuses)
 def test_the_greatest_share_comes_first_and_none_is_without_ports(census: Census) -> None:

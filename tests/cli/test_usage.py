@@ -18,8 +18,7 @@ from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
-from tests.observe.names import named
-from tests.observe.time_waits import leave_time_wait
+from tests.observe.helpers import leave_time_wait, named
 
 LOW, HIGH = 20000, 20009
 PORT = 9000

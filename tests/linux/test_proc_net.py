@@ -1,7 +1,5 @@
 """Tables, counters and addresses of a namespace: what is read, and where it is read."""
 
-import socket
-
 import pytest
 
 from connectx.linux import proc_net
@@ -9,6 +7,7 @@ from connectx.linux.proc_net import Table
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.kernel.raw import FIRST
+from tests.observe.helpers import leave_time_wait
 
 SOCKSTAT = """\
 sockets: used 13
@@ -48,12 +47,7 @@ def test_time_waits_that_there_was_no_room_for(network: Network, servers: Server
     network.sysctl("net.ipv4.tcp_max_tw_buckets", 2)
     listener = servers.listen("127.0.0.1", FIRST)
     for expected in (0, 0, 1):
-        with socket.create_connection(("127.0.0.1", FIRST)) as sock:
-            accepted, _ = listener.accept()
-            sock.shutdown(socket.SHUT_WR)
-            assert accepted.recv(1) == b""
-            accepted.close()
-            assert sock.recv(1) == b""
+        leave_time_wait(listener, ("127.0.0.1", FIRST))
         assert proc_net.read_tcp_ext("TCPTimeWaitOverflow") == expected
 
 

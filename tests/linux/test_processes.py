@@ -10,7 +10,7 @@ import pytest
 
 from connectx.linux import processes
 from connectx.linux.processes import Owners, Process, owners, unit_in
-from tests.observe.names import named
+from tests.observe.helpers import named
 
 ID = "0123456789abcdef" * 4
 SHORT = ID[:12]

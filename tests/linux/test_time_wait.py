@@ -15,7 +15,7 @@ from connectx.linux.time_wait import Reuse, read_reuse
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.kernel.raw import FIRST
-from tests.observe.time_waits import leave_time_wait
+from tests.observe.helpers import leave_time_wait
 
 HERE = ("127.0.0.1", FIRST)
 

@@ -10,7 +10,7 @@ from connectx._diagnosis.census import tells_binds_apart
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
-from tests.observe.asking import HERE, HIGH, LOW, PORT
+from tests.observe.helpers import HERE, HIGH, LOW, PORT
 
 
 @pytest.fixture

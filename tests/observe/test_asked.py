@@ -21,7 +21,7 @@ from connectx.addresses import Endpoint, PortRange
 from connectx.observe import diagnose
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
-from tests.observe.asking import (
+from tests.observe.helpers import (
     HERE,
     HIGH,
     LOW,

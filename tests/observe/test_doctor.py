@@ -24,7 +24,7 @@ from connectx.linux import netns, processes
 from connectx.observe import Diagnosis, diagnose
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
-from tests.observe.asking import HERE, HIGH, LOW, PORT, SIZE, TOWARD, found, leave_time_wait, look
+from tests.observe.helpers import HERE, HIGH, LOW, PORT, SIZE, TOWARD, found, leave_time_wait, look
 
 
 def test_a_healthy_machine(connect: Callable[..., socket.socket]) -> None:
@@ -39,7 +39,7 @@ def test_a_healthy_machine(connect: Callable[..., socket.socket]) -> None:
     assert "15 of 20 source ports are free" in diagnosis.verdict
 
 
-class TestFiveMeaningsOf99:
+class TestMeaningsOf99:
     """As somebody would ask who has just seen "Cannot assign requested address"."""
 
     def ask(self, **question: Any) -> Diagnosis:

@@ -34,8 +34,8 @@ from connectx.observe.prometheus import (
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
+from tests.observe.helpers import leave_time_wait
 from tests.observe.metrics import DASHBOARD, FILES, RULES, Values, promtool, values
-from tests.observe.time_waits import leave_time_wait
 
 LOW, HIGH = 20000, 20099
 PORT = 9000

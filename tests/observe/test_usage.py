@@ -19,7 +19,7 @@ from connectx.observe.usage import look_at
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
-from tests.observe.time_waits import leave_time_wait
+from tests.observe.helpers import leave_time_wait
 
 LOW, HIGH = 20000, 20099
 PORT = 9000

@@ -108,7 +108,6 @@ def take(netlink: NetlinkSocket, connection: FourTuple, ports: PortRange) -> Cen
         reserved=len(others & reserved),
         reusable=len(reusable),
         untold=len(untold),
-        unused=len(within - anywhere - reserved),
     )
 
 

@@ -1,10 +1,6 @@
 """What can be known about a network namespace and a call that failed in it, as plain values.
 
-Nothing here looks at anything. Modules that do: `connectx._diagnosis.snapshot` (ports in use
-per source and destination), `connectx._diagnosis.census` (the ports toward one destination),
-`connectx._diagnosis.machine` (everything else about the namespace) and
-`connectx._diagnosis.call` (the call). `connectx._diagnosis.rules` and
-`connectx._diagnosis.verdict` draw the conclusions.
+Nothing here looks at anything; the package's docstring says which modules do.
 """
 
 from __future__ import annotations
@@ -106,7 +102,6 @@ class Census(NamedTuple):
         reusable: How many of the TIME_WAITs a connect() may take over now.
         untold: Other ports with sockets, where this kernel does not report whether these
             share them.
-        unused: Ports on which the protocol has no socket at all, toward any destination.
     """
 
     ports: PortRange
@@ -116,7 +111,6 @@ class Census(NamedTuple):
     reserved: int
     reusable: int = 0
     untold: int = 0
-    unused: int = 0
 
     @property
     def free(self) -> int:

@@ -1,6 +1,9 @@
-"""Asking the doctor, and what to ask about."""
+"""Situations to observe, and how to ask the doctor about them."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from connectx._diagnosis import causes
@@ -13,6 +16,8 @@ SIZE = HIGH - LOW + 1
 PORT = 9000
 HERE = ("127.0.0.1", PORT)
 TOWARD = Endpoint(*HERE)
+
+_COMM = Path("/proc/self/comm")
 
 
 def look(**question: Any) -> Diagnosis:
@@ -27,7 +32,7 @@ def found(diagnosis: Diagnosis, cause: causes.Cause) -> Finding:
 
 
 def leave_time_wait(server: socket.socket, destination: tuple[str, int] = HERE) -> int:
-    """Connect and close first; the port that rests then."""
+    """Connect, and close first; return the port, which then rests."""
     with socket.create_connection(destination) as sock:
         accepted, _ = server.accept()
         port = int(sock.getsockname()[1])
@@ -36,3 +41,14 @@ def leave_time_wait(server: socket.socket, destination: tuple[str, int] = HERE) 
         accepted.close()
         assert sock.recv(1) == b""
     return port
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Have this process named so, as ps(1) shows it; 15 octets at most."""
+    former = _COMM.read_bytes()
+    _COMM.write_text(name)
+    try:
+        yield
+    finally:
+        _COMM.write_bytes(former.removesuffix(b"\n"))
