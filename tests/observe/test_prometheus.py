@@ -133,10 +133,12 @@ class TestSockets:
         if not Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
             pytest.skip("kernel: before 6.14 the delay is a second")
         network.port_range(LOW, LOW + 9)
-        network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
+        # As long as it can be: else one of these connections may take over a TIME_WAIT.
+        network.sysctl("net.ipv4.tcp_tw_reuse_delay", 60_000)
         listener = servers.listen("127.0.0.1", PORT)
         for _ in range(5):
             leave_time_wait(listener, ("127.0.0.1", PORT))
+        network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
         fullest = "{destination=127.0.0.1:9000,protocol=tcp,source=127.0.0.1}"
         found = scrape(SocketCollector(top=1))
         deadline = time.monotonic() + 10
