@@ -116,7 +116,11 @@ class TriedCall(calls.Call):
     def __init__(
         self, rules: Rules, key: str, version: int, only: str, listen: Callable[[], Heard]
     ) -> None:
-        super().__init__(rules, key, version, only)
+        self._rules = rules
+        self._key = key
+        self._version = version
+        self._only = only
+        self._wait = rules.wait
         self._heard = listen
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:

@@ -193,19 +193,14 @@ class Call:
     # has ended during this pause that may have been a connection there.
     _hears = _hinted = False
 
-    def __init__(
-        self, rules: Rules, key: Hashable, version: int, only: str, *, wait: bool = True
-    ) -> None:
-        """Begin a call.
-
-        key: names the destination. version: of IP, 4 or 6. only: the one source that it
-        may have; "" for any of them. wait: whether it may wait, if the dialer has it so.
-        """
-        self._rules = rules
-        self._key = key
-        self._version = version
-        self._only = only
-        self._wait = rules.wait if wait else 0.0
+    # What a subclass sets: what the calls of the dialer have in common; what names the
+    # destination, and its version of IP, 4 or 6; the one source that the call may have, ""
+    # for any; and how many seconds it may wait.
+    _rules: Rules
+    _key: Hashable
+    _version: int
+    _only: str
+    _wait: float
 
     def __repr__(self) -> str:
         where = f"from {self.slot.host or 'any source'}" if self.slot else "no source"
@@ -239,10 +234,9 @@ class Call:
         known = self._rules.destinations.find(self._key)
         if known.queues and known.first(self._lane) is not None:
             return self._steps(None, None)
-        candidates = iter(self._candidates(known))
+        candidates: Iterator[tuple[str, PortRange | None]] = iter(self._candidates(known))
         try:
-            host, ports = next(candidates)
-            steps = self._open(host, ports)
+            steps = self._open(*next(candidates))
             if steps is not None:
                 return self._steps(candidates, steps)
             work = self._adopt()

@@ -31,14 +31,21 @@ if TYPE_CHECKING:
 class _PolicyCall(Call):
     """A call as a policy has it."""
 
-    def __init__(self, policy: Policy, to: Request, only: str, *, wait: bool = True) -> None:
+    def __init__(
+        self, policy: Policy, to: Request, only: str, *, awaited: bool, wait: bool
+    ) -> None:
         begun = policy.open
-        if begun.unreported:
+        if begun.unreported.sockets:
             begun.unreported.sweep(SWEPT_BY_A_CALL)
-        super().__init__(begun.rules, to.key, to.version, only, wait=wait)
+        self._rules = begun.rules
+        self._key = to.key
+        self._version = to.version
+        self._only = only
+        self._wait = begun.rules.wait if wait else 0.0
         self._policy = policy
         self._to = to
         self._unreported = begun.unreported
+        self._awaited = awaited
 
     def _listen(self) -> Endings | None:
         return listen(self._to, self._unreported)
@@ -82,9 +89,9 @@ class OwnCall(_PolicyCall):
         driver waits for handshakes, and the socket is non-blocking. wait: whether it may
         wait for a port, where the dialer does.
         """
-        super().__init__(policy, to, policy.only(to, key) if policy.sticks else "", wait=wait)
+        only = policy.only(to, key) if policy.sticks else ""
+        _PolicyCall.__init__(self, policy, to, only, awaited=awaited, wait=wait)
         self._timeout = timeout
-        self._awaited = awaited
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
         policy, timeout = self._policy, self._timeout
@@ -127,10 +134,9 @@ class CallersCall(_PolicyCall):
         """
         connection = CallersConnection(sock)
         to = policy.serve(connection.ask(None, destination, policy.settings.strategy))
-        super().__init__(policy, to, policy.only(to, key))
+        super().__init__(policy, to, policy.only(to, key), awaited=awaited, wait=True)
         self._sock = sock
         self._data = data
-        self._awaited = awaited
         self._connection = connection
 
     def _connect(self, host: str, ports: PortRange | None) -> CallersConnection:

@@ -43,15 +43,14 @@ class Unreported:
 
     They are looked for in turns, since each takes some microseconds and there may be
     thousands.
+
+    Attributes:
+        sockets: By SO_COOKIE, which a notification has as well; those looked at come last.
     """
 
     def __init__(self) -> None:
-        # By SO_COOKIE, which a notification has as well; those looked at come last.
-        self._sockets: OrderedDict[bytes, _Watched] = OrderedDict()
+        self.sockets: OrderedDict[bytes, _Watched] = OrderedDict()
         self._look_again = 0.0
-
-    def __len__(self) -> int:
-        return len(self._sockets)
 
     def add(self, slot: Slot, sock: Any) -> None:
         """Look for the end of a socket from now on, and give its slot back then."""
@@ -61,40 +60,40 @@ class Unreported:
             # Closed already, as uvloop does before it detaches; or unconnected by now.
             slot.release()
         else:
-            self._sockets[watched.key] = watched
+            self.sockets[watched.key] = watched
 
     def ended(self, cookie: bytes) -> None:
         """Note that a socket has ended, which may be one of these."""
-        watched = self._sockets.pop(cookie, None)
+        watched = self.sockets.pop(cookie, None)
         if watched is not None:
             watched.slot.release()
 
     def sweep(self, most: int) -> None:
         """Look at so many of them, and give back the slots of closed ones."""
-        if not self._sockets:
+        if not self.sockets:
             return
         namespace = NAMESPACES.here()
-        for _ in range(min(most, len(self._sockets))):
+        for _ in range(min(most, len(self.sockets))):
             try:
-                key, watched = self._sockets.popitem(last=False)
+                key, watched = self.sockets.popitem(last=False)
             except KeyError:
                 return  # Another thread is at it.
             try:
                 ended = watched.ended(namespace)
             except BaseException:
-                self._sockets.setdefault(key, watched)
+                self.sockets.setdefault(key, watched)
                 raise
             if not ended:
                 # Unless it has been connected anew meanwhile.
-                self._sockets.setdefault(key, watched)
+                self.sockets.setdefault(key, watched)
 
     def look(self) -> None:
         """Look at all of them, before a call is refused; if many, a tenth of the time at most."""
         begun = time.monotonic()
-        if len(self._sockets) > _SWEPT_AT_LEAST and begun < self._look_again:
+        if len(self.sockets) > _SWEPT_AT_LEAST and begun < self._look_again:
             self.sweep(_SWEPT_AT_LEAST)
             return
-        self.sweep(len(self._sockets))
+        self.sweep(len(self.sockets))
         now = time.monotonic()
         self._look_again = now + _LOOK_REST * (now - begun)
 

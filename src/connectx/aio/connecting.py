@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection, opening
 from connectx._connect.names import by_name
 from connectx._connect.request import check_forms, parse_literal, scoped
-from connectx.aio.waiting import run
+from connectx.aio.driver import run
 
 if TYPE_CHECKING:
     from connectx.addresses import Address

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from connectx._dial.connecting import CallersCall, OwnCall, by_name
 from connectx._dial.policy import AnyDialer
 from connectx.aio.connecting import HAPPY_EYEBALLS_DELAY
+from connectx.aio.driver import run
 from connectx.aio.streams import endpoint_over, stream_over, tls_keywords
-from connectx.aio.waiting import run
 
 if TYPE_CHECKING:
     import asyncio

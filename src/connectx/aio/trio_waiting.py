@@ -12,7 +12,7 @@ import trio
 
 from connectx._connect.own_socket import discard
 from connectx._connect.waits import Handshake, Names, NewWaiter, Pause, Race, Work
-from connectx.aio.waiting import run_by
+from connectx.aio.running import run_by
 
 if TYPE_CHECKING:
     from connectx._connect.waits import Steps, Wait
@@ -100,7 +100,7 @@ async def _notice(waiter: _Waiter, descriptor: int) -> None:
 async def _race(race: Race) -> Any:
     """Return what the first call returns; what the others met with goes into `errors`."""
     winners: list[Any] = []
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+    async with trio.open_nursery() as nursery:
         for number, call in enumerate(race.calls):
             failed = trio.Event()
             nursery.start_soon(_enter, race, call, winners, nursery.cancel_scope, failed)

@@ -1,4 +1,4 @@
-"""How a call waits under asyncio and uvloop; under trio, connectx.aio.trio_waiting does it.
+"""How a call waits under asyncio and uvloop.
 
 Nothing here blocks the loop, and whatever is cancelled leaves no descriptor and no port
 behind.
@@ -10,53 +10,21 @@ import asyncio
 import contextlib
 import errno
 import os
-import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from connectx._connect.own_socket import discard
 from connectx._connect.waits import Handshake, Names, NewWaiter, Pause, Race, Work
+from connectx.aio.running import run_by
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
-    from connectx._connect.waits import Steps, Wait
-
-_T = TypeVar("_T")
+    from connectx._connect.waits import Wait
 
 
-async def run(steps: Steps[_T]) -> _T:
-    """Go through a call, awaiting what it waits for; returns what it returns."""
-    return await run_by(_driver(), steps)
-
-
-async def run_by(wait: Callable[[Wait], Awaitable[Any]], steps: Steps[_T]) -> _T:
-    """Do the same with a function that waits."""
-    try:
-        what = next(steps)
-        while True:
-            try:
-                answer = await wait(what)
-            except BaseException as error:  # noqa: BLE001 - the call's to handle
-                what = steps.throw(error)
-            else:
-                what = steps.send(answer)
-    except StopIteration as end:
-        return cast("_T", end.value)
-
-
-def _driver() -> Callable[[Wait], Awaitable[Any]]:
-    """Return the function that waits for the event loop at hand."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        from connectx.aio.trio_waiting import wait  # noqa: PLC0415 - only where trio runs
-
-        return wait
-    return _wait
-
-
-async def _wait(wait: Wait) -> Any:
+async def wait(wait: Wait) -> Any:
     """Wait for one thing; see connectx._connect.waits."""
     if isinstance(wait, Handshake):
         return await _shake_hands(wait.sock, wait.seconds)
@@ -167,7 +135,7 @@ async def _race(race: Race) -> Any:
     try:
         while waiting or running:
             if waiting:
-                running.add(asyncio.ensure_future(run_by(_wait, waiting.popleft())))
+                running.add(asyncio.ensure_future(run_by(wait, waiting.popleft())))
             ended, running = await asyncio.wait(
                 running,
                 timeout=race.delay if waiting else None,
