@@ -227,6 +227,7 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
     if not held:
         return
     ports = {each.port for each in held}
+    ranges = _ranges(ports)
     yield Finding(
         _graded(len(ports) / facts.ports.size, _SOME, _MANY),
         cause,
@@ -236,7 +237,7 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
                 f"{numbers(Counter(each.state for each in held))}; "
                 f"{owners(Counter(each.owner for each in held))}"
             ),
-            f"ports {_listed(ports)}",
+            f"ports {', '.join(ranges[: 2 * SHOWN])}{', …' * (len(ranges) > 2 * SHOWN)}",
         ),
     )
 
@@ -263,11 +264,12 @@ def listeners(facts: Facts) -> Iterator[Finding]:
     reserved = ports_in(facts.reserved)
     found = [each for each in facts.holders if each.state == "LISTEN" and each.port not in reserved]
     if found:
+        number = len({each.port for each in found})
+        lie = "a listener's port lies" if number == 1 else f"{number:,} listeners' ports lie"
         yield Finding(
             Severity.NOTE,
             causes.LISTENERS,
-            f"{len({each.port for each in found}):,} listeners' ports lie in the range "
-            f"{facts.ports}",
+            f"{lie} in the range {facts.ports}",
             tuple(
                 f"{Endpoint(each.address, each.port)} {each.owner}".rstrip()
                 for each in found[: 2 * SHOWN]
@@ -522,14 +524,13 @@ def _values(facts: Facts) -> dict[str, str]:
     ports = {each.port for each in facts.holders if each.state == "LISTEN"}
     if ports:
         # The value replaces the one in force, so it repeats the ports that are reserved now.
-        values["reserve"] = _listed(ports | ports_in(facts.reserved))
+        values["reserve"] = ",".join(_ranges(ports | ports_in(facts.reserved)))
     return values
 
 
-def _listed(ports: set[int]) -> str:
-    """Ports as net.ipv4.ip_local_reserved_ports has them: "8080,9148,10000-20000"."""
-    ranges = ranges_of(ports)
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+def _ranges(ports: set[int]) -> list[str]:
+    """Ports as net.ipv4.ip_local_reserved_ports has them: "8080", "10000-20000"."""
+    return [str(each.low) if each.size == 1 else str(each) for each in ranges_of(ports)]
 
 
 def _is_filling(pair: WatchedPair, seconds: float) -> bool:
