@@ -13,7 +13,7 @@ import uvloop
 
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.socket_dump import dump
+from connectx.linux.socket_dump import Filter, records
 
 LOW, HIGH = 20001, 20008
 SIZE: Final = HIGH - LOW + 1
@@ -94,7 +94,7 @@ def client_sockets() -> list[tuple[int, int, int]]:
             for family in (uapi.AF_INET, uapi.AF_INET6):
                 found += [
                     (record.state, record.source_port, record.destination_port)
-                    for record in dump(netlink, protocol, family)
+                    for record in records(netlink, Filter(protocol, family=family))
                     if LOW <= record.source_port <= HIGH
                 ]
     return sorted(found)

@@ -29,7 +29,7 @@ from connectx import (
 )
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.socket_dump import dump
+from connectx.linux.socket_dump import Filter, records
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import (
@@ -81,7 +81,7 @@ def sockets_here(transport: Transport) -> set[tuple[int, bytes, int, int]]:
     found = set()
     with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
         for family in (uapi.AF_INET, uapi.AF_INET6):
-            for record in dump(netlink, transport.protocol, family):
+            for record in records(netlink, Filter(transport.protocol, family=family)):
                 found.add(
                     (record.state, record.source, record.source_port, record.destination_port)
                 )

@@ -18,7 +18,7 @@ from connectx import PortHeld, PortsExhausted, TupleInUse
 from connectx.addresses import Address
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.socket_dump import dump
+from connectx.linux.socket_dump import Filter, records
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import listen
 from tests.api.calls import CALLS, TCP_MAPPED, UDP_MAPPED, is_stream, port_of, reset_on_close
@@ -149,7 +149,7 @@ class World:
         with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
             connected = [
                 (record.source_port, record.destination_port)
-                for record in dump(netlink, self.transport.protocol, self._family)
+                for record in records(netlink, Filter(self.transport.protocol, family=self._family))
                 if record.state == uapi.TCP_ESTABLISHED
                 and record.destination_port in {FIRST, SECOND}
             ]
@@ -174,12 +174,14 @@ class World:
         with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
             return any(
                 record.state == uapi.TCP_ESTABLISHED
-                for record in dump(
+                for record in records(
                     netlink,
-                    self.transport.protocol,
-                    self._family,
-                    source_port=port,
-                    destination_port=destination,
+                    Filter(
+                        self.transport.protocol,
+                        source_port=port,
+                        destination_port=destination,
+                        family=self._family,
+                    ),
                 )
             )
 

@@ -11,7 +11,7 @@ import pytest
 from connectx.cli.main import main
 from connectx.linux import sock_destroy, uapi
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
-from connectx.linux.socket_dump import dump
+from connectx.linux.socket_dump import Filter, records
 from connectx.observe.kill import STATES, require
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
@@ -43,7 +43,7 @@ def time_waits(servers: Servers) -> int:
 
 def in_time_wait() -> int:
     with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
-        return len(dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET, 1 << uapi.TCP_TIME_WAIT))
+        return len(records(netlink, Filter(uapi.IPPROTO_TCP, 1 << uapi.TCP_TIME_WAIT)))
 
 
 def test_lists_and_warns_and_changes_nothing(time_waits: int) -> None:

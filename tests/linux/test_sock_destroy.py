@@ -10,7 +10,7 @@ from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
 from connectx.linux.sock_destroy import destroy, encode_destroy, may_administer, require_destroy
 from connectx.linux.sock_diag import SocketRecord, TupleLookup
-from connectx.linux.socket_dump import dump
+from connectx.linux.socket_dump import Filter, records
 from connectx.linux.sockopts import get_so_cookie
 from connectx.sandbox.servers import Servers
 from tests.api.calls import CAP_NET_ADMIN, without_capability
@@ -35,7 +35,9 @@ def listed(netlink: NetlinkSocket, protocol: int, sock: socket.socket) -> Socket
     """A socket, as a dump describes it."""
     family = socket.AF_INET6 if sock.family == socket.AF_INET6 else socket.AF_INET
     (record,) = [
-        each for each in dump(netlink, protocol, family) if each.cookie == get_so_cookie(sock)
+        each
+        for each in records(netlink, Filter(protocol, family=family))
+        if each.cookie == get_so_cookie(sock)
     ]
     return record
 

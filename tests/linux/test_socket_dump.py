@@ -17,7 +17,7 @@ from connectx.linux.sock_diag import (
     ALL_STATES,
     decode_record,
 )
-from connectx.linux.socket_dump import Filter, Group, dump, filter_between, ports_toward, tally
+from connectx.linux.socket_dump import Filter, Group, filter_between, ports_toward, records, tally
 from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex
 from connectx.linux.structs import NLMSGHDR
 from connectx.sandbox.servers import Servers
@@ -65,8 +65,9 @@ def listed_by_us(netlink: NetlinkSocket, protocol: int) -> list[tuple[int, str, 
     # ss leaves bound, unconnected TCP sockets out.
     states = ALL_STATES & ~(1 << uapi.TCP_BOUND_INACTIVE)
     # AF_INET6 has the IPv4-mapped ones as well, which AF_INET would give a second time.
-    records = dump(netlink, protocol, uapi.AF_INET6, states)
-    records += [r for r in dump(netlink, protocol, uapi.AF_INET, states) if len(r.source) == 4]
+    listed = records(netlink, Filter(protocol, states, family=uapi.AF_INET6))
+    ipv4 = records(netlink, Filter(protocol, states, family=uapi.AF_INET))
+    listed += [record for record in ipv4 if len(record.source) == 4]
     return [
         (
             r.state,
@@ -75,7 +76,7 @@ def listed_by_us(netlink: NetlinkSocket, protocol: int) -> list[tuple[int, str, 
             socket.inet_ntop(r.family, r.destination),
             r.destination_port,
         )
-        for r in records
+        for r in listed
     ]
 
 
@@ -110,7 +111,10 @@ def test_udp_dump_is_what_ss_lists(netlink: NetlinkSocket, open_socket: Open) ->
 
 def test_bound_tcp_sockets_are_dumped(netlink: NetlinkSocket, open_socket: Open) -> None:
     sock = open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000))
-    found = dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET, 1 << uapi.TCP_BOUND_INACTIVE)
+    found = records(
+        netlink,
+        Filter(uapi.IPPROTO_TCP, 1 << uapi.TCP_BOUND_INACTIVE, family=uapi.AF_INET),
+    )
     if not found:
         pytest.skip("kernel: before 6.8 a dump leaves bound sockets out")
     # The state asked for is one of the filter alone: its sockets are in TCP_CLOSE.
@@ -145,7 +149,7 @@ def test_filters(
         (6, "::1", "::1", 53),
     ):
         open_socket(uapi.IPPROTO_UDP, (source, 20000 + number), (destination, port))
-    found = dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET, **wanted)  # type: ignore[arg-type]
+    found = records(netlink, Filter(uapi.IPPROTO_UDP, family=uapi.AF_INET, **wanted))  # type: ignore[arg-type]
     assert {record.source_port - 20000 for record in found} == expected
     assert len(found) == len(expected)
 
@@ -157,7 +161,7 @@ def test_dump_by_interface(netlink: NetlinkSocket, open_socket: Open) -> None:
     set_so_bindtoifindex(bound, loopback)
     bound.bind(("::1", 20001))
     bound.connect(("::1", 53))
-    (record,) = dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, interface=loopback)
+    (record,) = records(netlink, Filter(uapi.IPPROTO_UDP, interface=loopback, family=uapi.AF_INET6))
     assert (record.source_port, record.interface) == (20001, loopback)
     ports = ports_toward(
         netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, IPV6, IPV6, 53, interface=loopback
@@ -221,12 +225,12 @@ def test_mptcp_ports_are_its_subflows(netlink: NetlinkSocket, open_socket: Open)
 def test_replayed_dumps() -> None:
     # The second dump is of AF_INET6, and empty.
     with replaying([*datagrams("dump-udp"), *datagrams("dump-empty")]) as netlink:
-        records = dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET)
-    assert sorted(record.source_port for record in records) == list(range(20000, 20060))
-    assert {record[:3] for record in records} == {(uapi.AF_INET, uapi.TCP_ESTABLISHED, IPV4)}
+        listed = records(netlink, Filter(uapi.IPPROTO_UDP, family=uapi.AF_INET))
+    assert sorted(record.source_port for record in listed) == list(range(20000, 20060))
+    assert {record[:3] for record in listed} == {(uapi.AF_INET, uapi.TCP_ESTABLISHED, IPV4)}
     with replaying(datagrams("dump-tcp")) as netlink:
-        records = dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)
-    assert sorted((r.state, r.source, r.source_port, r.destination_port) for r in records) == [
+        listed = records(netlink, Filter(uapi.IPPROTO_TCP, family=uapi.AF_INET6))
+    assert sorted((r.state, r.source, r.source_port, r.destination_port) for r in listed) == [
         (uapi.TCP_ESTABLISHED, IPV6, 80, 21000),
         (uapi.TCP_ESTABLISHED, IPV6, 21000, 80),
         (uapi.TCP_ESTABLISHED, MAPPED, 80, 21001),
@@ -240,14 +244,14 @@ INTERRUPTED = NLMSGHDR.pack(20, uapi.NLMSG_DONE, uapi.NLM_F_DUMP_INTR, SEQUENCE,
 def test_an_interrupted_dump_is_repeated() -> None:
     replies = [*datagrams("dump-tcp")[:-1], INTERRUPTED, *datagrams("dump-tcp")]
     with replaying(replies) as netlink:
-        assert len(dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)) == 4
+        assert len(records(netlink, Filter(uapi.IPPROTO_TCP, family=uapi.AF_INET6))) == 4
 
 
 def test_an_interrupted_dump_is_repeated_8_times_at_most() -> None:
     with replaying([INTERRUPTED] * 7 + datagrams("dump-tcp")) as netlink:
-        assert len(dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)) == 4
+        assert len(records(netlink, Filter(uapi.IPPROTO_TCP, family=uapi.AF_INET6))) == 4
     with replaying([INTERRUPTED] * 8) as netlink, pytest.raises(DumpInterrupted):
-        dump(netlink, uapi.IPPROTO_TCP, uapi.AF_INET6)
+        records(netlink, Filter(uapi.IPPROTO_TCP, family=uapi.AF_INET6))
 
 
 def test_a_dump_of_something_else_is_malformed() -> None:
@@ -256,7 +260,7 @@ def test_a_dump_of_something_else_is_malformed() -> None:
         NLMSGHDR.pack(84, uapi.SOCK_DIAG_BY_FAMILY, 0, SEQUENCE, 0) + bytes(68),
     ):
         for decode in (
-            lambda netlink: dump(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6),
+            lambda netlink: records(netlink, Filter(uapi.IPPROTO_UDP, family=uapi.AF_INET6)),
             lambda netlink: ports_toward(netlink, uapi.IPPROTO_UDP, uapi.AF_INET6, None, IPV6, 53),
         ):
             with replaying([reply]) as netlink, pytest.raises(MalformedMessage):
@@ -282,7 +286,7 @@ def test_any_record_is_decoded_or_refused(record: bytes, count: int) -> None:
 @pytest.mark.parametrize("protocol, family", [(1, uapi.AF_INET), (uapi.IPPROTO_UDP, 0)])
 def test_wrong_use_of_dump(netlink: NetlinkSocket, protocol: int, family: int) -> None:
     with pytest.raises(ValueError, match="not a"):
-        dump(netlink, protocol, family)
+        records(netlink, Filter(protocol, family=family))
     with pytest.raises(ValueError, match=r"not a|do not match"):
         ports_toward(netlink, protocol, family, IPV4, IPV6, 53)
 
@@ -338,10 +342,10 @@ def test_tally_counts_what_a_dump_has(
             half_close(client, server)
     for family in FAMILIES:
         counted = tally(netlink, Filter(uapi.IPPROTO_TCP, family=family))
-        records = dump(netlink, uapi.IPPROTO_TCP, family)
+        listed = records(netlink, Filter(uapi.IPPROTO_TCP, family=family))
         assert counted == Counter(
             Group(*each[:3], each.destination, each.destination_port, each.interface)
-            for each in records
+            for each in listed
         )
         assert len({group.state for group in counted}) >= 3
         assert sum(counted.values()) > 700

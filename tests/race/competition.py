@@ -14,7 +14,7 @@ import connectx
 from connectx.addresses import PortRange
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.socket_dump import dump
+from connectx.linux.socket_dump import Filter, records
 from tests.race.connecting import DESTINATIONS, HOST, Address, Connect, by_create_connection
 from tests.race.ownership import Ownership
 from tests.race.processes import Child, children
@@ -118,12 +118,14 @@ class Competition:
         with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
             return Counter(
                 self._number(record.source_port, (HOST, record.destination_port))
-                for record in dump(
+                for record in records(
                     netlink,
-                    uapi.IPPROTO_UDP,
-                    uapi.AF_INET,
-                    1 << uapi.TCP_ESTABLISHED,
-                    source=_PACKED,
+                    Filter(
+                        uapi.IPPROTO_UDP,
+                        1 << uapi.TCP_ESTABLISHED,
+                        source=_PACKED,
+                        family=uapi.AF_INET,
+                    ),
                 )
             )
 

@@ -86,32 +86,6 @@ UNCONNECTED: Final = 1 << TCP_LISTEN | 1 << TCP_CLOSE | 1 << TCP_BOUND_INACTIVE
 _DUMP_ATTEMPTS: Final = 8
 
 
-def dump(
-    netlink: NetlinkSocket,
-    protocol: int,
-    family: int,
-    states: int = ALL_STATES,
-    *,
-    source: bytes | None = None,
-    source_port: int = 0,
-    destination: bytes | None = None,
-    destination_port: int = 0,
-    interface: int = 0,
-) -> list[SocketRecord]:
-    """List sockets; the arguments are the fields of `Filter`."""
-    wanted = Filter(
-        protocol,
-        states,
-        source,
-        source_port,
-        destination,
-        destination_port,
-        interface,
-        family=family,
-    )
-    return records(netlink, wanted)
-
-
 def records(netlink: NetlinkSocket, wanted: Filter) -> list[SocketRecord]:
     """List the sockets of a filter."""
     found = list(chain.from_iterable(_dump(netlink, wanted, _records)))
@@ -133,8 +107,8 @@ def ports_toward(
 ) -> dict[int, array[int]]:
     """Return the source ports in use toward a destination, by state.
 
-    The arguments are the fields of `Filter`. These are the sockets that `dump` lists, at a
-    fraction of the cost: only two fields are decoded, by column.
+    The arguments are the fields of `Filter`. These are the sockets that `records` lists,
+    at a fraction of the cost: only two fields are decoded, by column.
     """
     wanted = Filter(
         protocol, states, source, 0, destination, destination_port, interface, family=family
