@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PORTS = PortRange(32768, 32768 + 1568 - 1)
 
 #: What an errno of the demo, and why a way was stopped, depend on how many ports there are.
-OF_THE_SIZE = re.compile(r"none|\bE[A-Z]+|all ports|too slow|\d+ failures")
+OF_THE_SIZE = re.compile(r"none|\bE[A-Z]+|all ports|gave up, (refused|too slow)")
 
 #: Text in a picture of a terminal.
 DRAWN = re.compile(r"<text[^>]*>([^<]*)</text>")

@@ -89,7 +89,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"compare {ONE_WINDOW} of {', '.join(map(str, latency.WINDOWS))} ports",
     )
     parser.add_argument(
-        "--protocol", choices=list(PROTOCOLS), default="tcp", help="(default: %(default)s)"
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="tcp",
+        help="the protocol of the connections (default: %(default)s)",
     )
     parser.add_argument(
         "--family",
