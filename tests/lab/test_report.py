@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import os
-import signal
 import struct
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from connectx.addresses import PortRange
-from connectx.cli.main import main
-from connectx.lab import trials
 from connectx.lab.latency import Latency, Samples, Settings
 from connectx.lab.machine import describe
 from connectx.lab.report import figures
@@ -24,7 +21,7 @@ from connectx.lab.summary import summarise
 from connectx.linux import features
 from connectx.linux.features import Probe
 from tests.lab.browser import Browser, browser
-from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
+from tests.lab.commands import connectx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,39 +190,6 @@ class TestData:
     def test_the_machine_is_shown_as_it_was(self, written: Written) -> None:
         sysctls = written.data["machine"]["sysctls"]
         assert sysctls["net.ipv4.ip_local_port_range"] != PORTS.replace("-", " ")
-
-
-class TestRefusal:
-    def test_of_a_range_that_shows_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["lab", "report", "--ports", "40000-40009"]) == 1
-        assert "too small for a report" in capsys.readouterr().err
-
-    def test_of_a_place_that_cannot_be_written(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for place in (tmp_path / "nowhere" / "page.html", tmp_path):
-            assert main(["lab", "report", "--output", str(place)]) == 1
-            assert "connectx lab report: cannot write " in capsys.readouterr().err
-            assert list(tmp_path.iterdir()) == []
-
-    def test_leaves_no_empty_page_when_interrupted(self, tmp_path: Path) -> None:
-        page = tmp_path / "page.html"
-        page.write_text("the former one")
-        with on_a_terminal("lab", "report", "--output", str(page)) as (process, screen):
-            read_until(screen, b"opening")
-            os.killpg(process.pid, signal.SIGINT)
-            assert b"Traceback" not in read_to_end(screen)
-            assert process.wait() == 130
-        assert [path.read_text() for path in tmp_path.iterdir()] == ["the former one"]
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
-
-    def test_of_too_few_descriptors_before_anything_is_measured(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(trials, "DESCRIPTORS", 1 << 40)
-        assert main(["lab", "report"]) == 1
-        assert "descriptors here" in capsys.readouterr().err
 
 
 def fill(nanoseconds: list[int], ports: list[int]) -> Latency:
