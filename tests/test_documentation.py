@@ -196,16 +196,10 @@ def test_names_no_private_module(path: Path) -> None:
 class TestCausesOfEaddrnotavail:
     """One number of causes, wherever it is mentioned."""
 
-    EXHAUSTION = frozenset(each.name for each in causes.OF_EXHAUSTION - {causes.UNSHARED})
-    OTHERS = frozenset(
-        each.name
-        for each in (
-            causes.TUPLE_IN_USE,
-            causes.NOT_LOCAL,
-            causes.NOT_YET_LOCAL,
-            causes.IPV6_OFF,
-        )
+    EXHAUSTION = frozenset(
+        each.name for each in causes.OF_EADDRNOTAVAIL if each in causes.OF_EXHAUSTION
     )
+    OTHERS = frozenset(each.name for each in causes.OF_EADDRNOTAVAIL) - EXHAUSTION
     NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
     def test_each_has_a_row(self) -> None:

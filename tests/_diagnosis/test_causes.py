@@ -46,9 +46,9 @@ def test_causes_are_told_apart() -> None:
     assert len({cause.summary for cause in CAUSES}) == len(CAUSES)
 
 
-def test_of_the_causes_of_eaddrnotavail_the_first_four_are_exhaustion() -> None:
+def test_of_the_causes_of_eaddrnotavail_the_first_six_are_exhaustion() -> None:
     of_exhaustion = [cause in causes.OF_EXHAUSTION for cause in causes.OF_EADDRNOTAVAIL]
-    assert of_exhaustion == [True] * 4 + [False] * 4
+    assert of_exhaustion == [True] * 6 + [False] * 4
 
 
 @settings(deadline=None)

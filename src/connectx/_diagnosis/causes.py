@@ -376,11 +376,13 @@ OF_A_PORT: Final = (TUPLE_IN_USE, PORT_LEFT, PORT_HELD)
 #: Why no port toward a destination can be had, whatever other sockets do.
 OF_A_DESTINATION: Final = (CONNECTED, TIME_WAIT)
 
-#: What EADDRNOTAVAIL (99) can mean. The first four are exhaustion.
+#: What EADDRNOTAVAIL (99) can mean. The first six are exhaustion.
 OF_EADDRNOTAVAIL: Final = (
     CONNECTED,
     TIME_WAIT,
     HELD,
+    BOUND_FIRST,
+    POLLUTED,
     RESERVED,
     TUPLE_IN_USE,
     NOT_LOCAL,
