@@ -37,6 +37,8 @@ SOCK_DGRAM: Final = int(socket.SOCK_DGRAM)
 #: The 12 octets that an IPv4-mapped address begins with (RFC 4291, section 2.5.5.2).
 V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
+_ANY_IPV4: Final = bytes(4)
+
 #: The same in text form.
 V4_MAPPED_TEXT: Final = "::ffff:"
 
@@ -179,6 +181,23 @@ def packed(host: str) -> bytes | None:
     except (OSError, ValueError):
         # ValueError for text with a null character or a lone surrogate.
         return None
+
+
+def canonical(host: str) -> tuple[str, bytes, bytes] | None:
+    """Return an address as the kernel prints it, its octets, and those that go on the wire.
+
+    The text is "" for a wildcard address. None stands for text that is no IP address.
+    """
+    try:
+        if ":" not in host:
+            octets = inet_pton(AF_INET, host)
+            # There is one way to write an IPv4 address, and several for IPv6.
+            return (host if octets != _ANY_IPV4 else ""), octets, octets
+        octets = inet_pton(AF_INET6, host)
+    except (OSError, ValueError):
+        return None
+    wire = octets.removeprefix(V4_MAPPED)
+    return (inet_ntop(AF_INET6, octets) if any(wire) else ""), octets, wire
 
 
 def text(octets: bytes) -> str:

@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from connectx._connect.connection import DEFAULT_TIMEOUT
-from connectx._dial.connecting import CallersCall, OwnCall, by_name
+from connectx._dial.connecting import CallersCall, by_name, call_to
 from connectx._dial.policy import AnyDialer
 from connectx.blocking import run
 
@@ -70,8 +70,8 @@ class Dialer(AnyDialer):
             OSError: As `connectx.create_connection` raises it.
         """
         policy = self._policy
-        to = policy.literal(address, type, proto)
-        if to is None or all_errors:
+        call = call_to(policy, address, timeout, type, proto, key, awaited=False)
+        if call is None or all_errors:
             return run(
                 by_name(
                     policy,
@@ -84,7 +84,6 @@ class Dialer(AnyDialer):
                     awaited=False,
                 )
             )
-        call = OwnCall(policy, to, timeout, key, awaited=False)
         steps = call.begin()
         if steps is not None:
             run(steps)

@@ -129,7 +129,7 @@ def drive(
     driver = _Driver(kernel, plan, destination, host, stream=stream)
     actions: list[Action] = []
     while True:
-        action = attempt.next_step()
+        action = attempt.action
         if isinstance(action, Verdict):
             kernel.close(driver.sock)
             return Driven(None, action, actions, driver.probes)

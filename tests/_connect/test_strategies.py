@@ -138,7 +138,7 @@ class TestTermination:
         # The longest walk: claims before the survey, then the whole range in each round.
         bound = 64 + SURVEYS * (1 + RETRIES) * (1 + PORTS.size) + 3
         for step in range(bound):
-            action = attempt.next_step()
+            action = attempt.action
             if isinstance(action, Verdict):
                 return
             assert attempt.low == attempt.high == 0 or 0 < attempt.low <= attempt.high <= 65535
@@ -152,12 +152,12 @@ class TestTermination:
     @programs
     def test_a_verdict_stays(self, program: Program) -> None:
         attempt = Attempt(_terms(program, ledger_of(PORTS), 0, asked=1))
-        while not isinstance(action := attempt.next_step(), Verdict):
+        while not isinstance(action := attempt.action, Verdict):
             attempt.feed(min(POSSIBLE[action], key=str))
-        assert attempt.next_step() is action
+        assert attempt.action is action
         assert not attempt.feed(Outcome.UNAVAILABLE)
         attempt.abandon()
-        assert attempt.next_step() is action
+        assert attempt.action is action
 
 
 class TestAttempt:
@@ -165,7 +165,7 @@ class TestAttempt:
         plan = plan_of("auto", Case.STREAM_ANY_PORT, PORTS)
         assert plan
         attempt = Attempt(plan)
-        assert attempt.next_step() is Action.WINDOW
+        assert attempt.action is Action.WINDOW
         port = attempt.low
         assert not attempt.feed(Outcome.OVERTAKEN)
         assert (attempt.low, attempt.failures) == (port, 0)
@@ -177,7 +177,7 @@ class TestAttempt:
         assert plan
         attempt = Attempt(plan)
         tried = set()
-        while attempt.next_step() is Action.WINDOW:
+        while attempt.action is Action.WINDOW:
             assert attempt.low == attempt.high
             tried.add(attempt.low)
             attempt.feed(Outcome.UNAVAILABLE)
@@ -190,11 +190,11 @@ class TestAttempt:
         attempt = Attempt(plan, port)
         assert (attempt.low, attempt.high) == (port, port)
         attempt.feed(Outcome.UNAVAILABLE)
-        assert attempt.next_step() is Action.WINDOW
+        assert attempt.action is Action.WINDOW
         assert attempt.low not in (0, port)
         attempt.feed(Outcome.UNAVAILABLE)
         # Two proposals before the search, the one made before among them.
-        assert attempt.next_step() is Action.WINDOW
+        assert attempt.action is Action.WINDOW
         assert (attempt.low, attempt.high) == (1, 65535)
 
     @pytest.mark.parametrize("before", [True, False])
@@ -203,8 +203,6 @@ class TestAttempt:
         assert plan
         plan.ledger.refused(plan.ledger.propose())
         attempt = Attempt(plan, plan.ledger.propose()) if before else Attempt(plan)
-        if not before:
-            attempt.next_step()
         port = attempt.low
         assert plan.ledger.propose() == 0
         attempt.abandon()
@@ -214,7 +212,6 @@ class TestAttempt:
         plan = plan_of("full-range", Case.STREAM_ANY_PORT, PORTS)
         assert plan
         attempt = Attempt(plan)
-        attempt.next_step()
         assert (attempt.low, attempt.high) == (1, 65535)
 
     def test_a_search_stays_within_the_window_of_the_sockets_owner(self) -> None:
@@ -223,7 +220,6 @@ class TestAttempt:
         assert program
         ports = PortRange(20003, 20005)
         attempt = Attempt(Terms(program, ledger, drawing(0), ports, search=ports))
-        attempt.next_step()
         assert (attempt.low, attempt.high) == (20003, 20005)
 
     @settings(deadline=None)
@@ -233,7 +229,7 @@ class TestAttempt:
         assert plan
         attempt = Attempt(plan)
         windows = []
-        while attempt.next_step() is Action.WINDOW:
+        while attempt.action is Action.WINDOW:
             assert attempt.high - attempt.low + 1 == min(size, PORTS.size)
             assert PORTS.low <= attempt.low <= attempt.high <= PORTS.high
             windows.append(attempt.low)
@@ -246,7 +242,6 @@ class TestAttempt:
             plan = plan_of("shifting-window", Case.STREAM_ANY_PORT, PORTS, window=5, seed=seed)
             assert plan
             attempt = Attempt(plan)
-            attempt.next_step()
             lows.add(attempt.low)
         assert lows == set(range(20000, 20016))
 
@@ -254,10 +249,10 @@ class TestAttempt:
         plan = plan_of("auto", Case.DATAGRAM_ASKED_PORT, PORTS, asked=20003)
         assert plan
         attempt = Attempt(plan)
-        while attempt.next_step() is Action.CLAIM:
+        while attempt.action is Action.CLAIM:
             assert attempt.low == attempt.high == 20003
             attempt.feed(Outcome.IN_USE)
-        assert attempt.next_step() is Verdict.PORT_HELD
+        assert attempt.action is Verdict.PORT_HELD
         assert attempt.failures == CLAIMS_OF_ONE_PORT
 
 

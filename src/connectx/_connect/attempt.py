@@ -1,11 +1,11 @@
 """One attempt to connect: what to do next, given what came of the last action.
 
-The decisions of a call live here and nowhere else. A `Connection` does what `next_step`
-says, and tells `feed` what came of it:
+The decisions of a call live here and nowhere else. A `Connection` does what `action` says,
+and tells `feed` what came of it:
 
-    attempt.next_step() -> Action    do it; if the socket is connected, stop
-    attempt.feed(Outcome)            otherwise tell what happened, and go on
-    attempt.next_step() -> Verdict   nothing is left to do: this is why
+    attempt.action is an Action     do it; if the socket is connected, stop
+    attempt.feed(Outcome)           otherwise tell what happened, and go on
+    attempt.action is a Verdict     nothing is left to do: this is why
 
 An attempt holds no socket, reads no clock, and gets its randomness handed in, so that
 tests can drive it against a model of the kernel. The tables it walks are in strategies.py.
@@ -63,12 +63,16 @@ class Attempt:
     """The state of one attempt.
 
     Attributes:
-        low, high: The ports that the action at hand is about; equal where it is one port,
+        action: What to do now, or why there is nothing left to do.
+        low, high: The ports that the action is about; equal where it is one port,
             0 where the kernel chooses.
+        proposed: Whether that is a port of the ledger.
         failures: How often connecting was tried and refused.
     """
 
-    __slots__ = ("_at", "_entered", "_terms", "failures", "high", "low")
+    __slots__ = ("_entered", "_name", "_terms", "action", "failures", "high", "low", "proposed")
+
+    action: Action | Verdict
 
     def __init__(self, terms: Terms, proposed: int = 0) -> None:
         """Begin with the first state of the program.
@@ -76,35 +80,20 @@ class Attempt:
         proposed: the port of the first proposal, if that was made already.
         """
         self._terms = terms
-        self._at: str | Verdict = terms.program.start
-        # How many times each state was entered, since its count began.
-        self._entered = {terms.program.start: 1} if proposed else {}
+        # The state, by name, and how many times each was entered since its count began.
+        self._name = terms.program.start
+        self._entered = {self._name: 1} if proposed else {}
         self.low = self.high = proposed
+        self.proposed = bool(proposed)
         self.failures = 0
+        if proposed:
+            self.action = terms.program.states[self._name].action
+        else:
+            self._enter(self._name)
 
     def __repr__(self) -> str:
-        at = self._at.value if isinstance(self._at, Verdict) else self._at
         ports = f"{self.low}-{self.high}" if self.low else "no port"
-        return f"<Attempt: {at}, {ports}, {self.failures} refused>"
-
-    @property
-    def proposed(self) -> bool:
-        """Whether the action at hand is about a port of the ledger."""
-        states = self._terms.program.states
-        return not isinstance(self._at, Verdict) and states[self._at].pick is Pick.LEDGER
-
-    def next_step(self) -> Action | Verdict:
-        """Return what to do now, or why there is nothing left to do."""
-        while not isinstance(self._at, Verdict):
-            state = self._terms.program.states[self._at]
-            times = self._entered.get(self._at, 0)
-            if times < state.limit and self._pick(state):
-                self._entered[self._at] = times + 1
-                for name in state.renews:
-                    self._entered.pop(name, None)
-                return state.action
-            self._at = state.spent
-        return self._at
+        return f"<Attempt: {self.action.value}, {ports}, {self.failures} refused>"
 
     def feed(self, outcome: Outcome) -> bool:
         """Take what came of the last action, other than a connection.
@@ -112,40 +101,56 @@ class Attempt:
         Returns False where the program has no answer to it: the error is then the
         kernel's own and the caller's to raise.
         """
-        if isinstance(self._at, Verdict):
-            return False
         terms = self._terms
-        state = terms.program.states[self._at]
-        if outcome not in state.then:
+        state = terms.program.states[self._name]
+        if isinstance(self.action, Verdict) or outcome not in state.then:
             return False
         if state.action not in (Action.LOOK, Action.SURVEY, Action.RETRY):
             self.failures += 1
-        if state.pick is Pick.LEDGER:
+        if self.proposed:
+            self.proposed = False
             terms.ledger.refused(self.low, contended=outcome in state.passing)
-            terms.ledger.refusals += self._at == terms.program.start
-            self.low = self.high = 0
-        self._at = state.then[outcome]
+            terms.ledger.refusals += self._name == terms.program.start
+        self._enter(state.then[outcome])
         return True
 
     def abandon(self) -> None:
         """Give a proposed port back that has not been used."""
-        if self.low and self.proposed:
+        if self.proposed:
+            self.proposed = False
             self._terms.ledger.released(self.low)
+
+    def _enter(self, successor: str | Verdict) -> None:
+        """Go on to a state, or past those that have been entered often enough."""
+        while not isinstance(successor, Verdict):
+            state = self._terms.program.states[successor]
+            self._name = successor
+            times = self._entered.get(successor, 0)
+            if times < state.limit and self._pick(state):
+                self._entered[successor] = times + 1
+                for name in state.renews:
+                    self._entered.pop(name, None)
+                self.action = state.action
+                return
+            successor = state.spent
+        self.action = successor
         self.low = self.high = 0
 
     def _pick(self, state: State) -> bool:
         """Settle the ports of the state's action; whether there are any."""
         terms, pick = self._terms, state.pick
+        self.proposed = False
         if pick is Pick.LEDGER:
             if (
                 terms.program.surveys
-                and self._at == terms.program.start
+                and self._name == terms.program.start
                 and terms.ledger.refusals >= REFUSALS_WORTH_A_SURVEY
             ):
                 # From here on reading the list of sockets costs less than refusals.
                 return False
             self.low = self.high = terms.ledger.propose()
-            return self.low != 0
+            self.proposed = self.low != 0
+            return self.proposed
         if pick is Pick.ASKED:
             self.low = self.high = terms.asked
         elif pick is Pick.FULL_RANGE:

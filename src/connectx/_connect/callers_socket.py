@@ -93,7 +93,7 @@ class CallersConnection(Connection):
         require_served(self._family, self._kind, self._proto)
         self.sock = sock
         self.retries = self.taken = 0
-        self.under_way = False
+        self.under_way = self.reports = False
         self._apart = None
         self._data: bytes | memoryview = b""
         self._ports = ports

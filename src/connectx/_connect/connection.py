@@ -92,11 +92,12 @@ class Connection:
         leaves_handshake: Whether a non-blocking socket is left to its owner while it is
             connecting.
         under_way: Whether it is.
+        reports: Whether the socket reports its end (connectx._connect.own_socket).
     """
 
     leaves_handshake = False
 
-    __slots__ = ("_apart", "options", "plan", "request", "retries", "sock", "under_way")
+    __slots__ = ("_apart", "options", "plan", "reports", "request", "retries", "sock", "under_way")
 
     plan: Plan
     under_way: bool
@@ -112,7 +113,8 @@ class Connection:
         # How long a driver waits for the handshake, and whether the socket is blocking after.
         self._apart: tuple[float | None, bool] | None = None
         # Looked up now, so that gevent's class is used where it has taken the place.
-        kind = OwnSocket if socket.socket is _STANDARD_SOCKET else socket.socket
+        self.reports = socket.socket is _STANDARD_SOCKET
+        kind = OwnSocket if self.reports else socket.socket
         self.sock: socket.socket = kind(request.family, request.type, request.proto)
         try:
             if timeout is not DEFAULT_TIMEOUT:
@@ -152,7 +154,15 @@ class Connection:
             if plan is None:
                 plan = make_plan(namespace, request, self.options)
             self.plan = plan  # type: ignore[assignment] # what is kept for a request is its plan
-            if self.plan.opening is None or not (port := self.plan.opening.propose()):
+            opening = self.plan.opening
+            if opening is None:
+                return self._steps(Attempt(self.plan))
+            # Without a call, most of the time.
+            try:
+                port = opening.drawn.pop()
+            except IndexError:
+                port = opening.propose()
+            if not port:
                 return self._steps(Attempt(self.plan))
             try:
                 if request.stream:
@@ -163,7 +173,7 @@ class Connection:
             except (OSError, Contested, NotVisible) as error:
                 # Its traceback refers to frames of ours, one of which may come to hold what is
                 # returned here when an interrupt comes in between.
-                return self._steps(Attempt(self.plan, port), error.with_traceback(None))
+                return self._refused(port, error.with_traceback(None))
             made, port = port, 0
             self._made(made)
         except BaseException:
@@ -172,6 +182,19 @@ class Connection:
             self._failed()
             raise
         return None
+
+    def _refused(self, port: int, error: OSError | Contested | NotVisible) -> Steps[None]:
+        """Return what is left to do after a proposal that has failed."""
+        attempt = Attempt(self.plan, port)
+        if not _in_progress(error):
+            try:
+                outcome = self._outcome(error)
+            except ConnectxError as refusal:
+                return self._steps(attempt, refusal.with_traceback(None))
+            if outcome is not None and attempt.feed(outcome):
+                self.retries = attempt.failures
+                return self._steps(attempt)
+        return self._steps(attempt, error)
 
     def _steps(
         self, attempt: Attempt, error: OSError | Contested | NotVisible | None = None
@@ -216,14 +239,15 @@ class Connection:
         while not connected:
             try:
                 if error is None:
-                    connected = yield from self._act(attempt.next_step(), attempt)
+                    connected = yield from self._act(attempt.action, attempt)
                 elif self._apart is not None and _in_progress(error):
                     yield from self._shake_hands(self._apart[0])
                     connected = True
                 else:
                     raise error
             except (OSError, Contested, NotVisible) as refusal:
-                if not self._learn(attempt, refusal):
+                outcome = self._outcome(refusal)
+                if outcome is None or not attempt.feed(outcome):
                     raise
                 self.retries = attempt.failures
             finally:
@@ -315,11 +339,11 @@ class Connection:
         if number:
             raise OSError(number, os.strerror(number))
 
-    def _learn(self, attempt: Attempt, error: OSError | Contested | NotVisible) -> bool:
-        """Tell the attempt why an action failed; False if that is not about ports."""
+    def _outcome(self, error: OSError | Contested | NotVisible) -> Outcome | None:
+        """Return what an error says of the port, and free the socket of it; None if nothing."""
         if isinstance(error, Contested):
             self._renew()
-            return attempt.feed(Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN)
+            return Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN
         if isinstance(error, NotVisible):
             raise self.request.error(
                 NotSupported,
@@ -327,14 +351,13 @@ class Connection:
                 "telling whether its 4-tuple is free",
             ) from error
         if isinstance(error, ConnectxError):
-            return False
+            return None
         if not self.request.stream:
             self._require_local(error)
             if self.plan.asked:
                 # Whoever holds the lock on the port may have been preempted.
                 os.sched_yield()
-        outcome = _OUTCOMES.get(error.errno or 0)
-        return outcome is not None and attempt.feed(outcome)
+        return _OUTCOMES.get(error.errno or 0)
 
     def _require_local(self, error: OSError) -> None:
         """Raise SourceNotLocal if that is what an error of bind() means."""
@@ -405,8 +428,11 @@ class Connection:
     def _settle(self, attempt: Attempt) -> None:
         """Note which port the connected socket has."""
         self.retries = attempt.failures
-        port, attempt.low = attempt.low, 0
-        if self.plan.program.proposes and not attempt.proposed:
+        port = attempt.low
+        if attempt.proposed:
+            # From here on it is the socket's.
+            attempt.proposed = False
+        elif self.plan.program.proposes:
             port = self.sock.getsockname()[1]
             self.plan.ledger.found(port)
         self._made(port)

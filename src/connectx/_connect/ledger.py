@@ -66,6 +66,7 @@ class Ledger:
     what it prevents: should two threads come to propose the same port, the kernel
     refuses one of them.
 
+    drawn: ports that were drawn and are yet to be proposed, for a call to take the last one.
     refusals: first proposals refused since the kernel was last asked which ports are
     in use; for `connectx._connect.attempt` to count.
     """
@@ -73,12 +74,12 @@ class Ledger:
     __slots__ = (
         "__weakref__",
         "_batch",
-        "_drawn",
         "_given",
         "_low",
         "_random",
         "_states",
         "_template",
+        "drawn",
         "refusals",
     )
 
@@ -93,7 +94,7 @@ class Ledger:
         self._template = template
         self._states: bytes | bytearray = template
         self._random = random
-        self._drawn: list[int] = []
+        self.drawn: list[int] = []
         self._batch = 1
         # In use or drawn: taking a port from the list then is all there is to a proposal.
         self._given = 0
@@ -102,7 +103,7 @@ class Ledger:
     @property
     def in_use(self) -> int:
         """How many ports are proposed, or in use by sockets that will report their end."""
-        return self._given - len(self._drawn)
+        return self._given - len(self.drawn)
 
     def propose(self) -> int:
         """A port that may be free, or 0 when none is known to be.
@@ -110,7 +111,7 @@ class Ledger:
         What becomes of it is to be told: `released` or `refused` or `held`.
         """
         try:
-            return self._drawn.pop()
+            return self.drawn.pop()
         except IndexError:
             return self._propose_anew()
 
@@ -136,14 +137,14 @@ class Ledger:
         contended: whoever is in the way may be gone the next moment.
         """
         self._given -= 1
-        if port in self._drawn:
+        if port in self.drawn:
             # Drawn twice, while there was no map to tell.
-            others = [other for other in self._drawn if other != port]
-            self._given -= len(self._drawn) - len(others)
-            self._drawn = others
+            others = [other for other in self.drawn if other != port]
+            self._given -= len(self.drawn) - len(others)
+            self.drawn = others
         if self._states is self._template:
             self._states = bytearray(self._template)
-            for proposal in self._drawn:
+            for proposal in self.drawn:
                 self._mark(proposal, PROPOSED)
         self._mark(port, CONTENDED if contended else TAKEN)
 
@@ -188,7 +189,7 @@ class Ledger:
         again: sockets that were thrown away unclosed have not told us either.
         """
         states = self._states
-        if self._drawn or states.find(FREE) >= 0:
+        if self.drawn or states.find(FREE) >= 0:
             return
         states = states.replace(_CONTENDED_BYTE, _TAKEN_BYTE)
         if states.count(TAKEN) * _FEW >= len(states):
@@ -218,13 +219,13 @@ class Ledger:
         self._batch = min(2 * self._batch, _BATCH)
         self._given += len(proposals)
         port = proposals.pop() if proposals else 0
-        self._drawn = proposals
+        self.drawn = proposals
         return port
 
     def _forget(self, states: bytes | bytearray) -> None:
         self._states = states
-        self._given -= len(self._drawn)
-        self._drawn = []
+        self._given -= len(self.drawn)
+        self.drawn = []
         self._batch = 1
         self.refusals = 0
 

@@ -109,19 +109,13 @@ class Namespace:
     def __repr__(self) -> str:
         return f"<Namespace {self.ports}, {len(self.plans)} plans, {len(self._ledgers)} ledgers>"
 
-    def keep(self, key: Hashable, plan: Keeper) -> None:
-        """Have a plan among those of this second."""
-        if len(self.plans) >= MOST_PLANS:
-            self._begin()
-        self.plans[key] = plan
-
     def renew(self) -> None:
         """Begin another second: what is still in use is planned again.
 
         Destinations that were idle for the last one are forgotten with it. Their ledgers
         stay while sockets that report to them are open.
         """
-        self._begin()
+        self.begin()
         self.programs = {}
         self.fresh_until = monotonic() + FRESH
 
@@ -184,7 +178,8 @@ class Namespace:
         """Close the calling thread's netlink sockets."""
         vars(self.sockets).clear()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Begin a new generation of plans."""
         self._former = self.plans
         self.plans = {}
 

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 from connectx._connect import strategies
-from connectx._connect.namespace import windows_work
+from connectx._connect.namespace import MOST_PLANS, windows_work
 from connectx._connect.strategies import Case, Need
 from connectx.addresses import HIGHEST_PORT, PortRange
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
@@ -125,9 +125,11 @@ class Plan:
         self.search = ports or FULL_RANGE
         self.asked = request.source.port
         self.source = source
-        self.host = request.source_host(source) if source else ""
         self.binds = bool(request.source.host)
-        self.any_port = self.source_at(0)
+        self.host = request.source.host
+        if source and not self.binds:
+            self.host = request.source_host(source)
+        self.any_port: Address = (self.host, 0, *request.source_suffix)  # type: ignore[assignment] # two or four
         self.releasable = (
             not options.replaceable
             and windows_work(request.protocol)
@@ -196,7 +198,9 @@ def make_plan(
             request.destination.port,
             interface,
         )
-    namespace.keep((request, options), plan)
+    if len(namespace.plans) >= MOST_PLANS:
+        namespace.begin()
+    namespace.plans[request, options] = plan
     return plan
 
 
@@ -297,6 +301,12 @@ def _unserved(strategy: Strategy, case: Case, available: frozenset[Need], protoc
 def _require_presence(namespace: Namespace, request: Request) -> None:
     """Refuse to look at sockets of a namespace that the thread is not in."""
     try:
+        namespace.sockets.diag  # noqa: B018 - known, most of the time
+    except AttributeError:
+        pass
+    else:
+        return
+    try:
         namespace.diag  # noqa: B018 - opens it
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -324,8 +334,12 @@ def _route(namespace: Namespace, request: Request, options: Options, source: byt
     from connectx.linux.route import find_route  # noqa: PLC0415 - as in namespace.py
 
     try:
+        netlink = namespace.sockets.route
+    except AttributeError:
+        netlink = namespace.route
+    try:
         return find_route(
-            namespace.route,
+            netlink,
             request.wire_family,
             request.wire_destination,
             mark=options.mark,

@@ -16,14 +16,15 @@ from connectx.addresses import (
     AF_INET6,
     HIGHEST_PORT,
     PROTOCOL_OF,
+    SOCK_STREAM,
     V4_MAPPED,
     V4_MAPPED_TEXT,
     Address,
     Endpoint,
+    canonical,
     packed,
     resolve_scope,
     text,
-    unmapped,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 #: What callers see of an address: a host, a port, and for IPv6 perhaps two numbers more.
 _LIMITS: Final = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
+
+
+#: A source of which nothing is asked.
+_ANY: Final = Endpoint("", 0)
 
 
 class Request:
@@ -82,41 +87,42 @@ class Request:
         kind: int,
         proto: int,
         strategy: str,
-        source: tuple[Endpoint, bytes],
-        destination: tuple[Endpoint, bytes],
+        source: Endpoint,
+        destination: Endpoint,
+        wire_source: bytes,
+        wire_destination: bytes,
     ) -> None:
         protocol = PROTOCOL_OF[kind, proto]
         self.protocol = protocol.name
         self.table = protocol.table
-        self.stream = protocol.stream
+        self.stream = kind == SOCK_STREAM
         self.family = family
         self.type = kind
         self.proto = proto
         self.strategy = strategy
-        self.source, from_octets = source
-        self.destination, to_octets = destination
-        self.address = self.destination.sockaddr(family)
-        name = "tcp" if protocol.name == "mptcp" else protocol.name
-        self.key = name, self.destination
+        self.source = source
+        self.destination = destination
+        self.wire_source = wire_source
+        self.wire_destination = wire_destination
         self.scope = 0
-        self.source_suffix: tuple[int, ...] = ()
-        self.version = 4
+        name = "tcp" if protocol.name == "mptcp" else protocol.name
+        self.key = name, destination
+        self.wire_family, self.version = AF_INET, 4
+        self.address: Address
+        self.source_suffix: tuple[int, ...]
         if family == AF_INET:
-            self.wire_family = AF_INET
-            self.wire_source = from_octets
-            self.wire_destination = to_octets
+            self.address = destination.host, destination.port
+            self.source_suffix = ()
             return
-        self.wire_destination = unmapped(to_octets)
-        self.wire_source = unmapped(from_octets)
-        if len(self.wire_destination) == 4:
-            self.wire_family = AF_INET
-            self.key = name, self.destination._replace(host=text(self.wire_destination))
-        else:
-            self.wire_family, self.version = AF_INET6, 6
+        self.address = tuple(destination)  # type: ignore[assignment] # of four
         # A link-local source needs a scope, and has the destination's.
-        self.source_suffix = (0, self.source.scope_id or self.destination.scope_id)
-        if to_octets[0] == 0xFE and to_octets[1] & 0xC0 == 0x80:
-            self.scope = self.destination.scope_id
+        self.source_suffix = (0, source.scope_id or destination.scope_id)
+        if len(wire_destination) == 4:
+            self.key = name, destination._replace(host=text(wire_destination))
+            return
+        self.wire_family, self.version = AF_INET6, 6
+        if wire_destination[0] == 0xFE and wire_destination[1] & 0xC0 == 0x80:
+            self.scope = destination.scope_id
 
     def __repr__(self) -> str:
         source = "any source" if self.source == ("", 0, 0, 0) else self.source
@@ -237,6 +243,29 @@ def parse_literal(
         return None
 
 
+@functools.lru_cache(maxsize=512)
+def request_from(to: Request, host: str) -> Request:
+    """Return the request for the same destination from a source address; "" for any.
+
+    host: an IP address without a scope; IPv4 for an IPv4-mapped destination.
+    """
+    source, wire_source = _ANY, b""
+    if host:
+        if to.family != to.wire_family:
+            host = f"{V4_MAPPED_TEXT}{host}"
+        source, _, wire_source = _end("source", (host, 0))
+    return Request(
+        to.family,
+        to.type,
+        to.proto,
+        to.strategy,
+        source,
+        to.destination,
+        wire_source,
+        to.wire_destination,
+    )
+
+
 def check_forms(
     destination: tuple[str | None, int | str] | Address, source: Address | None, strategy: str
 ) -> None:
@@ -301,62 +330,57 @@ def _parse(
     destination: Address,
 ) -> Request:
     """Do what `parse` does, for addresses of the right form."""
-    require_served(family or AF_INET, kind, proto)
-    to, to_octets = _end("destination", destination)
+    if (kind, proto) not in PROTOCOL_OF or (family and family not in (AF_INET, AF_INET6)):
+        require_served(family or AF_INET, kind, proto)
+    to, to_octets, to_wire = _end("destination", destination)
     if not to.host:
-        to, to_octets = _loopback(to, to_octets, destination)
+        to, to_octets, to_wire = _loopback(to, to_octets, destination)
     if not to.port:
         raise ValueError(f"the destination's port is 1 to {HIGHEST_PORT}: {destination!r}")
     to_family = AF_INET if len(to_octets) == 4 else AF_INET6
     if family and family != to_family:
         raise _wrong_family("destination", destination, family)
-    wanted, from_octets = _ANY if source is None else _end("source", source)
-    if wanted.host:
-        if len(from_octets) != len(to_octets):
+    wanted, from_wire = _ANY, b""
+    if source is not None:
+        wanted, from_octets, from_wire = _end("source", source)
+        if not wanted.host:
+            from_wire = b""
+        elif len(from_octets) != len(to_octets):
             raise _wrong_family("source", source, to_family)
-        if from_octets.startswith(V4_MAPPED) != to_octets.startswith(V4_MAPPED):
+        elif len(from_wire) != len(to_wire):
             raise ValueError(
                 f"source {source!r} and destination {destination!r} must both be "
                 "IPv4-mapped, or neither"
             )
-    else:
-        from_octets = b""
-    return Request(to_family, kind, proto, strategy, (wanted, from_octets), (to, to_octets))
+    return Request(to_family, kind, proto, strategy, wanted, to, from_wire, to_wire)
 
 
-_ANY: Final = (Endpoint("", 0), b"")
-
-
-def _end(role: str, address: Address) -> tuple[Endpoint, bytes]:
+def _end(role: str, address: Address) -> tuple[Endpoint, bytes, bytes]:
     """Return an address tuple as an endpoint with the kernel's text, and its octets.
 
     The host is "" for the wildcard address, and the octets b"" where there is no host.
     """
     host, *numbers = address
     if not host:
-        return Endpoint("", *numbers), b""
-    octets = packed(host)
-    if octets is None:
+        return Endpoint("", *numbers), b"", b""
+    found = canonical(host)
+    if found is None:
         raise _NotLiteralError(f"the {role}'s host is an IP address, not {host!r}")
-    if len(octets) == 4:
-        if len(numbers) > 1:
-            raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
-    else:
-        # There is one way to write an IPv4 address, and several for IPv6.
-        host = text(octets)
-    if not any(unmapped(octets)):
-        host = ""
-    return Endpoint(host, *numbers), octets
+    host, octets, wire = found
+    if len(octets) == 4 and len(numbers) > 1:
+        raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
+    return Endpoint(host, *numbers), octets, wire
 
 
-def _loopback(to: Endpoint, octets: bytes, destination: Address) -> tuple[Endpoint, bytes]:
+def _loopback(to: Endpoint, octets: bytes, destination: Address) -> tuple[Endpoint, bytes, bytes]:
     """Return where a connection to the wildcard address goes: Linux takes the loopback address."""
     if not octets:
         raise ValueError(f"the destination has no host: {destination!r}")
     host = "127.0.0.1"
     if len(octets) == 16:
         host = f"{V4_MAPPED_TEXT}{host}" if any(octets) else "::1"
-    return to._replace(host=host), packed(host) or b""
+        return _end("destination", (host, to.port, to.flowinfo, to.scope_id))
+    return _end("destination", (host, to.port))
 
 
 def _has_usual_form(address: Any) -> bool:

@@ -22,20 +22,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.waits import Handshake, NewWaiter, Pause
-from connectx._dial.destination import Slot
+from connectx._dial.sources import MOST_FREE
 from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
     from typing import Protocol
 
     from connectx._connect.waits import Steps, Waiter, Work
-    from connectx._dial.destination import Destination, Destinations
+    from connectx._dial.destination import Destination, Destinations, Slot
     from connectx._dial.sources import Sources
     from connectx.addresses import PortRange
 
     class Opening(Protocol):
         """A connection in the making; connectx._connect.connection.Connection."""
+
+        sock: socket.socket
+
+        @property
+        def reports(self) -> bool:
+            """Whether the socket reports its end to the slot that it has."""
 
         @property
         def retries(self) -> int:
@@ -113,7 +120,9 @@ class Rules:
     Attributes:
         destinations: What is open, and who waits.
         sources, ranges: Where from.
-        single: The same as pairs, for versions of IP with one source.
+        single: The same as a pair, for versions of IP with one source and range.
+        chooses: Whether there are sources to choose between by how many connections they
+            have.
         wait: Seconds to wait for a port; 0 for not at all.
         clock: Gives the time in seconds.
         jitter: Gives a number from 0 to 1.
@@ -122,6 +131,7 @@ class Rules:
     """
 
     __slots__ = (
+        "chooses",
         "clock",
         "destinations",
         "jitter",
@@ -154,10 +164,13 @@ class Rules:
         self.on_wait = on_wait
         self.unreported = unreported
         self.single = {
-            version: tuple((host, each) for each in ranges)
+            version: (host, ranges[0])
             for version in (4, 6)
-            if (host := sources.single(version)) is not None
+            if (host := sources.single(version)) is not None and len(ranges) == 1
         }
+        self.chooses = sources.rotate == MOST_FREE and any(
+            len(sources.hosts(version)) > 1 for version in (4, 6)
+        )
 
     def spread(self, seconds: float) -> float:
         """Return about so long: or all the dialers of a machine would look at once."""
@@ -212,8 +225,8 @@ class Call:
         """Return a connection from an address ("" for routing's choice), within ports."""
         raise NotImplementedError
 
-    def _adopt(self) -> Work | None:
-        """Have a connected socket keep the slot; returns work that is left to do."""
+    def _count_others(self) -> Work:
+        """Return the work of counting others' connections to the destination."""
         raise NotImplementedError
 
     def _listen(self) -> Endings | None:
@@ -231,18 +244,24 @@ class Call:
 
         Whatever is raised, here or there, leaves nothing behind.
         """
-        known = self._rules.destinations.find(self._key)
-        if known.queues and known.first(self._lane) is not None:
-            return self._steps(None, None)
-        candidates: Iterator[tuple[str, PortRange | None]] = iter(self._candidates(known))
+        rules = self._rules
+        candidates: Iterator[tuple[str, PortRange | None]] = iter(())
         try:
-            steps = self._open(*next(candidates))
+            if not self._only and (single := rules.single.get(self._version)):
+                # Nearly all dialers: there is nothing to choose between.
+                host, ports = single
+            else:
+                known = rules.destinations.find(self._key)
+                candidates = iter(self._candidates(known))
+                host, ports = next(candidates)
+            slot = self.slot = rules.destinations.reserve(self._key, host, self._lane)
+            if slot is None:
+                # Somebody waits, or the limit is reached.
+                return self._steps(None, None)
+            steps = self._start(slot, ports)
             if steps is not None:
                 return self._steps(candidates, steps)
             work = self._adopt()
-        except LimitReached as error:
-            self._failure = error
-            return self._steps(iter(()), None)
         except BaseException:
             self._give_back()
             raise
@@ -313,26 +332,45 @@ class Call:
 
     def _open(self, host: str, ports: PortRange | None) -> Steps[None] | None:
         """Begin a try; returns None if it is connected, else what is left of it."""
+        destinations = self._rules.destinations
+        slot = self.slot = destinations.reserve(self._key, host)
+        if slot is None:
+            self._rules.unreported.look()
+            slot = self.slot = destinations.reserve(self._key, host)
+        if slot is None:
+            raise LimitReached
+        return self._start(slot, ports)
+
+    def _start(self, slot: Slot, ports: PortRange | None) -> Steps[None] | None:
+        """Begin a try that has a slot."""
         rules = self._rules
-        destinations = rules.destinations
-        slot = self.slot = Slot(host)
-        if not destinations.reserve(self._key, slot):
-            rules.unreported.look()
-            if not destinations.reserve(self._key, slot):
-                raise LimitReached
         if rules.wait:
-            slot.destination.searching |= {host}
+            slot.destination.searching |= {slot.host}
         self._ports = ports
         self._began = rules.clock()
         try:
-            opening = self._opening = self._connect(host, ports)
+            opening = self._opening = self._connect(slot.host, ports)
             steps = opening.begin()
         except BaseException as error:
-            destinations.failed(error)
+            rules.destinations.failed(error)
             raise
         if steps is None:
-            destinations.opened(0)
+            rules.destinations.opened(0)
         return steps
+
+    def _adopt(self) -> Work | None:
+        """Have a connected socket keep the slot; returns work that is left to do."""
+        opening, slot = self._opening, self.slot
+        if opening is None or slot is None:
+            return None
+        if opening.reports:
+            opening.sock.slot = slot  # type: ignore[attr-defined] # as said
+        else:
+            slot.detached(opening.sock)
+        # Not of the socket: its handshake may not be done yet, or its peer gone.
+        if self._rules.chooses and slot.destination.growing:
+            return self._count_others()
+        return None
 
     def _finish(self, steps: Steps[None]) -> Steps[None]:
         """Go on with a try."""
@@ -369,7 +407,7 @@ class Call:
     @property
     def _lane(self) -> str:
         """Which queue it stands in."""
-        return "" if self._rules.destinations.limit else self._only
+        return (self._only and not self._rules.destinations.limit and self._only) or ""
 
     def _wait_turn(self, begun: float) -> Steps[None]:
         """Wait until it is worth another round; raises what the last one met with.
@@ -425,9 +463,6 @@ class Call:
         rules = self._rules
         hosts: Iterable[str] = (self._only,)
         if not self._only:
-            if not (known.full or known.seen) and (single := rules.single.get(self._version)):
-                # Nearly all dialers: there is nothing to choose between.
-                return single
             if known.seen and known.seen_until < rules.clock():
                 known.seen = {}
             hosts = rules.sources.order(self._version, known.load, known.last)

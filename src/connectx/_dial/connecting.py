@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -9,8 +10,7 @@ from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
 from connectx._connect.names import interleaved, resolve
 from connectx._connect.namespace import NAMESPACES
-from connectx._connect.own_socket import OwnSocket
-from connectx._connect.request import parse
+from connectx._connect.request import parse, parse_literal, request_from, scoped
 from connectx._connect.waits import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
@@ -28,13 +28,51 @@ if TYPE_CHECKING:
     from connectx.addresses import Address, PortRange
 
 
+def call_to(
+    policy: Policy,
+    address: tuple[str | None, int | str],
+    timeout: float | None,
+    kind: int,
+    proto: int,
+    key: str | None,
+    *,
+    awaited: bool,
+) -> OwnCall | None:
+    """Return a call to an IP address, for a driver to go through; None for a name.
+
+    Args:
+        policy: What decides.
+        address, timeout, kind, proto: As create_connection() takes them.
+        key, awaited: As for `OwnCall`.
+    """
+    strategy = policy.settings.strategy
+    try:
+        to = parse_literal(address, None, kind, proto, strategy)
+    except TypeError:
+        # A cache cannot hold a list, and does not say whose it is.
+        address = cast("tuple[str | None, int | str]", tuple(address))
+        to = parse_literal.__wrapped__(address, None, kind, proto, strategy)
+    if to is None:
+        if not isinstance(address[0], str) or "%" not in address[0]:
+            return None
+        # uvloop's resolver drops a scope that is in the text.
+        to = parse_literal(scoped(tuple(address)), None, kind, proto, strategy)
+        if to is None:
+            return None
+    if to.version not in policy.versions:
+        policy.serve(to)
+    return OwnCall(policy, to, timeout, key, awaited=awaited)
+
+
 class _PolicyCall(Call):
     """A call as a policy has it."""
 
     def __init__(
         self, policy: Policy, to: Request, only: str, *, awaited: bool, wait: bool
     ) -> None:
-        begun = policy.open
+        begun = policy.current
+        if begun.pid != os.getpid():
+            begun = policy.open
         if begun.unreported.sockets:
             begun.unreported.sweep(SWEPT_BY_A_CALL)
         self._rules = begun.rules
@@ -53,13 +91,8 @@ class _PolicyCall(Call):
     def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
         return self._policy.failure(error, self._to)
 
-    def _grown(self) -> Work | None:
-        """Return the work of counting others' connections, if it is time for that."""
-        slot, policy = self.slot, self._policy
-        if slot is None or not (policy.chooses and slot.destination.growing):
-            return None
-        # Not of the socket: its handshake may not be done yet, or its peer gone.
-        count = partial(policy.count_others, self._to, NAMESPACES.here())
+    def _count_others(self) -> Work:
+        count = partial(self._policy.count_others, self._to, NAMESPACES.here())
         return Work(count, awaited=False)
 
 
@@ -94,9 +127,10 @@ class OwnCall(_PolicyCall):
         self._timeout = timeout
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
-        policy, timeout = self._policy, self._timeout
-        request = policy.request(self._to, host) if host else self._to
-        options = policy.settings.options[ports]
+        timeout, request = self._timeout, self._to
+        if host:
+            request = request_from(request, host)
+        options = self._policy.settings.options[ports]
         if not self._awaited and self.queue is None:
             connection = Connection(request, timeout, options)
         else:
@@ -105,14 +139,6 @@ class OwnCall(_PolicyCall):
             connection.apart(seconds, blocking=not self._awaited)
         self.sock = connection.sock
         return connection
-
-    def _adopt(self) -> Work | None:
-        sock, slot = self.sock, self.slot
-        if isinstance(sock, OwnSocket):
-            sock.slot = slot
-        elif slot is not None:
-            slot.detached(sock)
-        return self._grown() if self._policy.chooses else None
 
 
 class CallersCall(_PolicyCall):
@@ -144,18 +170,13 @@ class CallersCall(_PolicyCall):
         if policy.settings.freebind:
             set_ip_freebind(sock, on=True)
         connection = self._connection = CallersConnection(sock, ports)
-        connection.prepare(policy.request(self._to, host), self._data)
+        connection.prepare(request_from(self._to, host), self._data)
         timeout = sock.gettimeout()
         if self._awaited:
             connection.apart(None, blocking=False)
         elif self.queue is not None and not len(self._data) and timeout != 0:
             connection.apart(timeout, blocking=True)
         return connection
-
-    def _adopt(self) -> Work | None:
-        if self.slot is not None:
-            self.slot.detached(self._sock)
-        return self._grown()
 
     def result(self) -> int:
         """Return how many bytes of data were taken; BlockingIOError while it is connecting."""

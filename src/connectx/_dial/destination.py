@@ -271,25 +271,31 @@ class Destinations:
 
     # Slots.
 
-    def reserve(self, key: Hashable, slot: Slot) -> bool:
-        """Have a slot count, for a connection that is about to be tried; not above the limit."""
+    def reserve(self, key: Hashable, host: str, lane: str | None = None) -> Slot | None:
+        """Return a slot that counts, for a connection that is about to be tried.
+
+        None at the limit, or if somebody waits in the queue that `lane` names.
+        """
+        slot = Slot(host)
         with self._lock:
             if self.ended:
                 self._count_ended()
             destination = self._known.get(key)
             if destination is None:
                 destination = self._known[key] = Destination(key)
+            elif lane is not None and lane in destination.queues:
+                return None
             if self.limit and destination.total >= self.limit:
                 self._forget(destination)
-                return False
-            count = destination.open.get(slot.host, 0)
+                return None
+            count = destination.open.get(host, 0)
             slot.destination = destination
-            destination.last = slot.host
+            destination.last = host
             destination.total += 1
-            destination.open[slot.host] = count + 1
+            destination.open[host] = count + 1
             slot.owner = self
             self.counters.attempts += 1
-            return True
+        return slot
 
     def refused(self, slot: Slot, number: int, retries: int, seconds: float) -> None:
         """Take a place back, since the try has found no port.

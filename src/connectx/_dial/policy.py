@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from connectx._connect.namespace import NAMESPACES
 from connectx._connect.plan import NEW_SOCKET, absence, within
-from connectx._connect.request import parse, parse_literal, scoped
+from connectx._connect.request import parse, request_from, scoped
 from connectx._connect.waits import Work
 from connectx._dial.call import LimitReached, Rules
 from connectx._dial.capacity import Capacity, SourceCapacity, count
@@ -92,27 +92,23 @@ class Policy:
 
     Attributes:
         settings: What the dialer was made with.
-        chooses: Whether there are sources to choose between by how many connections they
-            have.
         sticks: Whether a call has one source only, by its key.
         versions: Of IP, those that there are sources of.
+        current: What the process had open that looked last; see `open`.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         sources = settings.sources
-        self.chooses = sources.rotate == MOST_FREE and any(
-            len(sources.hosts(version)) > 1 for version in (4, 6)
-        )
         self.sticks = sources.rotate == STICKY
         self.versions = frozenset(each for each in (4, 6) if sources.serves(each))
         self._begun: dict[int, Open] = {}
-        self._open = self._begin()
+        self.current = self._begin()
 
     @property
     def open(self) -> Open:
         """What is open; nothing yet in a process that was forked meanwhile."""
-        begun = self._open
+        begun = self.current
         return begun if begun.pid == os.getpid() else self._begin()
 
     @property
@@ -155,7 +151,7 @@ class Policy:
         usable_ports = self._ports(to, namespace)
         sources = self.settings.sources
         hosts = ("",) if sources.any else sources.hosts(to.version)
-        counted = [count(namespace, self.request(to, host), usable_ports) for host in hosts]
+        counted = [count(namespace, request_from(to, host), usable_ports) for host in hosts]
         open_now = self.destinations.open_to(to.key)
         for prefix in sources.prefixes(to.version):
             # Its addresses are too many to ask for each: of them our own are counted.
@@ -199,32 +195,6 @@ class Policy:
             self.capacity(to.address, to.type, to.proto, namespace)
 
     # What a call asks for.
-
-    def request(self, to: Request, host: str) -> Request:
-        """Return what a try asks for: a connection from a source address; "" for any."""
-        if to.family != to.wire_family and host and ":" not in host:
-            host = f"{V4_MAPPED_TEXT}{host}"
-        source = (host, 0) if host else None
-        request = parse_literal(to.address, source, to.type, to.proto, to.strategy)
-        return request or parse(0, to.type, to.proto, to.strategy, source, to.address)
-
-    def literal(
-        self, address: tuple[str | None, int | str], kind: int, proto: int
-    ) -> Request | None:
-        """Return what a call to an IP address asks for; None for a name."""
-        strategy = self.settings.strategy
-        try:
-            request = parse_literal(address, None, kind, proto, strategy)
-        except TypeError:
-            # A cache cannot hold a list, and does not say whose it is.
-            address = cast("tuple[str | None, int | str]", tuple(address))
-            request = parse_literal.__wrapped__(address, None, kind, proto, strategy)
-        if request is None and isinstance(address[0], str) and "%" in address[0]:
-            # uvloop's resolver drops a scope that is in the text.
-            request = parse_literal(scoped(tuple(address)), None, kind, proto, strategy)
-        if request is None or request.version in self.versions:
-            return request
-        return self.serve(request)
 
     def serve(self, to: Request) -> Request:
         """Return the request if there is a source of its version; OSError (EAFNOSUPPORT) if not."""
@@ -284,7 +254,7 @@ class Policy:
         pid = os.getpid()
         # Of threads that come here at once the first one's is everybody's. Not by a lock:
         # the parent's thread that holds it might not be in the child.
-        begun = self._open = self._begun.setdefault(pid, Open(self.settings))
+        begun = self.current = self._begun.setdefault(pid, Open(self.settings))
         for other in tuple(self._begun):
             if other != pid:
                 self._begun.pop(other, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from connectx._dial.connecting import CallersCall, OwnCall, by_name
+from connectx._dial.connecting import CallersCall, by_name, call_to
 from connectx._dial.policy import AnyDialer
 from connectx.aio.connecting import HAPPY_EYEBALLS_DELAY
 from connectx.aio.driver import run
@@ -55,8 +55,8 @@ class Dialer(AnyDialer):
             OSError: As `connectx.Dialer.create_connection` raises it.
         """
         policy = self._policy
-        to = policy.literal(address, type, proto)
-        if to is None or all_errors:
+        call = call_to(policy, address, timeout, type, proto, key, awaited=True)
+        if call is None or all_errors:
             return await run(
                 by_name(
                     policy,
@@ -70,7 +70,6 @@ class Dialer(AnyDialer):
                     delay=happy_eyeballs_delay,
                 )
             )
-        call = OwnCall(policy, to, timeout, key, awaited=True)
         steps = call.begin()
         if steps is not None:
             await run(steps)

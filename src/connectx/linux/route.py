@@ -13,14 +13,15 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from connectx.linux.netlink import MalformedMessage, NetlinkError
-from connectx.linux.sock_diag import address_size
-from connectx.linux.structs import RTATTR, RTMSG
+from connectx.linux.netlink import MalformedMessage, NetlinkError, failure, messages
+from connectx.linux.structs import NLMSGHDR, RTATTR, RTMSG
 from connectx.linux.uapi import (
     AF_INET,
     IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPPROTO_UDPLITE,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
     RTA_DPORT,
     RTA_DST,
     RTA_IP_PROTO,
@@ -30,12 +31,18 @@ from connectx.linux.uapi import (
     RTA_SRC,
     RTA_UID,
     RTM_GETROUTE,
+    RTM_NEWROUTE,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from connectx.linux.netlink import NetlinkSocket
+
+
+#: More octets than a route has.
+_REPLY: Final = 4096
+_NEWROUTE: Final = RTM_NEWROUTE.to_bytes(2, sys.byteorder)
 
 
 class Route(NamedTuple):
@@ -84,6 +91,26 @@ def find_route(
     request = encode_request(
         family, destination, source, tos, mark, interface, uid, protocol, destination_port
     )
+    # As netlink.request() does, but for what is nearly always the answer: one datagram.
+    sequence = netlink.next_sequence()
+    length = NLMSGHDR.size + len(request)
+    netlink.send(NLMSGHDR.pack(length, RTM_GETROUTE, NLM_F_REQUEST, sequence, 0) + request)
+    try:
+        reply = netlink.recv(_REPLY)
+    except OSError as error:
+        if error.errno not in {errno.EAGAIN, errno.ENOBUFS}:
+            raise
+        reply = b""
+    if (
+        NLMSGHDR.size < len(reply) < _REPLY
+        and NLMSGHDR.unpack_from(reply)[:4:3] == (len(reply), sequence)
+        and reply[4:6] == _NEWROUTE
+    ):
+        return decode_route(family, reply[NLMSGHDR.size :], source)
+    for message in messages(reply):
+        if message.sequence == sequence and message.type == NLMSG_ERROR:
+            raise failure(message.payload)
+    # Lost, or another request's, which a signal handler has made in between.
     return decode_route(family, netlink.request(RTM_GETROUTE, request), source)
 
 
@@ -99,7 +126,7 @@ def encode_request(
     destination_port: int = 0,
 ) -> bytes:
     """Return an RTM_GETROUTE request without its netlink header: rtmsg and attributes."""
-    if len(destination) != address_size(family):
+    if len(destination) != (4 if family == AF_INET else 16):
         raise ValueError("family and destination do not match")
     request = _encode_beginning(family, tos, bool(source)) + destination
     if source:
@@ -129,7 +156,7 @@ _ATTRIBUTE: Final = {
 @lru_cache(maxsize=32)
 def _encode_beginning(family: int, tos: int, with_source: bool) -> bytes:  # noqa: FBT001
     """Return an RTM_GETROUTE request without its netlink header, as far as the destination."""
-    size = address_size(family)
+    size = 4 if family == AF_INET else 16
     rtmsg = RTMSG.pack(family, 8 * size, 8 * size * with_source, tos, 0, 0, 0, 0, 0)
     return rtmsg + _ATTRIBUTE[RTA_DST, size]
 

@@ -1,0 +1,167 @@
+"""The first proposal without an `Attempt` is what the interpreter would have done.
+
+Both run against the real kernel, from the same ledger, with ports in every state that a
+proposal may meet with. What they ask of the kernel is recorded, call by call.
+"""
+
+import contextlib
+import errno
+import itertools
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectx._connect.attempt import Attempt
+from connectx._connect.connection import Connection
+from connectx._connect.namespace import NAMESPACES, windows_work
+from connectx._connect.plan import NEW_SOCKET, make_plan
+from connectx._connect.request import Request, parse
+from connectx.blocking import run
+from connectx.sandbox.networks import experiment_network
+from connectx.sandbox.servers import Servers
+from tests.api.calls import reset_on_close
+from tests.kernel.raw import FIRST, MPTCP, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
+
+LOW: Final = 20000
+PORTS: Final = 8
+
+#: What a port may be like that is proposed.
+FREE, HELD, TAKEN = "free", "held by another socket", "taken on this 4-tuple"
+
+
+class Asked(NamedTuple):
+    """A system call, with what it was given."""
+
+    call: str
+    arguments: tuple[Any, ...]
+
+
+class Result(NamedTuple):
+    """What came of a connection.
+
+    port: its source port; 0 without. error: the class and errno of what it raised.
+    """
+
+    asked: list[Asked]
+    port: int
+    error: tuple[type[BaseException], int | None] | None
+    retries: int
+    in_use: int
+
+
+class RecordingSocket(socket.socket):
+    """Notes what is asked of the kernel, sockets of all connections together."""
+
+    asked: list[Asked]
+
+    def setsockopt(self, *arguments: Any) -> None:
+        self.asked.append(Asked("setsockopt", arguments))
+        super().setsockopt(*arguments)
+
+    def bind(self, *arguments: Any) -> None:
+        self.asked.append(Asked("bind", arguments))
+        super().bind(*arguments)
+
+    def connect(self, *arguments: Any) -> None:
+        self.asked.append(Asked("connect", arguments))
+        super().connect(*arguments)
+
+
+def connected(request: Request, drawn: list[int], go: Callable[[Connection], None]) -> Result:
+    """Connect one way, from a ledger that has drawn these ports."""
+    asked: list[Asked] = []
+    RecordingSocket.asked = asked
+    connection = Connection(request, None)
+    namespace = NAMESPACES.of(connection.sock)
+    namespace.plans.clear()
+    plan = make_plan(namespace, request, NEW_SOCKET)
+    ledger = plan.ledger
+    ledger._forget(ledger._template)
+    # As if it had drawn them: the last one is proposed first.
+    ledger.drawn = drawn[::-1]
+    ledger._given = len(drawn)
+    port, error = 0, None
+    try:
+        go(connection)
+        port = connection.sock.getsockname()[1]
+    except OSError as raised:
+        error = (type(raised), raised.errno)
+    found = Result(asked.copy(), port, error, connection.retries, ledger.in_use)
+    if port and request.stream:
+        # A TIME_WAIT would be in the other one's way.
+        reset_on_close(connection.sock)
+    connection.sock.close()
+    return found
+
+
+def quickly(connection: Connection) -> None:
+    steps = connection.begin()
+    if steps is not None:
+        run(steps)
+
+
+def by_the_interpreter(connection: Connection) -> None:
+    """What `begin` does, but for its first proposal."""
+    namespace = NAMESPACES.of(connection.sock)
+    connection.plan = namespace.plans[connection.request, NEW_SOCKET]  # type: ignore[assignment]
+    run(connection._steps(Attempt(connection.plan)))
+
+
+@contextlib.contextmanager
+def ports_like(transport: Transport, states: list[str]) -> Iterator[None]:
+    """The first ports of the range in these states, the others free."""
+    with contextlib.ExitStack() as stack:
+        for port, state in zip(itertools.count(LOW), states, strict=False):
+            if state == FREE:
+                continue
+            sock = stack.enter_context(transport.socket())
+            if state == TAKEN and transport.type == socket.SOCK_DGRAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((transport.source, port))
+            if state == TAKEN:
+                sock.connect((transport.source, FIRST))
+        yield
+
+
+@pytest.mark.parametrize("with_source", [False, True], ids=["any source", "source address"])
+@pytest.mark.parametrize("transport", [TCP, TCP6, MPTCP, UDP, UDP6, UDPLITE], ids=str)
+@given(states=st.lists(st.sampled_from([FREE, HELD, TAKEN]), max_size=4))
+def test_both_ask_the_same_of_the_kernel(
+    transport: Transport, states: list[str], *, with_source: bool
+) -> None:
+    default = transport.protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}
+    with (
+        experiment_network() as network,
+        Servers() as servers,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        network.port_range(LOW, LOW + PORTS - 1)
+        transport.socket().close()  # Skips the test where the kernel lacks the protocol.
+        if transport.type == socket.SOCK_STREAM:
+            servers.listen(transport.source, FIRST, protocol=transport.protocol)
+        request = parse(
+            0,
+            int(transport.type),
+            0 if default else transport.protocol,
+            "auto",
+            (transport.source, 0) if with_source else None,
+            (transport.source, FIRST),
+        )
+        drawn = [LOW + number for number in range(len(states) + 1)]
+        # The first one in a process finds out what the kernel can do.
+        windows_work(request.protocol)
+        with ports_like(transport, states):
+            patch.setattr(socket, "socket", RecordingSocket)
+            results = [connected(request, drawn, go) for go in (quickly, by_the_interpreter)]
+    quick, interpreted = results
+    if len(states) < 2 or transport.type == socket.SOCK_DGRAM:
+        assert quick == interpreted
+    else:
+        # After two refusals the kernel searches, and chooses by chance.
+        assert quick._replace(port=0) == interpreted._replace(port=0)
+        assert bool(quick.port) == bool(interpreted.port)
+    assert quick.error is None or quick.error[1] in (errno.EADDRNOTAVAIL, errno.EAGAIN)

@@ -1,0 +1,56 @@
+"""How a call gets to its system calls: as short as scripts/trace-calls shows."""
+
+import importlib.machinery
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import pytest
+
+SCRIPT: Final = Path(__file__).parents[1] / "scripts" / "trace-calls"
+
+#: The deepest stack of connectx's functions, and the most files, in a call to a destination
+#: that is known and to a new one.
+DEPTH: Final = 8
+FILES: Final = {"warm": 6, "new destination": 10, "refused once": 10}
+#: What a Dialer may add.
+MORE_FILES: Final = 3
+MORE_DEPTH: Final = 3
+
+
+@cache
+def script() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("trace_calls", str(SCRIPT))
+    spec = importlib.util.spec_from_loader("trace_calls", loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def traces() -> dict[str, Any]:
+    return {trace.name: trace for trace in script().traces()}
+
+
+@pytest.mark.parametrize("state", FILES)
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize("way", ["create_connection", "Dialer"])
+def test_a_call_takes_a_short_way(
+    traces: dict[str, Any], way: str, protocol: str, state: str
+) -> None:
+    trace = traces[f"{way}, {protocol}, {state}"]
+    more = way == "Dialer"
+    assert trace.depth <= DEPTH + more * MORE_DEPTH
+    assert len(trace.files) <= FILES[state] + more * MORE_FILES
+    again = {file: count for file, count in trace.files.items() if count > 2}
+    assert again == {}, "left and entered again more than once"
+
+
+def test_the_script_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script().main(["--path"]) == 0
+    printed = capsys.readouterr().out
+    assert "create_connection, UDP, new destination" in printed
+    assert "claim  (_connect/udp_lock.py)" in printed
