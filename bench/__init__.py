@@ -5,4 +5,8 @@
 - ``filling``, ``competition``: whole fills of the range, each way alone.
 - ``turns``: single calls, the ways by turns.
 - the other modules: one measurement each.
+
+Times are of calls that were not interrupted: on a busy machine another process takes the CPU for
+milliseconds, in the middle of a call that takes microseconds (harness.marked()). Ratios compare
+what was measured in the same run, in turns, and are medians of several rounds.
 """

@@ -19,7 +19,9 @@ from bench.harness import (
     Findings,
     Table,
     in_network,
+    interruptions,
     listen_at_destination,
+    marked,
     typical,
 )
 from connectx import aio
@@ -55,7 +57,7 @@ def measure(settings: Settings) -> Findings:
     findings = Findings()
     settings.progress("asyncio: empty range")
     rounds = [_in_loop(_empty_range, settings.ports) for _ in range(settings.rounds)]
-    times = [typical(column, 1) / _CALLS / 1000 for column in zip(*rounds, strict=True)]
+    times = [typical(column, _CALLS) / _CALLS / 1000 for column in zip(*rounds, strict=True)]
     findings.add("asyncio, empty range", times[-1] / times[0])
     findings.tables.append(
         Table(
@@ -93,7 +95,7 @@ def _in_loop(main: Callable[[], Coroutine[Any, Any, Any]], ports: PortRange) -> 
 
 
 async def _empty_range() -> list[list[int]]:
-    """Return the nanoseconds of every call."""
+    """Return the time of every call, as marked() returns it."""
     times: list[list[int]] = [[] for _ in _CALL]
     with listen_at_destination() as listener:
         for _ in range(_CALLS + 1):
@@ -104,10 +106,11 @@ async def _empty_range() -> list[list[int]]:
 
 
 async def _time(call: Callable[[], Awaitable[Any]], listener: socket.socket) -> int:
-    clock = time.perf_counter_ns
+    clock, before = time.perf_counter_ns, interruptions()
     start = clock()
     found = await call()
     spent = clock() - start
+    spent = marked(spent, before)
     sock = found if isinstance(found, socket.socket) else found[1].get_extra_info("socket")
     # The range stays empty: no TIME_WAIT, and nothing waits to be accepted.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
@@ -121,19 +124,21 @@ async def _time(call: Callable[[], Awaitable[Any]], listener: socket.socket) -> 
 
 
 async def _fill(size: int) -> list[int]:
-    """Return the nanoseconds of each connection of a fill, which ends at the first failure."""
-    nanoseconds = []
+    """Return the time of each connection of a fill, which ends at the first failure."""
+    times = []
     clock = time.perf_counter_ns
     with listen_at_destination(), contextlib.ExitStack() as stack:
         for _ in range(size):
+            before = interruptions()
             start = clock()
             try:
                 sock = await aio.create_connection(DESTINATION, source_address=(LOOPBACK, 0))
             except OSError:
                 break
-            nanoseconds.append(clock() - start)
+            spent = clock() - start
+            times.append(marked(spent, before))
             stack.enter_context(sock)
-    return nanoseconds
+    return times
 
 
 @contextlib.asynccontextmanager

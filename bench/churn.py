@@ -19,7 +19,10 @@ from bench.harness import (
     Findings,
     Table,
     in_networks,
+    interruptions,
     listen_at_destination,
+    marked,
+    mean,
 )
 from bench.ways import Fill, with_connectx
 from connectx.addresses import PortRange
@@ -111,7 +114,7 @@ def _all_rounds(
                 for occupancy, lane in lanes.items():
                     netns.enter(lane.network)
                     times[occupancy] += _replace(lane, fill.kind)
-            results.append({key: statistics.fmean(values) for key, values in times.items()})
+            results.append({key: mean(values) for key, values in times.items()})
     return results
 
 
@@ -124,7 +127,9 @@ def _replace(lane: Lane, kind: socket.SocketKind) -> list[int]:
         if kind is socket.SOCK_STREAM:
             sockets[index].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
         sockets[index].close()
+        before = interruptions()
         start = clock()
         sockets[index] = open_one(DESTINATION)
-        times.append(clock() - start)
+        spent = clock() - start
+        times.append(marked(spent, before))
     return times

@@ -19,6 +19,8 @@ from bench.harness import (
     Table,
     in_network,
     listen_at_destination,
+    mean,
+    quiet,
     typical,
 )
 from bench.native import compiler, native_fill
@@ -161,14 +163,14 @@ def _compare(
     results: Mapping[str, Sequence[Result]],
 ) -> None:
     ours = results[f"connectx, {source}"]
-    worst = min(ours, key=lambda result: len(result.nanoseconds))
-    opened = len(worst.nanoseconds)
+    worst = min(ours, key=lambda result: len(result.times))
+    opened = len(worst.times)
     prefix = f"{competition.name}, {source}: "
     findings.add(f"{prefix}opened", opened / worst.asked, f"{opened:,} of {worst.asked:,}")
-    duplicates = max(len(result.nanoseconds) - result.distinct for result in ours)
+    duplicates = max(len(result.times) - result.distinct for result in ours)
     findings.add(f"{prefix}duplicates", duplicates)
     slow = results[competition.slow_name]
-    shortest = min(len(result.nanoseconds) for result in slow)
+    shortest = min(len(result.times) for result in slow)
     findings.add(
         f"{prefix}{competition.slow_name}",
         mean_time(slow, shortest) / mean_time(ours, shortest),
@@ -179,59 +181,50 @@ def _compare(
         if theirs is None:
             findings.lack(f"{prefix}{way}", "no C compiler: install gcc")
             continue
-        both = min(len(result.nanoseconds) for result in (*ours, *theirs))
+        both = min(len(result.times) for result in (*ours, *theirs))
         findings.add(f"{prefix}{way}", typical_time(theirs, both) / typical_time(ours, both))
-    findings.add(
-        f"{prefix}last 1 %", statistics.median(tail(result.nanoseconds) for result in ours)
-    )
+    findings.add(f"{prefix}last 1 %", statistics.median(tail(result.times) for result in ours))
 
 
 def typical_time(rounds: Sequence[Result], count: int) -> float:
     """Return the nanoseconds that a way takes for its first connections on a quiet machine."""
-    return typical([result.nanoseconds[:count] for result in rounds], BLOCK)
+    return typical([result.times[:count] for result in rounds], BLOCK)
 
 
 def mean_time(rounds: Sequence[Result], count: int) -> float:
-    """Return the nanoseconds that a way takes for its first connections, slow moments included.
+    """Return the nanoseconds that a way takes for its first connections, interruptions included.
 
-    For the slow ways: their few, long rounds have had the average of the machine's moments, and
-    so must what they are compared with.
+    For the slow ways: most of their calls, which take milliseconds, are interrupted.
     """
-    return statistics.fmean(sum(result.nanoseconds[:count]) for result in rounds)
+    return statistics.fmean(sum(map(abs, result.times[:count])) for result in rounds)
 
 
-def tail(nanoseconds: Sequence[int]) -> float:
+def tail(times: Sequence[int]) -> float:
     """Return how long a connection takes in the last 1 % of a fill, the first half being 1."""
-    return _last_percent(nanoseconds) / _first_half(nanoseconds)
+    return _last_percent(times) / _first_half(times)
 
 
-def _first_half(nanoseconds: Sequence[int]) -> float:
-    return _mean(nanoseconds[: len(nanoseconds) // 2])
+def _first_half(times: Sequence[int]) -> float:
+    return mean(times[: len(times) // 2])
 
 
-def _last_percent(nanoseconds: Sequence[int]) -> float:
-    return _mean(nanoseconds[-max(1, len(nanoseconds) // 100) :])
-
-
-def _mean(nanoseconds: Sequence[int]) -> float:
-    return statistics.fmean(nanoseconds) if nanoseconds else math.nan
+def _last_percent(times: Sequence[int]) -> float:
+    return mean(times[-max(1, len(times) // 100) :])
 
 
 def _row(name: str, rounds: Sequence[Result]) -> Sequence[Any]:
     """Give of each number the median of the rounds; times in µs."""
-    worst = min(rounds, key=lambda result: len(result.nanoseconds))
+    worst = min(rounds, key=lambda result: len(result.times))
     columns: tuple[Callable[[Sequence[int]], float], ...] = (
-        _mean,
+        mean,
         _first_half,
         _last_percent,
-        lambda nanoseconds: sorted(nanoseconds)[len(nanoseconds) * 99 // 100],
-        max,
+        lambda times: sorted(quiet(times))[len(quiet(times)) * 99 // 100],
+        lambda times: max(quiet(times)),
     )
-    opened = len(worst.nanoseconds)
+    opened = len(worst.times)
     times = [
-        statistics.median(column(result.nanoseconds) for result in rounds) / 1000
-        if opened
-        else math.nan
+        statistics.median(column(result.times) for result in rounds) / 1000 if opened else math.nan
         for column in columns
     ]
     return (

@@ -8,6 +8,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import connectx
+from bench.harness import interruptions, marked
 from connectx.sandbox.holders import Holders
 from connectx.sandbox.workers import Crew, descriptors_free
 
@@ -30,12 +31,12 @@ class Block(NamedTuple):
 
     Attributes:
         sockets: Those that were opened.
-        nanoseconds: What each of them took.
+        times: What each of them took, as marked() returns it.
         error: What ended the block early.
     """
 
     sockets: list[socket.socket]
-    nanoseconds: list[int]
+    times: list[int]
     error: OSError | None
 
 
@@ -53,16 +54,18 @@ def timed(way: Way, fill: Fill) -> BlockOpener:
     def open_block(count: int) -> Block:
         clock = time.perf_counter_ns
         sockets: list[socket.socket] = []
-        nanoseconds: list[int] = []
+        times: list[int] = []
         for _, destination in zip(range(count), destinations, strict=False):
+            before = interruptions()
             start = clock()
             try:
                 sock = open_one(destination)
             except OSError as error:
-                return Block(sockets, nanoseconds, error)
-            nanoseconds.append(clock() - start)
+                return Block(sockets, times, error)
+            spent = clock() - start
+            times.append(marked(spent, before))
             sockets.append(sock)
-        return Block(sockets, nanoseconds, None)
+        return Block(sockets, times, None)
 
     return open_block
 
@@ -72,13 +75,13 @@ class Result(NamedTuple):
 
     Attributes:
         asked: How many connections there were to open.
-        nanoseconds: What each took, in the order of opening (array "Q").
+        times: What each took, in the order of opening, as marked() returns it (array "q").
         distinct: How many different 4-tuples they have.
         error: What ended it early; "" where nothing did.
     """
 
     asked: int
-    nanoseconds: array[int]
+    times: array[int]
     distinct: int
     error: str
 
@@ -112,7 +115,7 @@ class _Progress:
     ) -> None:
         self.listener = listen() if listen is not None else None
         self.open_block = start(fill)
-        self.nanoseconds = array("Q")
+        self.times = array("q")
         self.spent = 0
         self.four_tuples: set[tuple[Any, Any]] = set()
 
@@ -133,7 +136,7 @@ def _open(
     if not held.kept:
         held.kept["progress"] = _Progress(fill, start, listen)
     progress: _Progress = held.kept["progress"]
-    size, done = len(fill.destinations), progress.nanoseconds
+    size, done = len(fill.destinations), progress.times
     room = descriptors_free()
     # As timeit does: when the collector runs depends on everything else in the process, and
     # its passes would be charged to whoever is measured.
@@ -143,9 +146,9 @@ def _open(
     while len(done) < size and error is None and progress.spent < time_limit * 1e9:
         if room < BLOCK:
             return None
-        sockets, nanoseconds, error = progress.open_block(min(BLOCK, size - len(done)))
-        done.extend(nanoseconds)
-        progress.spent += sum(nanoseconds)
+        sockets, times, error = progress.open_block(min(BLOCK, size - len(done)))
+        done.extend(times)
+        progress.spent += sum(map(abs, times))
         held.sockets.extend(sockets)
         room -= len(sockets)
         progress.four_tuples |= {(sock.getsockname(), sock.getpeername()) for sock in sockets}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import resource
 import socket
 import statistics
 import struct
@@ -99,20 +101,49 @@ class Findings:
         self.tables += other.tables
 
 
+def interruptions() -> int:
+    """Return how often this thread has lost the CPU to another one."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+
+
+def marked(nanoseconds: int, before: int) -> int:
+    """Return a time, negative if it is of a call that was interrupted.
+
+    On a busy machine another process takes the CPU for milliseconds, in the middle of a call
+    that takes microseconds. Such calls count as opened, and not in any time.
+
+    Args:
+        nanoseconds: What the call took.
+        before: What interruptions() was before it.
+    """
+    return nanoseconds if interruptions() == before else -nanoseconds
+
+
+def quiet(times: Sequence[int]) -> Sequence[int]:
+    """Return the times of the calls that were not interrupted; if all were, of all."""
+    return [time for time in times if time > 0] or [-time for time in times]
+
+
+def mean(times: Sequence[int]) -> float:
+    """Return the mean of the times of the calls that were not interrupted."""
+    return statistics.fmean(quiet(times)) if times else math.nan
+
+
 def typical(rounds: Sequence[Sequence[int]], block: int) -> float:
     """Return the nanoseconds that a sequence of calls takes on a quiet machine.
 
-    It sums, over blocks of calls, the median of all rounds: what belongs to a way comes back
+    It takes the median of all rounds for each block of calls: what belongs to a way comes back
     in every round, at the same place, and a slow moment of the machine does not.
 
     Args:
-        rounds: The nanoseconds of each call, as many in every round.
-        block: How many calls to take together: 1 where all calls are alike, more where some
-            cost more than others, and not always the same ones.
+        rounds: The time of each call, as marked() returns it, as many in every round.
+        block: How many calls to take together.
     """
+    blocks = range(0, len(rounds[0]), block)
     return sum(
-        statistics.median(sum(calls[start : start + block]) for calls in rounds)
-        for start in range(0, len(rounds[0]), block)
+        statistics.median(mean(times[start : start + block]) for times in rounds)
+        * len(rounds[0][start : start + block])
+        for start in blocks
     )
 
 

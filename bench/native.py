@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 _SOURCES: Final = Path(__file__).parent / "c"
 BUILD: Final = Path(__file__).parent / "build"
-FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-shared", "-fPIC")
+FLAGS: Final = (
+    "-std=gnu11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Wpedantic",
+    "-shared",
+    "-fPIC",
+)
 
 #: The names of the functions, and of the source files without their suffix.
 PROGRAMS: Final = {socket.SOCK_STREAM: "fill_tcp", socket.SOCK_DGRAM: "fill_udp"}
@@ -87,7 +96,7 @@ def native_fill(fill: Fill) -> BlockOpener:
     destinations = (_SockaddrIn * size)(*map(_sockaddr_in, fill.destinations))
     ports = (ctypes.c_uint16 * size)(*fill.shuffled_ports())
     descriptors = (ctypes.c_int * size)()
-    nanoseconds = (ctypes.c_uint64 * size)()
+    times = (ctypes.c_int64 * size)()
     done = 0
 
     def open_block(count: int, _netlink: socket.socket | None = netlink) -> Block:
@@ -100,7 +109,7 @@ def native_fill(fill: Fill) -> BlockOpener:
             _after(ports, first),
             ctypes.c_size_t(count),
             _after(descriptors, first),
-            _after(nanoseconds, first),
+            _after(times, first),
         )
         number = ctypes.get_errno()
         failed = done - first < count
@@ -109,7 +118,7 @@ def native_fill(fill: Fill) -> BlockOpener:
                 socket.socket(socket.AF_INET, fill.kind, 0, fileno=descriptor)
                 for descriptor in descriptors[first:done]
             ],
-            nanoseconds[first:done],
+            times[first:done],
             OSError(number, os.strerror(number)) if failed else None,
         )
 

@@ -20,6 +20,8 @@ from bench.harness import (
     Findings,
     Table,
     in_network,
+    interruptions,
+    marked,
     typical,
 )
 from bench.ways import (
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
 #: Calls of each way in a round.
 CALLS: Final = 500
 NEW_DESTINATIONS: Final = 6_000
-#: What a new destination costs may also be paid at one in so many of them.
-_BLOCK: Final = 50
 _MOST_ROUNDS_OF_NEW: Final = 5
 
 
@@ -78,7 +78,7 @@ class Comparison:
 
 
 class Call(NamedTuple):
-    """Nanoseconds of opening and of closing one connection."""
+    """The times of opening and of closing one connection, as marked() returns them."""
 
     opening: int
     closing: int
@@ -146,11 +146,10 @@ def measure(title: str, comparisons: Sequence[Comparison], settings: Settings) -
             in_network(functools.partial(_round, comparison, settings), settings.ports)
             for _ in range(count)
         ]
-        block = _BLOCK if comparison.new else 1
         # Of each way the microseconds of a call: opening, closing.
         times = [
             [
-                typical(column, block) / len(column[0]) / 1000
+                typical(column, len(column[0])) / len(column[0]) / 1000
                 for column in zip(*(zip(*calls, strict=True) for calls in way), strict=True)
             ]
             for way in zip(*rounds, strict=True)
@@ -189,7 +188,7 @@ def _round(comparison: Comparison, settings: Settings) -> list[list[Call]]:
 
 
 def _time(open_one: Opener, destination: Address, listener: socket.socket) -> Call:
-    clock = time.perf_counter_ns
+    clock, before = time.perf_counter_ns, interruptions()
     start = clock()
     sock = open_one(destination)
     opened = clock()
@@ -200,6 +199,7 @@ def _time(open_one: Opener, destination: Address, listener: socket.socket) -> Ca
     closing = clock()
     sock.close()
     closed = clock()
+    call = Call(marked(opened - start, before), marked(closed - closing, before))
     if stream:
         listener.accept()[0].close()
-    return Call(opened - start, closed - closing)
+    return call

@@ -20,7 +20,7 @@ import pytest
 
 from bench import memory, native, report, turns, usage
 from bench.__main__ import MEASUREMENTS
-from bench.competition import TCP, UDP, Competition, mean_time, typical_time
+from bench.competition import TCP, UDP, Competition, mean_time, tail, typical_time
 from bench.filling import Block, BlockOpener, Result, run
 from bench.harness import (
     DESTINATION,
@@ -63,8 +63,8 @@ class TestWays:
         result = fill_by(competition, way, source)
         expected = PORTS.size * len(competition.destinations)
         assert not result.error
-        assert len(result.nanoseconds) == result.distinct == result.asked == expected
-        assert all(result.nanoseconds)
+        assert len(result.times) == result.distinct == result.asked == expected
+        assert all(result.times)
 
     def test_linear_probing_says_when_none_is_left(self) -> None:
         def one_too_many() -> int | None:
@@ -132,13 +132,13 @@ class TestFilling:
         fill = Fill(socket.SOCK_DGRAM, None, [DESTINATION], PORTS)
         result = in_network(lambda: run(fill, failing, None, math.inf), PORTS)
         assert "Too many open files" in result.error
-        assert not result.nanoseconds
+        assert not result.times
 
     def test_a_time_limit_ends_a_fill(self) -> None:
         fill = TCP.fill(Settings(1, PortRange(20000, 20999), print), None)
         start = TCP.ways()["plain connect()"]
         result = in_network(lambda: run(fill, start, listen_at_destination, 0), PORTS)
-        assert not result.nanoseconds
+        assert not result.times
         assert not result.error
 
     def test_networks_are_apart(self) -> None:
@@ -157,6 +157,12 @@ class TestFigures:
         rounds = [quiet, disturbed, quiet]
         assert typical_time(rounds, 300) == 3000
         assert mean_time(rounds, 300) == 3000 + 44 * 990 / 3
+
+    def test_an_interrupted_call_counts_in_no_time_but_those_of_the_slow_ways(self) -> None:
+        interrupted = result([10, -5000, 10, 10])
+        assert typical_time([interrupted], 4) == 40
+        assert tail([10, 10, 10, -5000, 20]) == 2
+        assert mean_time([interrupted], 4) == 5030
 
     def test_what_comes_back_in_every_round_is_typical(self) -> None:
         assert typical_time([result([10] * 256 + [1000] * 44)] * 3, 300) == 2560 + 44000
@@ -191,8 +197,8 @@ class TestFigures:
         assert "1 of 1 targets missed" in text
 
 
-def result(nanoseconds: list[int]) -> Result:
-    return Result(len(nanoseconds), array("Q", nanoseconds), len(nanoseconds), "")
+def result(times: list[int]) -> Result:
+    return Result(len(times), array("q", times), len(times), "")
 
 
 class TestMeasurements:

@@ -35,21 +35,25 @@ static int open_one(const struct sockaddr_in *source,
 	return sock;
 }
 
-/* Opens count connections; descriptors and nanoseconds receive one entry each.
+/* Opens count connections; descriptors and times receive one entry each,
+ * a time in nanoseconds, negative for one that was interrupted.
  * source is NULL for any, else an address with port 0. Returns how many were
  * opened: fewer than count when a system call failed, with errno as it left it.
  */
 size_t fill_tcp(const struct sockaddr_in *source,
                 const struct sockaddr_in *destinations, const uint16_t *ports,
-                size_t count, int *descriptors, uint64_t *nanoseconds)
+                size_t count, int *descriptors, int64_t *times)
 {
 	for (size_t i = 0; i < count; i++) {
-		const uint64_t start = now();
+		const long before = interruptions();
+		const int64_t start = now();
+		int64_t spent;
 
 		descriptors[i] = open_one(source, &destinations[i], ports[i]);
 		if (descriptors[i] < 0)
 			return i;
-		nanoseconds[i] = now() - start;
+		spent = now() - start;
+		times[i] = interruptions() == before ? spent : -spent;
 	}
 	return count;
 }
