@@ -139,7 +139,7 @@ def _open(
     size, done = len(fill.destinations), progress.times
     room = descriptors_free()
     # As timeit does: when the collector runs depends on everything else in the process, and
-    # its passes would be charged to whoever is measured.
+    # its passes would be charged to the way that is measured.
     gc.collect()
     gc.disable()
     error: OSError | None = None

@@ -41,7 +41,7 @@ PROGRAMS: Final = {socket.SOCK_STREAM: "fill_tcp", socket.SOCK_DGRAM: "fill_udp"
 
 
 def compiler() -> str | None:
-    """Return the C compiler: $CC, else gcc or cc; None where there is none."""
+    """Return the path of a C compiler: of $CC, else of gcc or cc; None if there is none."""
     return shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
 
 

@@ -76,7 +76,7 @@ def _fills(size: int) -> list[int]:
     """Return how many connections each pair has: different numbers, so that sorting has work."""
     total = sum(1 / rank for rank in range(1, _PAIRS + 1))
     fills = [min(size, int(_CONNECTIONS / total / rank)) for rank in range(1, _PAIRS + 1)]
-    # What rounding down left out, as far as there are ports for it.
+    # The rest that rounding down left, up to the number of ports.
     fills[-1] += min(size - fills[-1], _CONNECTIONS - sum(fills))
     return fills
 

@@ -170,7 +170,7 @@ def measure(title: str, comparisons: Sequence[Comparison], settings: Settings) -
 def _round(comparison: Comparison, settings: Settings) -> list[list[Call]]:
     """Return the calls of each way."""
     # As timeit does: when the collector runs depends on everything else in the process, and
-    # its passes would be charged to whoever is measured.
+    # its passes would be charged to the way that is measured.
     gc.collect()
     gc.disable()
     runners: list[tuple[Opener, list[Address], list[Call]]] = []

@@ -1,4 +1,4 @@
-"""The bench in small: that its figures are about what it says they are about.
+"""The bench in small: its figures are about what it says they are about.
 
 Nothing here looks at how fast anything is. The fills in C are only tried where
 there is a compiler: `make test` does not ask for one, `make bench` does.

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 class Driven(NamedTuple):
     """What came of an attempt.
 
-    socket: the connected socket; None where it failed with a verdict.
-    actions: what was done, in order.
-    probes: the ports that the kernel looked at in all of it.
+    Attributes:
+        socket: The connected socket; None if the attempt failed.
+        verdict: Why it failed; None if it did not.
+        actions: What it did, in order.
+        probes: All ports that the kernel looked at.
     """
 
     socket: ModelSocket | None
@@ -45,7 +47,7 @@ class _Driver:
         self.probes: list[int] = []
 
     def act(self, action: Action, low: int, high: int) -> Outcome | None:
-        """Carry one action out; None where it has connected the socket."""
+        """Carry out an action, and return its outcome; None if it connected the socket."""
         if action is Action.LOOK:
             return self._look(low)
         if action is Action.SURVEY:
@@ -53,7 +55,7 @@ class _Driver:
         if action is Action.RETRY:
             return Outcome.SOME_FREE if self.plan.ledger.retry() else Outcome.NONE_FREE
         if self.sock.source.port:
-            # bind() was told the port: only a new socket gets rid of it.
+            # bind() got the port: only a new socket gets rid of it.
             self.kernel.close(self.sock)
             self.sock = self.kernel.socket(stream=self.sock.stream)
         if action is Action.CLAIM:
@@ -95,7 +97,7 @@ class _Driver:
         return Outcome.SOME_FREE if self.plan.ledger.survey(in_use) else Outcome.NONE_FREE
 
     def _claim(self, port: int) -> Outcome | None:
-        # connectx._connect.udp_lock, of which nothing comes in between here.
+        # As connectx._connect.udp_lock; here nothing comes in between.
         source = Endpoint(self.host or self.kernel.address, port)
         self.sock.reuseaddr = True
         try:
@@ -120,10 +122,15 @@ def drive(
     host: str = "",
     meanwhile: Callable[[], object] = lambda: None,
 ) -> Driven:
-    """Carry an attempt out on a model.
+    """Carry out an attempt on a model.
 
-    host: the source address to connect from; "" for routing's choice.
-    meanwhile: what other programs do before each action.
+    Args:
+        kernel: The model.
+        plan: What the attempt has to know.
+        destination: Where to connect to.
+        stream: Whether it is TCP, and not UDP.
+        host: The source address to connect from; "" for routing's choice.
+        meanwhile: What other programs do before each action.
     """
     attempt = Attempt(plan)
     driver = _Driver(kernel, plan, destination, host, stream=stream)

@@ -1,4 +1,4 @@
-"""A real browser, without a window, that opens a page as a reader does."""
+"""A real browser without a window, which opens a page as a reader does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Without a sandbox, which does not start for root; and without what asks the network on its own.
+#: Without a sandbox, which does not start for root, and without requests of its own.
 ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",
@@ -30,7 +30,7 @@ ARGUMENTS = (
     "--window-size=1000,900",
 )
 
-#: Where each drawn thing of a figure that a test asks for is, in pixels of its canvas.
+#: Finds drawn things of a figure by a test: where each is, in pixels of the figure's canvas.
 FIND = """
 const [figure, test] = [document.getElementById(arguments[0]), new Function("mark", "item",
   "return " + arguments[1])];
@@ -68,15 +68,15 @@ class Browser:
         )
 
     def evaluate(self, script: str, *arguments: object) -> Any:
-        """The value of a piece of JavaScript that returns one."""
+        """Return the value of a piece of JavaScript."""
         return self._driver.execute_script(script, *arguments)
 
     def complaints(self) -> list[str]:
-        """What the page has written to the console."""
+        """Return what the page has written to the console."""
         return [entry["message"] for entry in self._driver.get_log("browser")]  # type: ignore[no-untyped-call]  # selenium's
 
     def find(self, figure: str, test: str) -> list[dict[str, Any]]:
-        """What is drawn in a figure, as far as a test of mark and item in JavaScript holds."""
+        """Return what a figure shows for which a test of mark and item, in JavaScript, holds."""
         found: list[dict[str, Any]] = self.evaluate(FIND, figure, test)
         return found
 
@@ -94,7 +94,7 @@ class Browser:
         (actions.click() if click else actions).perform()
 
     def emulate(self, *, width: int, height: int, dark: bool) -> None:
-        """Be a phone of this size in pixels, and in the dark."""
+        """Behave as a phone of this size in pixels, in a dark or light theme."""
         self._driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True},
@@ -106,7 +106,7 @@ class Browser:
         )
 
     def screenshot(self) -> bytes:
-        """What is to be seen, as PNG."""
+        """Return what the browser shows, as PNG."""
         return base64.b64decode(self._driver.get_screenshot_as_base64())
 
 

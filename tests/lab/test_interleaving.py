@@ -1,4 +1,4 @@
-"""That no order is left out, since a finding of "never" rests on it."""
+"""No order is left out: a finding of "never" depends on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def steps(name: str, calls: int, log: list[str], *, fails: int = 0, number: int 
 def every_order(
     first: int, second: int, *, fails: int = 0, number: int = errno.EADDRINUSE
 ) -> list[str]:
-    """Who made each call, for every order; the second fails at one of its calls, if at any."""
+    """Return who made each call, for every order; the second may fail at one of its calls."""
     seen = []
 
     def run(order: tuple[int, ...]) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ from tests.kernel.raw import (
 HOST: Final = "127.0.0.1"
 HOSTS: Final = (HOST, "127.0.0.2")
 DESTINATIONS: Final = (Endpoint(HOST, 9000), Endpoint(HOST, 9001))
-# Of even size: in steps of two an odd range leaves a port out, and which one is chance.
+# An even number: in steps of two, an odd range leaves out a port, by chance.
 PORTS: Final = PortRange(20000, 20003)
 OUTSIDE: Final = 40000
 RESERVED: Final = 20002
@@ -64,9 +64,10 @@ ports = st.sampled_from([0, 0, *range(PORTS.low, PORTS.high + 1), OUTSIDE])
 
 
 class SteeredModel(KernelModel):
-    """A model that searches the ports it would, but takes the one that the kernel took.
+    """A model that searches as it would, but takes the port that the kernel took.
 
-    taken: that port; 0 where the kernel took none, and so the model is free to.
+    Attributes:
+        taken: That port; 0 if the kernel took none, so that the model is free to take any.
     """
 
     taken = 0
@@ -79,7 +80,10 @@ class SteeredModel(KernelModel):
 class Pair:
     """A socket and its model.
 
-    accepted: the server's side of the connection.
+    Attributes:
+        real: The socket.
+        model: The model.
+        accepted: The server's side of the connection.
     """
 
     real: socket.socket
@@ -228,7 +232,7 @@ class KernelComparison(RuleBasedStateMachine):
             pair.accepted = self.accept(destination, pair)
 
     def accept(self, destination: Endpoint, pair: Pair) -> socket.socket | None:
-        """The server's side of a new connection; None while a former one is in its way."""
+        """Return the server's side of a new connection; None while an old one is in its way."""
         if pair.model.source in self.unanswered:
             return None
         listener = self.listeners[destination]
@@ -259,7 +263,7 @@ class KernelComparison(RuleBasedStateMachine):
 
     @rule(pair=consumes(pairs), state=st.sampled_from([State.TIME_WAIT, State.FIN_WAIT2]))
     def leave(self, pair: Pair, state: State) -> None:
-        """Close a connection in order, and wait until it is in the state."""
+        """Close a connection in an orderly way, and wait until it is in the state."""
         model = pair.model
         if model.destination is None or pair.accepted is None or model.source.host != HOST:
             self.close(pair)
@@ -277,8 +281,8 @@ class KernelComparison(RuleBasedStateMachine):
 
     def wait_for(self, model: ModelSocket, state: State) -> None:
         number = uapi.TCP_TIME_WAIT if state is State.TIME_WAIT else uapi.TCP_FIN_WAIT2
-        # Of the minute that a TIME_WAIT lasts, so much must have passed that the
-        # kernel's coarsest clock (10 ms) agrees that it is older than one millisecond.
+        # A TIME_WAIT lasts a minute. It must be old enough for the kernel's coarsest clock
+        # (10 ms) to agree that it is older than a millisecond.
         age = 30 if self.kernel.tcp_tw_reuse_delay == 1 and state is State.TIME_WAIT else 0
         deadline = time.monotonic() + 10
         assert model.destination
@@ -323,7 +327,7 @@ class KernelComparison(RuleBasedStateMachine):
             assert record.cookie == cookie(real)
 
     def both(self, pair: Pair, real: Callable[[], object], model: Callable[[], object]) -> int:
-        """Do it to the socket and to the model; the errno, which is 0 for success."""
+        """Do it to the socket and to the model, and return the errno; 0 for success."""
         number = errno_of(real)
         self.kernel.taken = 0 if number else pair.real.getsockname()[1]
         assert errno_of(model) == number
@@ -335,7 +339,7 @@ class KernelComparison(RuleBasedStateMachine):
             host, port = pair.real.getsockname()
             source = pair.model.source
             assert host.replace("0.0.0.0", "") == source.host
-            # A stream's getsockname() goes on naming a port that was released.
+            # A stream's getsockname() still returns a port that was released.
             assert port == source.port or (self.stream and not source.port)
 
     def teardown(self) -> None:
@@ -348,7 +352,7 @@ def errno_of(operation: Callable[[], object]) -> int:
     try:
         operation()
     except BlockingIOError as error:
-        # The first is how a connect() that does not wait succeeds.
+        # A connect() that does not wait succeeds with EINPROGRESS.
         return 0 if error.errno == errno.EINPROGRESS else errno.EAGAIN
     except OSError as error:
         return error.errno or -1
@@ -383,7 +387,7 @@ def test_random_operations_have_the_same_results(machine: type[KernelComparison]
     )
 
 
-# The tables that tests/kernel holds against the kernel, held against the model.
+# The tables that tests/kernel compares with the kernel, compared with the model.
 
 
 def outcome(
@@ -427,7 +431,7 @@ def test_cell_of_the_mixing_matrix(*, stream: bool, row: str, column: str, expec
 def ports_taken(
     kernel: KernelModel, *, stream: bool = True, window: tuple[int, int] = (0, 0)
 ) -> list[int]:
-    """The ports of connections to one destination, in order, until there is no other."""
+    """Return the ports of connections to one destination, in order, until none is left."""
     taken: list[int] = []
 
     def exhaust() -> None:
@@ -500,7 +504,7 @@ def test_the_same_seed_does_the_same() -> None:
 
 
 class TestProbes:
-    """What a search costs: the ports it looked at."""
+    """The ports that a search looks at are what it costs."""
 
     @pytest.mark.parametrize("window, probes", [((0, 0), 1000), ((20007, 20007), 1)])
     def test_a_search_in_vain_looks_at_every_port_once(
@@ -538,7 +542,7 @@ class TestProbes:
             return [kernel.obstacle(Endpoint(host, port), destination) for port in ports]
 
         assert obstacles(HOST, DESTINATIONS[0]) == [None, Obstacle.BOUND, Obstacle.IN_USE, None]
-        # Another destination or source shares the port that connect() chose, none the other.
+        # Another destination or source shares the port that connect() chose, but not the other.
         shared = [None, Obstacle.BOUND, None, None]
         assert obstacles(HOST, DESTINATIONS[1]) == obstacles(HOSTS[1], DESTINATIONS[0]) == shared
         kernel.close(sock, State.TIME_WAIT)

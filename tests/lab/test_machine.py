@@ -14,7 +14,7 @@ def test_says_what_it_ran_on(network: Network) -> None:
     assert found.python == platform.python_version()
     assert found.features.keys() == {feature.name for feature in FEATURES}
     assert found.sysctls["net.ipv4.ip_local_port_range"] == "40000 40009"
-    # Nothing that would name the machine.
+    # Nothing names the machine.
     assert platform.node() not in repr(found)
 
 

@@ -72,7 +72,7 @@ def test_a_machine_without_private_networks(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_port_is_left(network: Network) -> None:
     ports = leave_one_port(network, 40002)
-    # Ends of one parity would be noted in the machine's log.
+    # The kernel writes ends of the same parity into the machine's log.
     assert ports == (40002, 40003)
     with socket.socket(type=socket.SOCK_DGRAM) as first, socket.socket(type=socket.SOCK_DGRAM) as b:
         first.bind(("127.0.0.1", 0))

@@ -37,7 +37,7 @@ PORTS = "20000-21023"
 
 
 class Written(NamedTuple):
-    """What the command wrote, and what it said."""
+    """What the command wrote, and what it printed."""
 
     page: Path
     figures: Path
@@ -76,7 +76,7 @@ class TestPage:
             "return [...document.querySelectorAll('figure')].map(f => [f.id, f.dataset.figure])"
         )
         assert {state for _, state in drawn} == {"drawn"}
-        # All the files' figures but for those of windows between the smallest and the largest.
+        # The page has no figures of windows between the smallest and the largest.
         assert {name for name, _ in drawn} <= names(written)
         assert {"latency-kernel", "latency-auto", "addresses", "strategies", "churn", "model"} <= {
             name for name, _ in drawn
@@ -105,7 +105,7 @@ class TestPage:
         reader.point("addresses", tallest)
         reader.wait("document.querySelector('#vg-tooltip-element.visible') !== null")
         shown = reader.evaluate("return document.getElementById('vg-tooltip-element').innerText")
-        # Another bar may lie on it.
+        # Another bar may be in front of it.
         assert "source address" in shown
         assert "connections" in shown
 
@@ -131,7 +131,7 @@ class TestPage:
         )
         assert min(widths) >= 250
         assert reader.complaints() == []
-        # To be looked at.
+        # For people to look at.
         (tmp_path / "phone.png").write_bytes(reader.screenshot())
 
     def test_says_what_it_ran_on_and_how_to_repeat_it(self, reader: Browser) -> None:
@@ -201,7 +201,7 @@ def fill(nanoseconds: list[int], ports: list[int]) -> Latency:
 
 
 class TestRegressionLine:
-    """The line's ends are on the line, also where it begins below zero."""
+    """The line's ends are on the line, even if it begins below zero."""
 
     def test_of_two_stages(self) -> None:
         stages = [1_000] * 100 + [1_000_000] * 100

@@ -1,4 +1,4 @@
-"""The simulation of connect()'s search by itself; tests/kernel has what the kernel says to it."""
+"""The simulation of connect()'s search; tests/kernel compares it with the kernel."""
 
 from __future__ import annotations
 
@@ -164,17 +164,17 @@ class TestSettings:
             assert simulation.total().probes <= simulation.settings.expected_probes
 
 
-def test_a_long_simulation_tells_how_far_it_is() -> None:
-    told: list[tuple[str, str, int, int]] = []
+def test_a_long_simulation_reports_how_far_it_is() -> None:
+    reports: list[tuple[str, str, int, int]] = []
 
     def watch(task: str, phase: str, done: int, total: int, /) -> None:
-        told.append((task, phase, done, total))
+        reports.append((task, phase, done, total))
 
     simulate.run(Settings(ports=PortRange(40000, 41999)), watch)
-    assert {(task, phase, total) for task, phase, _, total in told} == {
+    assert {(task, phase, total) for task, phase, _, total in reports} == {
         ("plain", "connections", 2000)
     }
-    done = [each[2] for each in told]
+    done = [each[2] for each in reports]
     assert done == sorted(done)
     assert 2 <= len(done) <= 10
 

@@ -44,7 +44,7 @@ def result(process: subprocess.CompletedProcess[str]) -> Result:
 
 
 def observed(result: Result, table: str, protocols: tuple[str, ...], **fields: Any) -> list[Any]:
-    """What was observed where the fields have these values, over each transport."""
+    """Return what was observed over each transport for rows with these fields."""
     wanted = fields.items()
     rows = [row for row in result[table] if row["protocol"] in protocols and wanted <= row.items()]
     assert rows, f"no row with {fields}"

@@ -89,7 +89,7 @@ server = EchoServer([listen()])
 server.peers()
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    # Standard output is inherited by the server: its end is the server's end.
+    # The server inherits standard output, which is closed only when the server ends too.
     parent = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, check=False, timeout=60
     )

@@ -1,4 +1,4 @@
-"""Workers hold what a process may not, and never outlive what they were made for."""
+"""Workers carry out tasks, and never outlive their creator."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from connectx.sandbox.workers import Crew, descriptors_free, in_worker
+from connectx.sandbox import workers
+from connectx.sandbox.workers import Crew, descriptors_free, in_worker, sparingly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,10 +70,10 @@ class TestTasks:
         crew.fork(state).start(append, 2).result()
         assert state == [1]
 
-    def test_tell_how_far_they_are(self, crew: Crew) -> None:
-        told: list[int] = []
-        crew.fork([]).start(append, 7, 8, 9).result(told.append)
-        assert told == [1, 2, 3]
+    def test_report_how_far_they_are(self, crew: Crew) -> None:
+        reports: list[int] = []
+        crew.fork([]).start(append, 7, 8, 9).result(reports.append)
+        assert reports == [1, 2, 3]
 
     def test_run_side_by_side(self, crew: Crew) -> None:
         jobs = [crew.fork(None).start(process_id) for _ in range(3)]
@@ -113,6 +115,16 @@ class TestDescriptors:
             assert crew.fork(None).start(soft_limit).result() == hard
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_reports_are_passed_on_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.05, 0.11, 0.15, 0.2, 0.3])
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    passed_on: list[int] = []
+    report = sparingly(passed_on.append)
+    for done in range(1, 6):
+        report(done)
+    assert passed_on == [2, 5]
 
 
 class TestInWorker:
@@ -167,5 +179,5 @@ class TestEnd:
             assert creator.stdout is not None
             assert creator.stdout.readline() == b"ready\n"
             creator.kill()
-            # The worker has standard output too: its end comes when both are gone.
+            # The worker has standard output too: it is closed only when both have ended.
             assert creator.stdout.read() == b""

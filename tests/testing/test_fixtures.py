@@ -1,4 +1,4 @@
-"""The plugin, run on small suites of their own."""
+"""The plugin, run on small test suites."""
 
 import sys
 
@@ -55,7 +55,7 @@ def test_without_the_fixture_it_is_not_the_machines():
     assert netns.current() != MACHINE
 """
 
-# CAP_SETFCAP alone: may map itself to root in a user namespace, and nothing else.
+# With CAP_SETFCAP alone, a process may map itself to root in a user namespace, and nothing else.
 WITHOUT_PRIVILEGE = """
 import ctypes, struct, sys, pytest
 header, kept = struct.pack("=Ii", 0x20080522, 0), {kept}

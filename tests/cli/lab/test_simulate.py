@@ -40,7 +40,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def lines(width: int = 80, **values: Any) -> tuple[list[str], list[str]]:
-    """The strips of a simulation as text: what explains them, and a line for each connection."""
+    """Return the strips of a simulation as text: the explanation, and a line per connection."""
     simulation = simulate.run(Settings(**values, paths=True))
     strips = Strips(simulation.settings, width)
     assert strips.fit
@@ -236,7 +236,7 @@ class TestAnimation:
     def test_can_be_interrupted(self) -> None:
         arguments = ("lab", "simulate", "--animate", "--delay", "60")
         with on_a_terminal(*arguments) as (process, screen):
-            # It is drawn; of its 60 seconds, almost all are left.
+            # The first probe is drawn, and stays for 60 seconds.
             read_until(screen, b"[1]")
             os.killpg(process.pid, signal.SIGINT)
             seen = read_to_end(screen)

@@ -56,7 +56,7 @@ UDP4 = ["lab", "techniques", "--protocol", "udp", "--family", "4"]
 
 @pytest.fixture
 def only_plain_connect(monkeypatch: pytest.MonkeyPatch) -> technique_table.Technique:
-    """Leave of the experiment what takes no time."""
+    """Reduce the experiment to what takes no time."""
     (plain, *_) = technique_table.techniques(Transport("udp", 4))
     monkeypatch.setattr(mixing, "OPENINGS", (plain.opener,))
     monkeypatch.setattr(technique_table, "_DATAGRAM_TECHNIQUES", (plain,))
