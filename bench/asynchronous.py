@@ -58,7 +58,7 @@ def measure(settings: Settings) -> Findings:
     settings.progress("asyncio: empty range")
     rounds = [_in_loop(_empty_range, settings.ports) for _ in range(settings.rounds)]
     times = [typical(column, _CALLS) / _CALLS / 1000 for column in zip(*rounds, strict=True)]
-    findings.add("asyncio, empty range", times[-1] / times[0])
+    findings.add("asyncio: empty range", times[-1] / times[0])
     findings.tables.append(
         Table(
             "asyncio: TCP from a source address, in an empty range",
@@ -74,14 +74,14 @@ def measure(settings: Settings) -> Findings:
         _in_loop(functools.partial(_fill, size), some)
         for _ in range(min(_MOST_FILLS, settings.rounds))
     ]
-    findings.add("asyncio, opened", min(len(fill) for fill in fills) / size, f"{size:,}")
-    findings.add("asyncio, last 1 %", statistics.median(map(tail, fills)))
+    findings.add("asyncio: opened", min(len(fill) for fill in fills) / size, f"{size:,}")
+    findings.add("asyncio: last 1 %", statistics.median(map(tail, fills)))
     settings.progress("asyncio: waiting")
     share = _in_loop(_wait, PortRange(40000, 40099))
-    findings.add("asyncio, waiting", 100 * share, f"{_WAITING:,} tasks, {_WATCHED:.0f} s")
+    findings.add("asyncio: waiting", 100 * share, f"{_WAITING:,} tasks, {_WATCHED:.0f} s")
     settings.progress("asyncio: waiting while others come and go")
     share, ends = _in_loop(functools.partial(_wait_in_churn, size), some)
-    findings.add("asyncio, waiting in churn", 100 * share, f"{ends:,.0f} ends a second")
+    findings.add("asyncio: churn", 100 * share, f"{ends:,.0f} ends a second")
     return findings
 
 

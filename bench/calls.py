@@ -66,7 +66,7 @@ def measure(settings: Settings) -> Findings:
                 findings.tables.append(_table(protocol, source, traces))
             _compare(findings, figure, traces)
             if protocol == "udp":
-                _compare(findings, f"{figure}{traced.NEW}", traces, traced.NEW)
+                _compare(findings, f"{figure}: new destinations", traces, traced.NEW)
     return findings
 
 

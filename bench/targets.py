@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bench.harness import KINDS, SOURCES
-from bench.traced import NEW
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    #: The figure's name, the same in words, comparison, bound and unit.
+    Row = tuple[str, str, str, float, str]
 
 AT_LEAST: Final = "at least"
 AT_MOST: Final = "at most"
@@ -38,148 +43,99 @@ class Target:
         return value >= self.bound if self.comparison is AT_LEAST else value <= self.bound
 
 
-def _fill(protocol: str, slow: str, against_slow: float, against_c: float) -> list[Target]:
-    return [
-        Target(
-            f"{protocol}, {source}: {figure}",
-            f"{protocol.upper()}, {source}: {says}",
-            comparison,
-            bound,
-            unit,
-        )
-        for source in SOURCES
-        for figure, says, comparison, bound, unit in (
-            ("opened", "connections opened, of all there are", AT_LEAST, 1, ""),
-            ("duplicates", "duplicate 4-tuples", AT_MOST, 0, ""),
-            (slow, f"speed, {slow} being 1", AT_LEAST, against_slow, "x"),
-            ("bare loop", "speed, a bare Python loop being 1", AT_LEAST, 0.85, "x"),
-            ("C", "speed, C being 1", AT_LEAST, against_c, "x"),
-            ("last 1 %", "time in the last 1 %, the first half being 1", AT_MOST, 1.3, "x"),
-        )
-    ]
+def _targets(measurement: str, variants: Iterable[str], *rows: Row) -> Iterator[Target]:
+    """Yield the targets of a measurement: each row for each of its variants."""
+    for variant in variants:
+        of = f"{measurement}, {variant}" if variant else measurement
+        for name, says, comparison, bound, unit in rows:
+            figure = f"{of}: {name}" if name else of
+            yield Target(figure, f"{of}: {says}", comparison, bound, unit)
 
 
-def _each(
-    figure: str, says: str, bound: float, unit: str = "", *, of: tuple[str, ...] = tuple(KINDS)
-) -> list[Target]:
-    """Return the same target for each protocol, with and without a source: at most so much."""
-    return [
-        Target(figure.format(protocol, source), f"{protocol.upper()}, {source}: {says}", AT_MOST,
-               bound, unit)
-        for protocol in of
-        for source in SOURCES
-    ]  # fmt: skip
+def _fill(slow: str, against_slow: float, against_c: float) -> tuple[Row, ...]:
+    return (
+        ("opened", "connections opened, of all there are", AT_LEAST, 1, ""),
+        ("duplicates", "duplicate 4-tuples", AT_MOST, 0, ""),
+        (slow, f"speed, {slow} being 1", AT_LEAST, against_slow, "x"),
+        ("bare loop", "speed, a bare Python loop being 1", AT_LEAST, 0.85, "x"),
+        ("C", "speed, C being 1", AT_LEAST, against_c, "x"),
+        ("last 1 %", "time in the last 1 %, the first half being 1", AT_MOST, 1.3, "x"),
+    )
 
+
+_TCP: Final = [f"tcp, {source}" for source in SOURCES]
+_UDP: Final = [f"udp, {source}" for source in SOURCES]
+_DIALERS: Final = [
+    f"{kind}, {sources}" for kind in KINDS for sources in ("one source", "two sources")
+]
 
 TARGETS: Final = (
-    *_fill("tcp", "plain connect()", 20, 0.75),
-    *_fill("udp", "linear probing", 30, 0.6),
-    *_each("system calls, {}, {}", "system calls other than the bare loop's", 0),
-    *_each(
-        f"system calls, {{}}, {{}}{NEW}",
-        f"system calls other than the bare loop's{NEW}",
-        0,
-        of=("udp",),
+    *_targets("tcp", SOURCES, *_fill("plain connect()", 20, 0.75)),
+    *_targets("udp", SOURCES, *_fill("linear probing", 30, 0.6)),
+    *_targets(
+        "system calls", [*_TCP, *_UDP], ("", "those other than the bare loop's", AT_MOST, 0, "")
     ),
-    *_each("churn, {}, {}", "opening at 99 % occupancy, at 10 % being 1", 2, "x"),
-    *_each(
-        "empty range, {1}",
-        "time in an empty range, socket.create_connection() being 1",
-        1.1,
-        "x",
-        of=("tcp",),
+    *_targets(
+        "system calls",
+        _UDP,
+        ("new destinations", "the same for new destinations", AT_MOST, 0, ""),
     ),
-    *_each(
-        "own socket, {}, {}",
-        "socket(), connectx() and close(), create_connection() and close() being 1",
-        1.5,
-        "x",
+    *_targets(
+        "churn",
+        [*_TCP, *_UDP],
+        ("", "time of opening at 99 % occupancy, at 10 % being 1", AT_MOST, 2, "x"),
     ),
-    *_each(
-        "new destinations, {}, {}",
-        "time for a new destination, socket.create_connection() being 1",
-        1.5,
-        "x",
-        of=("tcp",),
+    *_targets(
+        "empty range", SOURCES, ("", "time, socket.create_connection() being 1", AT_MOST, 1.1, "x")
     ),
-    *_each(
-        "new destinations, {}, {}",
-        "time for a new destination, a bare Python loop being 1",
-        1.7,
-        "x",
-        of=("udp",),
+    *_targets(
+        "own socket",
+        [*_TCP, *_UDP],
+        ("", "time with close(), create_connection() being 1", AT_MOST, 1.5, "x"),
     ),
-    *_each("new destinations, {}, {}, µs", "time for a new destination", 90, "µs", of=("udp",)),
-    *(
-        Target(
-            f"dialer, {protocol}, {sources}",
-            f"Dialer, {protocol.upper()}, {sources}: time, create_connection() being 1",
-            AT_MOST,
-            1.25,
-            "x",
-        )
-        for protocol in KINDS
-        for sources in ("one source", "two sources")
+    *_targets(
+        "new destinations",
+        _TCP,
+        ("", "time, socket.create_connection() being 1", AT_MOST, 1.5, "x"),
     ),
-    Target(
-        "asyncio, empty range",
-        "asyncio, empty range: speed, asyncio.open_connection() being 1",
-        AT_LEAST,
-        1.4,
-        "x",
+    *_targets(
+        "new destinations",
+        _UDP,
+        ("", "time, a bare Python loop being 1", AT_MOST, 1.7, "x"),
+        ("µs", "time", AT_MOST, 90, "µs"),
     ),
-    Target("asyncio, opened", "asyncio: connections opened, of all there are", AT_LEAST, 1),
-    Target(
-        "asyncio, last 1 %",
-        "asyncio: time in the last 1 %, the first half being 1",
-        AT_MOST,
-        1.3,
-        "x",
+    *_targets(
+        "dialer",
+        _DIALERS,
+        ("", "time with close(), create_connection() being 1", AT_MOST, 1.25, "x"),
     ),
-    Target(
-        "asyncio, waiting",
-        "asyncio: 1,000 tasks that wait for a port, of one CPU",
-        AT_MOST,
-        1,
-        "%",
+    *_targets(
+        "asyncio",
+        [""],
+        ("empty range", "speed, asyncio.open_connection() being 1", AT_LEAST, 1.4, "x"),
+        ("opened", "connections opened, of all there are", AT_LEAST, 1, ""),
+        ("last 1 %", "time in the last 1 %, the first half being 1", AT_MOST, 1.3, "x"),
+        ("waiting", "1,000 tasks that wait for a port, of one CPU", AT_MOST, 1, "%"),
+        ("churn", "a task that waits while connections end, of one CPU", AT_MOST, 20, "%"),
     ),
-    Target(
-        "asyncio, waiting in churn",
-        "asyncio: a task that waits in a full range while connections end, of one CPU",
-        AT_MOST,
-        20,
-        "%",
+    *_targets("top", [""], ("", "watching 100,000 connections, of one CPU", AT_MOST, 30, "%")),
+    *_targets(
+        "import",
+        KINDS,
+        ("", "connectx and its first connection, beyond import socket", AT_MOST, 20, "ms"),
     ),
-    Target("top", "connectx top: watching 100,000 connections, of one CPU", AT_MOST, 30, "%"),
-    *(
-        Target(
-            f"import, {protocol}",
-            f"import connectx and its first {protocol.upper()} connection, beyond import socket",
-            AT_MOST,
-            20,
-            "ms",
-        )
-        for protocol in KINDS
+    *_targets(
+        "memory",
+        KINDS,
+        ("one connection", "a destination with one connection, per port", AT_MOST, 2, "bytes"),
+        ("every port", "a destination with all ports in use, per port", AT_MOST, 2, "bytes"),
+        # Nothing; what is left belongs to what happens to be in the caches.
+        ("idle", "each further idle destination", AT_MOST, 1, "bytes"),
     ),
-    *(
-        Target(
-            f"memory, {protocol}: {figure}",
-            f"Memory, {protocol.upper()}: {says}",
-            AT_MOST,
-            bound,
-            "bytes",
-        )
-        for protocol in KINDS
-        for figure, says, bound in (
-            ("one connection", "an active destination, one connection, per port", 2),
-            ("every port", "an active destination, all ports in use, per port", 2),
-            # Nothing; what is left belongs to what happens to be in the caches.
-            ("idle", "each further idle destination", 1),
-        )
-    ),
-    *(
-        Target(f"usage, {way}: {other}", f"{way}: time, {other} being 1", AT_MOST, bound, "x")
-        for way in ("connectx usage --json", "snapshot()")
-        for other, bound in (("ss -tan", 0.8), ("psutil.net_connections()", 0.1))
+    *_targets(
+        "usage",
+        ("connectx usage --json", "snapshot()"),
+        ("ss -tan", "time, ss -tan being 1", AT_MOST, 0.8, "x"),
+        ("psutil.net_connections()", "time, psutil.net_connections() being 1", AT_MOST, 0.1, "x"),
     ),
 )

@@ -158,7 +158,7 @@ def measure(title: str, comparisons: Sequence[Comparison], settings: Settings) -
         findings.add(comparison.figure, ours / theirs)
         if comparison.new and comparison.kind is socket.SOCK_DGRAM:
             # TCP's handshake is the kernel's, and differs from machine to machine.
-            findings.add(f"{comparison.figure}, µs", ours)
+            findings.add(f"{comparison.figure}: µs", ours)
         rows += [
             (comparison.figure.partition(", ")[2], way, *(round(each, 1) for each in time))
             for way, time in zip(comparison.ways, times, strict=True)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: What the kernel gives a new namespace.
 DEFAULT_PORTS: Final = PortRange(32768, 60999)
-#: A range may not begin below net.ipv4.ip_unprivileged_port_start.
-LOWEST_PORT: Final = 1024
 
 #: Both ends of a TCP connection and the Python objects around them, as measured, and half as
 #: much again.
