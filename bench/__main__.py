@@ -17,6 +17,7 @@ from bench import (
     importing,
     memory,
     report,
+    searching,
     top,
     turns,
     usage,
@@ -48,6 +49,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     "asyncio": asynchronous.measure,
     "import": importing.measure,
     "memory": memory.measure,
+    "search": searching.measure,
     "top": top.measure,
     "usage": usage.measure,
 }

@@ -21,7 +21,6 @@ from tests.lab.commands import connectx
 if TYPE_CHECKING:
     import subprocess
 
-    from connectx.lab.latency import Samples
     from connectx.sandbox.networks import Network
 
 pytestmark = pytest.mark.usefixtures("network")
@@ -53,53 +52,54 @@ def watch(task: str, phase: str, done: int, total: int) -> None:
     assert 0 <= done <= total
 
 
-def refusal(samples: Samples) -> float:
-    """Nanoseconds of the quickest refused try: a busy machine reaches even the median."""
-    return min(
-        time for time, port in zip(samples.nanoseconds, samples.port, strict=True) if not port
-    )
+def parities(settings: Settings) -> list[set[int]]:
+    """The parities of the ports of a fill's first half, and of its second."""
+    ports = run(settings, watch).fill.port
+    middle = len(ports) // 2
+    return [{port % 2 for port in half} for half in (ports[:middle], ports[middle:])]
 
 
 class TestWhatTheKernelDoes:
-    """The findings of "connect() - why are you so slow?" (2024), on a range of 8,000 ports."""
+    """The findings of "connect() - why are you so slow?" (2024), without its times.
 
-    def test_odd_ports_cost_a_plain_connect_several_times_what_even_ones_do(self) -> None:
-        found = summarise(run(Settings("kernel", ports=PortRange(9024, 17023)), watch))
-        assert found.even.connections == found.odd.connections == 4000
-        # By the median: a busy machine reaches the mean.
-        assert found.odd.half > 3 * found.even.half
-        assert found.slope > 0
+    They come of the order in which the kernel gives out ports: whoever is given the last ones has
+    looked at all the others before. `make bench` measures that (bench/searching.py).
+    """
+
+    def test_odd_ports_come_after_all_even_ones(self) -> None:
+        settings = Settings("kernel", ports=PortRange(9024, 10023))
+        assert parities(settings) == [{0}, {1}]
+        found = summarise(run(settings, watch))
+        assert found.even.connections == found.odd.connections == 500
 
     def test_with_an_odd_low_end_it_is_the_even_ports(self) -> None:
-        found = summarise(run(Settings("kernel", ports=PortRange(9025, 17024)), watch))
-        assert found.even.half > 3 * found.odd.half
+        assert parities(Settings("kernel", ports=PortRange(9025, 10024))) == [{1}, {0}]
 
     @needs_steps_of_one
     def test_the_option_removes_the_difference(self) -> None:
-        found = summarise(run(Settings("full-range", ports=PortRange(9024, 17023)), watch))
-        assert found.opened == 8000
-        assert found.odd.half == pytest.approx(found.even.half, rel=0.3)
+        settings = Settings("full-range", ports=PortRange(9024, 10023))
+        assert parities(settings) == [{0, 1}, {0, 1}]
+        assert summarise(run(settings, watch)).opened == 1000
 
     def test_connectx_has_no_errors_and_no_difference(self) -> None:
-        found = summarise(run(Settings("auto", ports=PortRange(9024, 17023)), watch))
-        assert (found.opened, found.errors) == (8000, 0)
+        settings = Settings("auto", ports=PortRange(9024, 10023))
+        found = summarise(run(settings, watch))
+        assert (found.opened, found.errors) == (1000, 0)
         if features.probe(features.IP_LOCAL_PORT_RANGE) is Probe.YES:
-            assert found.odd.half == pytest.approx(found.even.half, rel=0.3)
+            assert parities(settings) == [{0, 1}, {0, 1}]
 
     @needs_windows
-    def test_larger_windows_mean_more_errors_and_more_time(self) -> None:
+    def test_larger_windows_mean_more_errors(self) -> None:
         small, large = (
             run(Settings(f"one-window:{size}", ports=PortRange(9024, 17023)), watch).fill
             for size in (70, 1400)
         )
         assert 0 < sum(map(bool, small.errno)) < sum(map(bool, large.errno)) / 2
-        # A refusal costs a look at each port of the window.
-        assert refusal(large) > 3 * refusal(small)
 
     def test_on_two_addresses_each_has_its_own_fast_half(self) -> None:
-        settings = Settings("kernel", ports=PortRange(9024, 17023), sources=2, connections=8000)
+        settings = Settings("kernel", ports=PortRange(9024, 10023), sources=2, connections=1000)
         found = summarise(run(settings, watch))
-        assert found.even.connections == 8000
+        assert found.even.connections == 1000
 
 
 class TestFills:
