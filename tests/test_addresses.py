@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from connectx import addresses
 from connectx.addresses import PROTOCOL_OF, PROTOCOLS, Endpoint, PortRange, ports_in, ranges_of
 from connectx.linux import uapi
+from tests import limits
 
 
 class TestAddressForms:
@@ -171,4 +172,8 @@ class TestOtherPlatforms:
             assert addresses.packed("192.0.2.7") == bytes([192, 0, 2, 7])
             assert set(addresses.PROTOCOLS) == {"tcp", "mptcp", "udp", "udplite"}
         """
-        subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=30)
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            check=True,
+            timeout=limits.COMMAND_LIMIT,
+        )

@@ -35,6 +35,7 @@ from bench.targets import AT_LEAST, AT_MOST, TARGETS, Target
 from bench.ways import Fill, Way, bare_udp_anywhere, linear_probing, with_own_socket
 from connectx.addresses import PortRange
 from connectx.linux import netns
+from tests import limits
 
 ROOT = Path(__file__).parent.parent
 PORTS = PortRange(20000, 20099)
@@ -264,6 +265,6 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=limits.COMMAND_LIMIT,
         check=False,
     )

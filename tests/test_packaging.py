@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 
 import connectx
+from tests import limits
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +44,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limits.COMMAND_LIMIT,
     )
 
 
@@ -190,7 +191,7 @@ class TestSetup:
             check=False,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=limits.COMMAND_LIMIT,
             env={"PATH": path or f"{tree / 'bin'}:{os.environ['PATH']}", "PYTHON": "python3"},
         )
 

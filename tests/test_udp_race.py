@@ -233,7 +233,7 @@ class TestInTheSection:
             call(FIRST)
 
         with children() as start:
-            start(task).wait(killed=True)
+            start(task).finish(killed=True)
         for destination in DESTINATIONS:
             call.assert_free(destination)
         assert_every_port_can_be_used()
@@ -250,7 +250,7 @@ class TestInTheSection:
         with call(FIRST):
             stopped.resume()
             assert stopped.receive(4) == b"lost"
-            stopped.wait()
+            stopped.finish()
             call.assert_free(SECOND)
 
     @pytest.mark.parametrize("moment", ["before bind", "bound", "before lock"])
@@ -286,5 +286,5 @@ class TestInTheSection:
         call.assert_taken(FIRST)
         call.assert_free(THIRD)
         stopped.resume()
-        stopped.wait()
+        stopped.finish()
         call.assert_free(FIRST)

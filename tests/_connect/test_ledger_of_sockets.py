@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import time
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from connectx._connect.own_socket import OwnSocket
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import SERVER_PORT, Servers
+from tests import limits
 from tests.kernel.raw import TCP, abort, look_up
 
 HOST: Final = "127.0.0.1"
@@ -85,10 +85,10 @@ def test_the_last_port_is_taken_over_from_a_time_wait(
             sock = closing.enter_context(
                 connectx.create_connection(destination, source_address=(HOST, port))
             )
-            accepted, _ = listener.accept()
+            accepted, _ = limits.accept(listener)
             closing.enter_context(accepted)
         sock.close()
-        assert accepted.recv(1) == b""
+        assert limits.receive(accepted) == b""
         accepted.close()
         wait_for_time_wait(port, destination)
         again = closing.enter_context(
@@ -105,10 +105,9 @@ def set_reuse_delay(network: Network) -> None:
 
 def wait_for_time_wait(port: int, destination: tuple[str, int]) -> None:
     """Until there is one that is older than the delay."""
-    deadline = time.monotonic() + 10
-    found = None
-    while time.monotonic() < deadline:
+
+    def look() -> bool:
         found = look_up(TCP, port, destination[1])
-        if found and found.state == uapi.TCP_TIME_WAIT and found.expires < 59_970:
-            return
-    raise TimeoutError(f"no TIME_WAIT: {found}")
+        return bool(found and found.state == uapi.TCP_TIME_WAIT and found.expires < 59_970)
+
+    limits.until(look, "a TIME_WAIT older than the delay")

@@ -12,6 +12,7 @@ from connectx._connect.namespace import FORGET, FRESH, Namespace, Namespaces
 from connectx.linux import netns
 from connectx.linux.netlink import NetlinkSocket
 from connectx.sandbox.networks import Network, experiment_network
+from tests import limits
 
 PutForward = Callable[[float], None]
 
@@ -51,7 +52,7 @@ def test_after_a_fork_no_netlink_socket_is_shared_not_even_a_forgotten_networks(
     if not child:
         os.write(writer, b"another" if former.diag is not shared else b"shared")
         os._exit(0)
-    os.waitpid(child, 0)
+    assert limits.status_of(child) == 0
     assert os.read(reader, 10) == b"another"
     assert former.diag is shared
     os.close(reader)

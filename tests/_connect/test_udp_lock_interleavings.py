@@ -21,6 +21,7 @@ from connectx._connect.udp_lock import Contested, claim, claim_releasable
 from connectx.addresses import Address, Endpoint, PortRange
 from connectx.lab.kernel_model import KernelModel
 from connectx.linux import uapi
+from tests import limits
 from tests.race.variants import VARIANTS
 
 HOST: Final = "127.0.0.1"
@@ -51,13 +52,17 @@ class Process:
         self._killed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self._arrived.acquire()
+        self._await_arrival()
 
     def step(self) -> None:
         """Let it make its next system call."""
         if not self.outcome:
             self._go.release()
-            self._arrived.acquire()
+            self._await_arrival()
+
+    def _await_arrival(self) -> None:
+        if not self._arrived.acquire(timeout=limits.LIMIT):
+            raise TimeoutError("the contender has not arrived at its next system call")
 
     def kill(self) -> None:
         """End it before its next system call; the kernel closes its socket."""
@@ -68,7 +73,7 @@ class Process:
     def finish(self) -> None:
         while not self.outcome:
             self.step()
-        self._thread.join()
+        limits.join(self._thread)
 
     def _run(self) -> None:
         outcome = "killed"

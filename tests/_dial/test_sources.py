@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectx._dial.sources import MOST_FREE, ROTATIONS, ROUND_ROBIN, STICKY, Sources, usable
+from tests import limits
 
 HOSTS = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
 
@@ -102,6 +103,7 @@ for version in (4, 6):
             capture_output=True,
             text=True,
             env={"PYTHONHASHSEED": "4711"},
+            timeout=limits.COMMAND_LIMIT,
         )
         sources = Sources([*HOSTS, "2001:db8::/64"], STICKY, ascending())
         assert result.stdout.split() == [

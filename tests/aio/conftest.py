@@ -6,9 +6,10 @@ import pytest
 
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.aio.here import FACTORIES, HIGH, LOW
 from tests.kernel.raw import FIRST
-from tests.plugins.collections_and_loops import quick_collections, uvloop_has_its_pipe  # noqa: F401 -- fixtures
+from tests.plugins.collections_and_loops import uvloop_has_its_pipe  # noqa: F401 -- a fixture
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def scenario_on_a_loop(scenario: Callable[[], Coroutine[Any, Any, T]]) -> T:
         with asyncio.Runner(loop_factory=FACTORIES[request.param]) as runner:
-            return runner.run(scenario())
+            return runner.run(limits.ended(scenario))
 
     return scenario_on_a_loop
 

@@ -8,6 +8,7 @@ import pytest
 
 from connectx import PortsExhausted, aio
 from connectx.sandbox.networks import Network
+from tests import limits
 from tests.aio.blocking_calls import blocking_calls, plant
 from tests.aio.conftest import Run
 from tests.aio.here import PORTS, SILENT, names, silent
@@ -67,7 +68,7 @@ def test_no_call_blocks(
             if kind == socket.SOCK_STREAM:
                 reset_on_close(opened[-1])
             opened[-1].close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(limits.LIMIT):
                 closing.enter_context(await waits)
         return found
 

@@ -19,6 +19,7 @@ from connectx import PortsExhausted, SourceNotLocal, TupleInUse, aio
 from connectx.addresses import Address, Endpoint
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.aio.conftest import Run
 from tests.aio.here import LOW, PORTS, SILENT, SIZE, client_sockets, descriptors, names, silent
 from tests.api.calls import port_of, reset_on_close
@@ -361,19 +362,19 @@ class TestTls:
         def serve() -> None:
             while True:
                 try:
-                    accepted, _ = listener.accept()
+                    accepted, _ = limits.accept(listener)
                 except OSError:
                     return
                 with accepted, contextlib.suppress(OSError):
-                    accepted.settimeout(10)
+                    accepted.settimeout(limits.LIMIT)
                     with server.wrap_socket(accepted, server_side=True) as secured:
-                        secured.sendall(secured.recv(100))
+                        secured.sendall(limits.receive(secured, 100))
                         # Until the client has closed.
-                        secured.recv(1)
+                        limits.receive(secured)
 
         thread = threading.Thread(target=serve)
         thread.start()
-        closing.callback(thread.join)
+        closing.callback(limits.join, thread)
         closing.callback(listener.shutdown, socket.SHUT_RDWR)
         return client
 
@@ -543,7 +544,7 @@ class TestTls:
                     await asyncio.sleep(0)
                 writer.close()
                 await writer.wait_closed()
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(limits.LIMIT):
                     _, writer = await waiting
                 writer.close()
                 await writer.wait_closed()
@@ -565,7 +566,11 @@ def sockets_open() -> set[str]:
 
 def python(code: str) -> str:
     return subprocess.run(
-        [sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=limits.COMMAND_LIMIT,
     ).stdout
 
 

@@ -13,6 +13,7 @@ import pytest
 from connectx import PortsExhausted, aio
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.aio.conftest import Run
 from tests.aio.here import HIGH, LOW, PORTS, SILENT, client_sockets, descriptors, names, silent
 from tests.kernel.raw import FIRST
@@ -82,7 +83,7 @@ def test_a_refusal_brings_the_next_at_once(
 
     async def scenario() -> None:
         with names(both=("::1", "127.0.0.1")):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(limits.LIMIT):
                 with await call(("both", 9100), happy_eyeballs_delay=60) as sock:
                     assert sock.getpeername()[0] == "127.0.0.1"
 
@@ -204,7 +205,7 @@ def test_a_dialer_tries_the_families_that_it_has_sources_for(run: Run, half: Non
         with names(both=("::1", "127.0.0.1"), six=("::1",)):
             four = aio.Dialer(["127.0.0.2"])
             # Nothing is lost to the black hole.
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(limits.LIMIT):
                 with await four.create_connection(
                     ("both", SILENT), happy_eyeballs_delay=60
                 ) as sock:

@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, TypeAlias
@@ -18,6 +17,7 @@ import connectx
 from connectx._connect.namespace import windows_work
 from connectx.addresses import Address
 from connectx.linux import uapi
+from tests import limits
 from tests.kernel.raw import (
     MPTCP,
     MPTCP6,
@@ -206,7 +206,7 @@ def close_first(client: socket.socket, server: socket.socket, state: int) -> Non
     destination = client.getpeername()[1]
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     client.close()
-    assert server.recv(1) == b""
+    assert limits.receive(server) == b""
     if state == uapi.TCP_FIN_WAIT2:
         wait_for(state, host, port, destination)
         # Gone without a word: a reset would end the client's side, and a peer that is still
@@ -219,12 +219,12 @@ def close_first(client: socket.socket, server: socket.socket, state: int) -> Non
 def wait_for(state: int, host: str, port: int, destination: int) -> None:
     """Wait until the TCP socket from host and port to the same host is in a state."""
     transport = replace(TCP6 if host == "::1" else TCP, source=host.removeprefix("::ffff:"))
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+
+    def look() -> bool:
         found = look_up(transport, port, destination)
-        if found and found.state == state:
-            return
-    raise TimeoutError(f"no socket in state {state}")
+        return found is not None and found.state == state
+
+    limits.until(look, f"a socket in state {state}")
 
 
 def foreign_host(transport: Transport) -> str:
@@ -244,7 +244,9 @@ def other_host(transport: Transport) -> str:
 def ip(*arguments: str) -> None:
     """Configure the test's network with iproute2."""
     try:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["ip", *arguments], check=True, capture_output=True, timeout=limits.COMMAND_LIMIT
+        )
     except FileNotFoundError:
         pytest.skip("needs ip, of iproute2")
 

@@ -22,6 +22,7 @@ from connectx import (
 from connectx.linux import sockopts, uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, foreign_host, is_stream
 from tests.kernel.raw import (
     FIRST,
@@ -83,7 +84,7 @@ class Rig:
     def new(self, options: str = "fresh") -> socket.socket:
         sock = self._stack.enter_context(self.transport.socket())
         if options == "set up":
-            sock.settimeout(5)
+            sock.settimeout(limits.LIMIT)
             sockopts.set_so_mark(sock, 7)
             sockopts.set_so_bindtoifindex(sock, socket.if_nametoindex("lo"))
             sockopts.set_ip_local_port_range(sock, LOW, LOW + 1)

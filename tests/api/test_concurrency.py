@@ -23,6 +23,7 @@ from connectx import PortsExhausted
 from connectx.addresses import Address
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     TCP_MAPPED,
     UDP_MAPPED,
@@ -83,7 +84,7 @@ class TestThreads:
         start = threading.Barrier(8)
 
         def fill(_: int) -> list[socket.socket]:
-            start.wait()
+            start.wait(limits.LIMIT)
             return open_until_exhausted(call, transport, source, FIRST, closing)
 
         with quick_switches(), ThreadPoolExecutor(8) as pool:
@@ -165,7 +166,7 @@ def in_child(work: Callable[[], Any]) -> Any:
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
         answer = stream.read()
-    assert os.waitpid(pid, 0)[1] == 0
+    assert limits.status_of(pid) == 0
     return json.loads(answer)
 
 
@@ -219,7 +220,7 @@ class TestFork:
         with os.fdopen(reader, "rb") as stream:
             data = stream.read()
         os.close(release)
-        os.waitpid(pid, 0)
+        limits.status_of(pid)
         others = struct.unpack(f"@{len(data) // 2}H", data)
         assert sorted([*others, *map(port_of, [*opened, *client.opened])]) == PORTS
         assert len(set(others)) == len(others)
@@ -289,7 +290,7 @@ class TestFork:
             finally:
                 stop.set()
                 for thread in threads:
-                    thread.join()
+                    limits.join(thread)
 
 
 def netlink_sockets() -> set[str]:
@@ -397,7 +398,7 @@ class TestPatching:
                 try:
                     super().connect(address)
                 except BlockingIOError:
-                    select.select([], [self], [])
+                    assert select.select([], [self], [], limits.LIMIT)[1]
 
         monkeypatch.setattr(socket, "socket", Cooperative)
         sock = closing.enter_context(connectx.create_connection(("127.0.0.1", FIRST)))
@@ -417,4 +418,4 @@ touched = [name for name in events if name.startswith(("socket.", "ctypes.dlopen
 assert not touched, touched
 assert threading.active_count() == 1
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=limits.COMMAND_LIMIT)

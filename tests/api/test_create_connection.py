@@ -16,6 +16,7 @@ import connectx
 from connectx import PortsExhausted, SourceNotLocal
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import port_of
 from tests.kernel.raw import FIRST, SECOND
 
@@ -439,7 +440,7 @@ class TestDatagrams:
             connectx.create_connection(("four", SECOND), type=socket.SOCK_DGRAM)
         )
         sock.send(b"there")
-        data, sender = receiver.recvfrom(16)
+        data, sender = limits.receive_from(receiver, 16)
         assert (data, sender) == (b"there", sock.getsockname())
 
     def test_to_the_last_port_by_name(self, closing: contextlib.ExitStack) -> None:

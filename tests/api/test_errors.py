@@ -24,6 +24,7 @@ from connectx.addresses import Endpoint
 from connectx.linux import sockopts, uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     TCP_MAPPED,
     UDP_MAPPED,
@@ -334,7 +335,7 @@ def test_explain_counts_time_wait(
     listener = servers.listen(transport.source, 9100)
     for _ in range(4):
         sock = client.open(9100)
-        server, _ = listener.accept()
+        server, _ = limits.accept(listener)
         with server:
             close_first(sock, server, state)
     client.opened.clear()

@@ -12,6 +12,7 @@ from connectx.addresses import Endpoint
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     CAP_NET_BIND_SERVICE,
     TCP_MAPPED,
@@ -257,7 +258,7 @@ class Leaver:
     def leave(self, client: socket.socket, state: int) -> int:
         """Close a connection, and wait until it is in the state; returns the port."""
         port = port_of(client)
-        server, _ = self._listener.accept()
+        server, _ = limits.accept(self._listener)
         with server:
             close_first(client, server, state)
         return port

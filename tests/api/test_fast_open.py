@@ -14,6 +14,7 @@ import connectx
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, port_of, reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, SECOND, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
 
@@ -53,7 +54,7 @@ class Peers:
         return connectx.connectx(sock, source, (self.host, FIRST), data=data)
 
     def accept(self) -> socket.socket:
-        accepted, _ = self.listener.accept()
+        accepted, _ = limits.accept(self.listener)
         return self._stack.enter_context(accepted)
 
     def get_cookie(self) -> None:
@@ -82,7 +83,7 @@ def peers(
 def receive(sock: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        chunk = sock.recv(size - len(data))
+        chunk = limits.receive(sock, size - len(data))
         assert chunk, f"closed after {data!r}"
         data += chunk
     return data
@@ -163,7 +164,7 @@ class TestTaken:
             receiver = servers.receive(transport.source, FIRST)
             taken = connectx.connectx(sock, None, (transport.source, FIRST), data=data)
             assert taken == len(expected)
-            assert receiver.recv(64) == expected
+            assert limits.receive(receiver, 64) == expected
 
     @tcp
     def test_more_than_fits_a_segment(
@@ -182,7 +183,7 @@ class TestTaken:
         while len(received) < len(data):
             if taken < len(data) and select.select([], [sock], [], 0)[1]:
                 taken += sock.send(data[taken:])
-            received += accepted.recv(1 << 20)
+            received += limits.receive(accepted, 1 << 20)
         assert received == data
 
     @tcp
@@ -239,7 +240,7 @@ class TestNonBlocking:
         with pytest.raises(BlockingIOError) as caught:
             peers.send(sock, b"hello")
         assert caught.value.errno == errno.EINPROGRESS
-        assert select.select([], [sock], [], 5)[1]
+        assert select.select([], [sock], [], limits.LIMIT)[1]
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         assert_nothing_more(peers.accept(), sock)
 
@@ -255,7 +256,7 @@ class TestNonBlocking:
         accepted = peers.accept()
         assert came_with_the_syn(accepted)
         assert receive(accepted, 5) == b"hello"
-        assert select.select([], [sock], [], 5)[1]
+        assert select.select([], [sock], [], limits.LIMIT)[1]
         assert_nothing_more(accepted, sock)
 
 
@@ -286,7 +287,7 @@ class TestFailures:
             return
         assert setting == SETTINGS["on"]
         with pytest.raises(ConnectionRefusedError):
-            sock.recv(1)
+            limits.receive(sock)
 
     @streams
     def test_no_route(self, peers: Peers, setting: int, timeout: float | None) -> None:
@@ -330,7 +331,7 @@ class TestDatagrams:
             sock, (transport.source, port), (transport.source, FIRST), data=b"hello"
         )
         assert taken == 5
-        assert receiver.recvfrom(16) == (b"hello", sock.getsockname())
+        assert limits.receive_from(receiver, 16) == (b"hello", sock.getsockname())
         receiver.settimeout(0)
         with pytest.raises(BlockingIOError):
             receiver.recv(16)
@@ -361,7 +362,7 @@ class TestDatagrams:
             else:
                 with pytest.raises(expected):
                     connectx.connectx(sock, None, (transport.source, FIRST), data=b"again")
-        assert receiver.recv(16) == b"hello"
+        assert limits.receive(receiver, 16) == b"hello"
         receiver.settimeout(0)
         with pytest.raises(BlockingIOError):
             receiver.recv(16)
@@ -430,6 +431,6 @@ def test_another_destination_needs_no_second_cookie(
     listener.setsockopt(socket.IPPROTO_TCP, uapi.TCP_FASTOPEN, 16)
     sock = peers.new()
     assert connectx.connectx(sock, None, (peers.host, SECOND), data=b"hello") == 5
-    accepted, _ = listener.accept()
+    accepted, _ = limits.accept(listener)
     with accepted:
         assert receive(accepted, 5) == b"hello"

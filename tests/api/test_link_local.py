@@ -10,6 +10,7 @@ from connectx import TupleInUse
 from connectx.addresses import Address
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import is_stream, port_of
 from tests.api.owner import LOW, PORTS, Owner
 from tests.kernel.raw import FIRST, SECOND, TCP6, UDP6, UDPLITE6
@@ -83,11 +84,11 @@ def test_data_comes_and_goes(
     connectx.connectx(sock, scoped("fe80::1", 0, "lo", form), scoped("fe80::1", 9100, "lo", form))
     sock.send(b"there")
     if stream:
-        accepted, peer = server.accept()
+        accepted, peer = limits.accept(server)
         with accepted:
-            assert accepted.recv(16) == b"there"
+            assert limits.receive(accepted, 16) == b"there"
     else:
-        data, peer = server.recvfrom(16)
+        data, peer = limits.receive_from(server, 16)
         assert data == b"there"
     assert peer[0] == "fe80::1"
     assert peer[1] == port_of(sock)

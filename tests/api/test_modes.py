@@ -15,6 +15,7 @@ import connectx
 from connectx.linux import sockopts
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, port_of, reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, MPTCP6, SECOND, TCP, TCP6, UDP, UDP6, Transport
 
@@ -123,7 +124,7 @@ class TestStreams:
         assert isinstance(error, BlockingIOError)
         assert error.errno == errno.EINPROGRESS
         for each in (plain, sock):
-            assert select.select([], [each], [], 5)[1] == [each]
+            assert select.select([], [each], [], limits.LIMIT)[1] == [each]
             assert each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             assert each.getpeername()[:2] == (peer.host, FIRST)
             assert each.gettimeout() == 0
@@ -132,7 +133,7 @@ class TestStreams:
         sock = peer.new(0)
         with pytest.raises(BlockingIOError):
             peer.connectx(sock, CLOSED)
-        select.select([], [sock], [], 5)
+        select.select([], [sock], [], limits.LIMIT)
         refused = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         assert refused == errno.ECONNREFUSED
 
@@ -238,14 +239,14 @@ def test_signals_while_blocking(peer: Peer, alarms: list[int], servers: Servers)
         # For the SYN's retransmission, which comes after a second, whatever one does.
         while len(alarms) < 3:
             signal.sigtimedwait([], 0.001)
-        listener.accept()[0].close()
+        limits.accept(listener)[0].close()
 
     alarms.clear()
     acceptor = threading.Thread(target=make_room)
     acceptor.start()
     sock = peer.new()
     peer.connectx(sock, 9100)
-    acceptor.join()
+    limits.join(acceptor)
     assert sock.getpeername()[:2] == (peer.host, 9100)
     assert len(alarms) >= 3
 

@@ -18,6 +18,7 @@ from connectx.addresses import Address
 from connectx.linux import netns, sockopts
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import listen
+from tests import limits
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, Call, is_stream, port_of, reset_on_close
 from tests.api.test_concurrency import netlink_sockets
 from tests.kernel.raw import FIRST, TCP, TCP6, UDP, UDP6, Transport
@@ -115,7 +116,7 @@ class TestMoving:
 
         def fill(place: Place) -> list[int]:
             netns.enter(place.descriptor)
-            start.wait()
+            start.wait(limits.LIMIT)
             ports: list[int] = []
             with contextlib.suppress(PortsExhausted):
                 for _ in range(8):
@@ -162,7 +163,7 @@ class TestSocketFromElsewhere:
             learn()
         elif known == "to another thread":
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(learn).result()
+                pool.submit(learn).result(limits.LIMIT)
         with place.visit():
             return closing.enter_context(transport.socket())
 
@@ -288,7 +289,7 @@ def test_explain_in_another_namespace(
             netns.enter(places[1].descriptor)
             return caught.value.explain()
 
-        text = pool.submit(explain).result()
+        text = pool.submit(explain).result(limits.LIMIT)
     assert "could not be counted" in text
     assert "another network namespace" in text
     assert "3 connected" in caught.value.explain()

@@ -12,6 +12,7 @@ from connectx import PortsExhausted, RangeNotHonoured, TupleInUse
 from connectx.addresses import Address
 from connectx.linux import sockopts, uapi
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     ALL,
     DATAGRAMS,
@@ -144,10 +145,10 @@ class TestDevice:
         receiver = servers.receive(host, FIRST, protocol=owner.transport.protocol)
         sock = owner.connect((host, FIRST), (host, 0), to_device("lo"))
         sock.send(b"there")
-        data, sender = receiver.recvfrom(16)
+        data, sender = limits.receive_from(receiver, 16)
         assert data == b"there"
         receiver.sendto(b"back", sender)
-        assert sock.recv(16) == b"back"
+        assert limits.receive(sock, 16) == b"back"
 
     @datagrams
     @pytest.mark.parametrize("first_is_bound", [False, True])

@@ -12,6 +12,7 @@ import pytest
 from connectx.cli.main import main
 from connectx.lab import resources
 from connectx.sandbox import workers
+from tests import limits
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 RANGE = "40000-40199"
@@ -47,7 +48,7 @@ class TestTable:
     def test_is_coloured_on_a_terminal(self) -> None:
         with on_a_terminal("demo", "--ports", RANGE, "--protocol", "udp") as (process, screen):
             assert COLOUR.search(read_to_end(screen))
-            assert process.wait() == 0
+            assert process.wait(limits.LIMIT) == 0
 
     def test_is_not_where_no_colour_is_wanted(self) -> None:
         with on_a_terminal("demo", "--ports", RANGE, "--protocol", "udp", NO_COLOR="1") as (
@@ -67,7 +68,7 @@ class TestInterruption:
             # As the terminal does it on Ctrl-C: to each process of the group.
             os.killpg(process.pid, signal.SIGINT)
             assert b"Traceback" not in read_to_end(screen)
-            assert process.wait() == 130
+            assert process.wait(limits.LIMIT) == 130
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
 
@@ -77,7 +78,7 @@ class TestInterruption:
             process.terminate()
             # The end comes when the last process that has the terminal is gone.
             read_to_end(screen)
-            assert process.wait() == -signal.SIGTERM
+            assert process.wait(limits.LIMIT) == -signal.SIGTERM
 
 
 class TestRefusal:

@@ -25,6 +25,7 @@ from connectx.cli.main import main, parser_for
 from connectx.observe import serving
 from connectx.observe.prometheus import MOST_PAIRS, DialerCollector
 from connectx.sandbox.networks import experiment_network
+from tests import limits
 from tests.api.calls import reset_on_close
 from tests.observe.metrics import DASHBOARD, RULES, Values, program, values
 
@@ -45,7 +46,11 @@ def command(*arguments: str) -> list[str]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), check=False, capture_output=True, text=True, timeout=60
+        command(*arguments),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=limits.COMMAND_LIMIT,
     )
 
 
@@ -54,8 +59,7 @@ class Exporter:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        assert process.stdout is not None
-        line = process.stdout.readline()
+        line = limits.line_from(process)
         assert line.startswith("connectx exporter: http://"), line
         self.url = line.split()[-1]
 
@@ -65,7 +69,7 @@ class Exporter:
     def end(self, number: int) -> tuple[int, str]:
         """Send it a signal; return its exit status and what it wrote to standard error."""
         self.process.send_signal(number)
-        _, complaints = self.process.communicate(timeout=60)
+        _, complaints = self.process.communicate(timeout=limits.LIMIT)
         return self.process.returncode, complaints
 
 
@@ -83,7 +87,7 @@ def exporting(*arguments: str) -> Iterator[Exporter]:
 def get(url: str) -> bytes:
     # Not urllib.request, which reads proxies from the environment.
     parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=limits.LIMIT)
     with contextlib.closing(connection):
         connection.request("GET", parts.path)
         response = connection.getresponse()
@@ -95,7 +99,7 @@ def get(url: str) -> bytes:
 def hung_up(sock: socket.socket) -> bool:
     """Whether the other end has closed, within the socket's timeout."""
     try:
-        return sock.recv(1) == b""
+        return limits.receive(sock) == b""
     except TimeoutError:
         return False
 
@@ -200,7 +204,7 @@ class TestServing:
             for sock in silent:
                 # It answers an empty request by closing, which frees the place.
                 sock.shutdown(socket.SHUT_WR)
-                assert sock.recv(1) == b""
+                assert limits.receive(sock) == b""
             assert exporter.scrape()["connectx_up"] == 1
             assert exporter.end(signal.SIGTERM) == (0, "")
 
@@ -218,7 +222,7 @@ class TestServing:
             with contextlib.suppress(ConnectionError):
                 # Until the server closes, which does not wait for the end of the header.
                 while not hung_up(sock):
-                    assert time.monotonic() - begun < 10
+                    assert time.monotonic() - begun < limits.LIMIT, "it still listens"
                     sock.sendall(b"b")
             assert time.monotonic() - begun > 0.4
             assert b"connectx_dialer" in get("http://127.0.0.1:9765/metrics")
@@ -236,7 +240,7 @@ class TestServing:
             assert found["connectx_source_connections{protocol=tcp,source=127.0.0.1}"] == 7
             assert found["connectx_range_ports"] == 50
             # When the child ends, its namespace can no longer be entered.
-            child.communicate()
+            child.communicate(timeout=limits.LIMIT)
             for failures in (1, 2):
                 assert exporter.scrape() == {
                     "connectx_up": 0,
@@ -318,6 +322,7 @@ class TestArguments:
                 check=False,
                 capture_output=True,
                 text=True,
+                timeout=limits.COMMAND_LIMIT,
             )
             assert (result.returncode, result.stderr) == (0, "")
         result = subprocess.run(
@@ -325,6 +330,7 @@ class TestArguments:
             check=False,
             capture_output=True,
             text=True,
+            timeout=limits.COMMAND_LIMIT,
         )
         assert result.returncode == 2
         assert "pip install 'connectx[tools]'" in result.stderr
@@ -396,13 +402,17 @@ class Prometheus:
         return response.status, response.read()
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        """Check a condition repeatedly, for at most a minute, while Prometheus runs."""
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, what
+        """Check a condition repeatedly while Prometheus runs."""
+
+        def look() -> bool:
+            if condition():
+                return True
             # Returns early if Prometheus ends.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pytest.fail(f"Prometheus ended with {self._process.wait(timeout=0.1)}")
+            return False
+
+        limits.until(look, what)
 
 
 @contextlib.contextmanager
@@ -428,7 +438,7 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
             # By default it starts threads for every processor.
             env={**os.environ, "GOMAXPROCS": "1"},
         )
-        connection = http.client.HTTPConnection("127.0.0.1", 9090, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", 9090, timeout=limits.LIMIT)
         try:
             with contextlib.closing(connection):
                 watching = Prometheus(process, connection)
@@ -453,7 +463,7 @@ def application(dialer: connectx.Dialer) -> Iterator[None]:
                 yield
             finally:
                 os.eventfd_write(end, 1)
-                thread.join()
+                limits.join(thread)
     finally:
         os.close(end)
 

@@ -15,6 +15,7 @@ from connectx.linux.socket_dump import Filter, records
 from connectx.observe.kill import STATES, require
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import CAP_NET_ADMIN, close_first, without_capability
 from tests.lab.commands import connectx
 
@@ -37,7 +38,7 @@ def time_waits(servers: Servers) -> int:
     listener = servers.listen("127.0.0.1", PORT)
     for _ in range(3):
         client = socket.create_connection(("127.0.0.1", PORT))
-        close_first(client, listener.accept()[0], uapi.TCP_TIME_WAIT)
+        close_first(client, limits.accept(listener)[0], uapi.TCP_TIME_WAIT)
     return 3
 
 

@@ -14,6 +14,7 @@ import pytest
 import connectx
 from connectx.cli import main as cli
 from connectx.cli.command import FAILED, INTERRUPTED, OK, WRONG_USAGE
+from tests import limits
 
 Run = Callable[[argparse.Namespace], int]
 Install = Callable[[Run], None]
@@ -43,7 +44,7 @@ def run(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=limits.COMMAND_LIMIT,
         env={**os.environ, **(environment or {})},
     )
 

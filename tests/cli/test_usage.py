@@ -16,6 +16,7 @@ from connectx.cli.main import main
 from connectx.linux.netlink import NetlinkError
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import reset_on_close
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 from tests.observe.helpers import leave_time_wait, named
@@ -235,7 +236,12 @@ class TestJson:
         """Monitoring can run it without the tools extra."""
         hide = "import sys; sys.modules.update(dict.fromkeys(['rich', 'textual']))"
         start = "from connectx.cli.main import main; sys.exit(main(['usage', '--json']))"
-        subprocess.run([sys.executable, "-c", f"{hide}; {start}"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", f"{hide}; {start}"],
+            check=True,
+            capture_output=True,
+            timeout=limits.COMMAND_LIMIT,
+        )
 
 
 class TestWatch:
@@ -247,11 +253,11 @@ class TestWatch:
             text=True,
         ) as process:
             assert process.stdout
-            assert process.stderr
-            taken = [json.loads(process.stdout.readline()) for _ in range(3)]
+            taken = [json.loads(limits.line_from(process)) for _ in range(3)]
             process.stdout.close()
+            assert process.wait(limits.LIMIT) in {0, 1}
+            assert process.stderr
             assert process.stderr.read() == ""
-            assert process.wait(20) in {0, 1}
         times = [each["taken_at"] for each in taken]
         assert times == sorted(set(times))
 
@@ -260,10 +266,10 @@ class TestWatch:
             [sys.executable, "-m", "connectx", "usage", "--json", "--watch", "3600"],
             stdout=subprocess.PIPE,
         ) as process:
+            limits.line_from(process)
             assert process.stdout
-            process.stdout.readline()
             process.stdout.close()
-            assert process.wait(20) == 0
+            assert process.wait(limits.LIMIT) == 0
 
     @pytest.mark.parametrize("arguments", [[], ["--json"]])
     def test_ctrl_c(self, arguments: list[str]) -> None:
@@ -320,7 +326,7 @@ class TestOtherNamespaces:
                 assert main(["usage", "--json", "--netns", str(child.pid)]) == 0
                 taken = json.loads(capsys.readouterr().out)
         finally:
-            child.communicate()
+            child.communicate(timeout=limits.LIMIT)
         assert taken["netns"] == str(Path("/proc/thread-self/ns/net").readlink())
         assert len(taken["rows"]) == 3
 
@@ -387,6 +393,7 @@ class TestErrors:
                 stderr=subprocess.PIPE,
                 text=True,
                 check=False,
+                timeout=limits.COMMAND_LIMIT,
             )
         assert done.returncode == 1
         assert done.stderr.startswith("connectx: cannot write to standard output: ")

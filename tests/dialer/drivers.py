@@ -21,6 +21,7 @@ from connectx import aio
 from connectx._dial.capacity import Capacity
 from connectx._dial.policy import Policy, Stats
 from connectx.addresses import Address
+from tests import limits
 from tests.api.calls import port_of, reset_on_close
 from tests.kernel.raw import MPTCP, MPTCP6, TCP, TCP6, UDP, UDP6, UDPLITE, UDPLITE6, Transport
 
@@ -107,7 +108,7 @@ class Driver:
 
     def run(self, scenario: Callable[[], Coroutine[Any, Any, T]]) -> T:
         with asyncio.Runner(loop_factory=self._loop) as runner:
-            return runner.run(scenario())
+            return runner.run(limits.ended(scenario))
 
     @contextlib.contextmanager
     def names(self, **hosts: tuple[str, ...]) -> Iterator[None]:
@@ -171,7 +172,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         return await outcome
     finally:
         # Its netlink sockets end with it.
-        thread.join()
+        limits.join(thread)
 
 
 class Waits:

@@ -13,6 +13,7 @@ from connectx.linux import uapi
 from connectx.linux.sockopts import set_ip_freebind
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import close_first, is_stream
 from tests.dialer.drivers import HIGH, LOW, SIZE, Driver, close, every_transport, kind_of
 from tests.kernel.raw import FIRST, SECOND, Transport
@@ -146,15 +147,15 @@ def test_states_are_named_as_ss_names_them(
     async def scenario() -> None:
         dialer = driver.dialer()
         client = await dialer.create_connection((host, FIRST))
-        server, _ = listener.accept()
+        server, _ = limits.accept(listener)
         close_first(client, server, uapi.TCP_TIME_WAIT)
         client = await dialer.create_connection((host, FIRST))
-        server, _ = listener.accept()
+        server, _ = limits.accept(listener)
         with client:
             server.close()
             assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-            client.settimeout(5)
-            assert client.recv(1) == b""
+            client.settimeout(limits.LIMIT)
+            assert limits.receive(client) == b""
             capacity = await dialer.capacity((host, FIRST))
             assert capacity.sources[0].in_use == {"TIME-WAIT": 1, "CLOSE-WAIT": 1}
             assert (capacity.in_use, capacity.free) == (2, SIZE - 2)
@@ -259,7 +260,7 @@ def test_one_link_local_address_on_two_devices_is_two_destinations(
         dialer = driver.dialer()
         if kind == socket.SOCK_STREAM:
             client = await dialer.create_connection(one)
-            server, _ = listener.accept()
+            server, _ = limits.accept(listener)
             client.close()
             server.close()
         else:

@@ -23,6 +23,7 @@ from connectx.linux import uapi
 from connectx.linux.sockopts import get_ip_freebind
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     TCP_MAPPED,
     UDP_MAPPED,
@@ -101,12 +102,12 @@ def test_that_are_connected_no_longer_when_they_are_detached(
         to = driver.dialer(limit=1)
         for _ in range(3):
             sock = await to.create_connection(HERE)
-            accepted, _ = listener.accept()
+            accepted, _ = limits.accept(listener)
             reset_on_close(accepted)
             accepted.close()
-            sock.settimeout(5)
+            sock.settimeout(limits.LIMIT)
             with pytest.raises(ConnectionResetError):
-                sock.recv(1)
+                limits.receive(sock)
             closing.enter_context(socket.socket(fileno=sock.detach()))
         assert to.stats().opened == 3
 
@@ -136,6 +137,8 @@ def test_tls_over_a_blocking_socket(
     network.port_range(LOW, LOW + 7)
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # A client that closes with tickets unread resets the connection.
+    server.num_tickets = 0
     authority.issue_cert("127.0.0.1").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
@@ -143,13 +146,12 @@ def test_tls_over_a_blocking_socket(
 
     def serve() -> None:
         for _ in range(2):
-            accepted, _ = listener.accept()
+            accepted, _ = limits.accept(listener)
+            accepted.settimeout(limits.LIMIT)
             with server.wrap_socket(accepted, server_side=True) as secured:
-                secured.recv(1)
+                limits.receive(secured)
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    closing.callback(thread.join)
+    closing.enter_context(limits.in_background(serve, listener))
     to = Dialer(limit=1, wait=FOREVER)
     with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1") as secured:
         assert isinstance(secured, ssl.SSLSocket)
@@ -254,7 +256,7 @@ def test_two_threads_look_at_once(
             # In the middle of the first one's look, another looks at all the rest.
             others.append(threading.Thread(target=to._policy.unreported.sweep, args=(1000,)))
             others[0].start()
-            others[0].join()
+            limits.join(others[0])
         return original(watched, network)
 
     monkeypatch.setattr(endings._Watched, "ended", ended)
@@ -413,9 +415,9 @@ class TestMadeElsewhere:
         listener = servers.listen("127.0.0.1", 9100)
         sock = closing.enter_context(socket.socket())
         assert Dialer(["127.0.0.2"]).connectx(sock, ("127.0.0.1", 9100), data=b"hello") == 5
-        accepted, peer = listener.accept()
+        accepted, peer = limits.accept(listener)
         with accepted:
-            assert accepted.recv(5) == b"hello"
+            assert limits.receive(accepted, 5) == b"hello"
             assert peer[0] == "127.0.0.2"
 
     def test_freebind_is_set_on_them(

@@ -14,6 +14,7 @@ import pytest
 from connectx import Dialer, PortsExhausted
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import port_of, reset_on_close
 from tests.api.test_concurrency import in_child, quick_switches
 from tests.dialer.drivers import (
@@ -49,7 +50,7 @@ def test_threads_fill_all_sources_together(
     begin = threading.Barrier(8)
 
     def fill(_: int) -> list[socket.socket]:
-        begin.wait()
+        begin.wait(limits.LIMIT)
         opened = []
         while True:
             try:

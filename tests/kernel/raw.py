@@ -18,6 +18,7 @@ import pytest
 
 from connectx.linux import uapi
 from connectx.sandbox.servers import Servers
+from tests import limits
 
 # What comes of an attempt: nothing went wrong, or the errno and the call that gave it.
 OK: Final = "ok"
@@ -205,7 +206,7 @@ def exchange(
     header = struct.pack("@IHHII", 16 + len(body), request, flags, 0, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, uapi.NETLINK_SOCK_DIAG) as channel:
         channel.send(header + body)
-        reply = channel.recv(8192)
+        reply = limits.receive(channel, 8192)
     (kind,) = struct.unpack_from("@H", reply, 4)
     if kind == uapi.NLMSG_ERROR:
         (number,) = struct.unpack_from("@i", reply, 16)

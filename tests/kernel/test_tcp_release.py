@@ -10,6 +10,7 @@ import pytest
 from connectx.linux import uapi
 from connectx.linux.disconnect import disconnect
 from connectx.sandbox.networks import Network
+from tests import limits
 from tests.kernel.raw import (
     FIRST,
     INUSE,
@@ -101,9 +102,9 @@ def test_the_connection_is_aborted(sockets: Sockets) -> None:
     listener.listen()
     sock = sockets.bound(Technique("connect"))
     sock.connect((sockets.transport.source, NOBODY))
-    accepted, _ = listener.accept()
+    accepted, _ = limits.accept(listener)
     with accepted:
         disconnect(sock)
-        accepted.settimeout(10)
+        accepted.settimeout(limits.LIMIT)
         with pytest.raises(OSError, match=os.strerror(errno.ECONNRESET)):
-            accepted.recv(1)
+            limits.receive(accepted)

@@ -7,7 +7,6 @@ kernel keeps in the same kind of bucket.
 
 import contextlib
 import errno
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ import pytest
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.kernel.raw import (
     FIRST,
     INUSE,
@@ -66,20 +66,19 @@ class Connections:
 
     def close(self, technique: Technique, port: int = FIRST, *, server_too: bool = True) -> None:
         client = self._sockets.open(technique, port)
-        server, _ = self._sockets.listeners[port].accept()
+        server, _ = limits.accept(self._sockets.listeners[port])
         self._stack.enter_context(server)
         client.close()
-        assert server.recv(1) == b""
+        assert limits.receive(server) == b""
         if server_too:
             server.close()
 
     def wait_for(self, state: int, port: int = FIRST) -> Found:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
+        def look() -> Found | None:
             found = look_up(self.transport, PORT, port)
-            if found and found.state == state:
-                return found
-        raise TimeoutError(f"no socket in state {state}")
+            return found if found and found.state == state else None
+
+        return limits.until(look, f"a socket in state {state}")
 
     def outcome(self, technique: Technique, port: int = FIRST) -> str:
         """As Sockets.outcome(), but OK as soon as the kernel has taken the 4-tuple, and undone.
@@ -102,11 +101,7 @@ class Connections:
 
     def is_accepted_in_time(self, technique: Technique, port: int = FIRST) -> bool:
         """Try again and again: that the delay has passed is nothing one could wait for."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if self.outcome(technique, port) == OK:
-                return True
-        return False
+        return limits.until(lambda: self.outcome(technique, port) == OK, "the port is given again")
 
 
 @pytest.fixture
@@ -256,9 +251,7 @@ def test_above_tcp_max_tw_buckets_there_is_none(connections: Connections, networ
     connections.leave(CONNECT[0])
     before = time_wait_overflows()
     connections.close(CONNECT[0], SECOND)
-    deadline = time.monotonic() + 10
-    while time_wait_overflows() == before:
-        assert time.monotonic() < deadline
+    limits.until(lambda: time_wait_overflows() > before, "a TIME_WAIT too many")
     assert connections.outcome(CONNECT[0], SECOND) == OK
     assert connections.outcome(CONNECT[0], FIRST) == NOTAVAIL
 

@@ -11,6 +11,7 @@ import pytest
 from connectx.linux import uapi
 from connectx.linux.disconnect import disconnect
 from connectx.sandbox.networks import Network
+from tests import limits
 from tests.kernel.raw import (
     AGAIN,
     DATAGRAMS,
@@ -156,10 +157,10 @@ def test_an_icmp_error_releases_nothing(sockets: Sockets) -> None:
     sock = sockets.open(Technique("connect"))
     name = sock.getsockname()
     sock.send(b"nobody is there")
-    readable, _, _ = select.select([sock], [], [], 10)
+    readable, _, _ = select.select([sock], [], [], limits.LIMIT)
     assert readable
     with pytest.raises(ConnectionRefusedError):
-        sock.recv(1)
+        limits.receive(sock)
     assert sock.getsockname() == name
     assert sock.getpeername()[1] == FIRST
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import errno
 import os
 import pty
 import subprocess
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import limits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def connectx(
-    *arguments: str, prefix: tuple[str, ...] = (), timeout: int = 100
+    *arguments: str, prefix: tuple[str, ...] = (), timeout: float = limits.COMMAND_LIMIT
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end; a machine without private networks skips the test."""
     result = subprocess.run(
@@ -58,9 +60,16 @@ def on_a_terminal(
 
 
 def chunks(screen: int) -> Iterator[bytes]:
+    def chunk() -> bytes:
+        limits.readable(screen)
+        return os.read(screen, 65536)
+
     # Linux gives EIO, not an end of file, once no process has the terminal any more.
-    with contextlib.suppress(OSError):
-        yield from iter(functools.partial(os.read, screen, 65536), b"")
+    try:
+        yield from iter(chunk, b"")
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def read_until(screen: int, text: bytes) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import TupleLookup
 from connectx.sandbox.networks import experiment_network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.kernel.mixing import COLUMNS, DATAGRAM_MATRIX, ROWS, STREAM_MATRIX, P
 from tests.kernel.raw import (
     NOTAVAIL,
@@ -238,7 +238,7 @@ class KernelComparison(RuleBasedStateMachine):
         listener = self.listeners[destination]
         assert listener
         while True:
-            accepted, peer = listener.accept()
+            accepted, peer = limits.accept(listener)
             self.stack.enter_context(accepted)
             if peer == pair.model.source[:2] and is_established(accepted):
                 return accepted
@@ -284,14 +284,15 @@ class KernelComparison(RuleBasedStateMachine):
         # A TIME_WAIT lasts a minute. It must be old enough for the kernel's coarsest clock
         # (10 ms) to agree that it is older than a millisecond.
         age = 30 if self.kernel.tcp_tw_reuse_delay == 1 and state is State.TIME_WAIT else 0
-        deadline = time.monotonic() + 10
-        assert model.destination
-        while time.monotonic() < deadline:
-            found = look_up(TCP, model.source.port, model.destination.port)
-            if found and found.state == number and found.expires <= 60_000 - age:
-                self.kernel.now += age
-                return
-        raise TimeoutError(f"no {state} that is {age} ms old: {found}")
+        destination = model.destination
+        assert destination
+
+        def look() -> bool:
+            found = look_up(TCP, model.source.port, destination.port)
+            return bool(found and found.state == number and found.expires <= 60_000 - age)
+
+        limits.until(look, f"a {state} that is {age} ms old")
+        self.kernel.now += age
 
     @rule(number=st.integers(0, 9))
     def end_a_time_wait(self, number: int) -> None:

@@ -16,6 +16,7 @@ from connectx.linux.destroy_events import DestroyEvents
 from connectx.linux.sock_diag import SocketRecord
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import TCP_MAPPED, UDP_MAPPED, is_stream, reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
 
@@ -46,7 +47,7 @@ def heard(events: DestroyEvents, wanted: int) -> list[SocketRecord]:
         return False
 
     while len(records) < wanted:
-        assert select.select([events], [], [], 20)[0], "nothing was heard"
+        assert select.select([events], [], [], limits.LIMIT)[0], "nothing was heard"
         assert not events.take(take)
     return records
 
@@ -86,7 +87,7 @@ def test_of_a_connection(sock: socket.socket, transport: Transport, *, reset: bo
         sock.close()
         endings = Endings(to, events, unreported)
         while not found:
-            assert select.select([events], [], [], 20)[0], "nothing was heard"
+            assert select.select([events], [], [], limits.LIMIT)[0], "nothing was heard"
             # A socket that was reset has no port any more; one that was refused has.
             found = endings.take()
     assert found[0].host
@@ -145,7 +146,7 @@ def test_another_namespace_is_not_heard(sock: socket.socket) -> None:
 
         thread = threading.Thread(target=elsewhere)
         thread.start()
-        thread.join()
+        limits.join(thread)
         sock.close()
         assert len(heard(events, 1)) == 1
 
@@ -166,7 +167,7 @@ def test_lost_messages_may_have_been_about_anybody(sock: socket.socket) -> None:
         ports: list[int] = []
         sock.close()
         while port not in ports:
-            assert select.select([events], [], [], 20)[0], "nothing was heard"
+            assert select.select([events], [], [], limits.LIMIT)[0], "nothing was heard"
 
             def take(record: SocketRecord | None) -> bool:
                 ports.append(record.source_port if record else 0)
@@ -184,7 +185,7 @@ def test_each_end_is_asked_about(sock: socket.socket) -> None:
         sock.close()
         other.close()
         while len(asked) < 2:
-            assert select.select([events], [], [], 20)[0], "nothing was heard"
+            assert select.select([events], [], [], limits.LIMIT)[0], "nothing was heard"
 
             def take(record: SocketRecord | None) -> bool:
                 asked.append(record)

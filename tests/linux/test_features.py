@@ -12,6 +12,7 @@ import pytest
 from connectx.linux import features, netlink, socket_dump, uapi
 from connectx.linux.features import FEATURES, Feature, Probe, kernel_version, probe
 from connectx.sandbox.networks import Network
+from tests import limits
 
 MPTCP_FEATURES: Final = (features.MPTCP, features.IP_LOCAL_PORT_RANGE_MPTCP)
 
@@ -182,4 +183,4 @@ def test_importing_it_tries_nothing() -> None:
         "sys.addaudithook(audit)\n"
         "import connectx.linux.features\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=limits.COMMAND_LIMIT)

@@ -12,6 +12,7 @@ import pytest
 from connectx.linux import netns
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 
 
 def test_private_network_is_another_one_and_returns_to_the_former(network: Network) -> None:
@@ -72,7 +73,7 @@ def test_a_thread_starts_in_its_creators_namespace_and_moves_alone(network: Netw
 
     thread = threading.Thread(target=move)
     thread.start()
-    thread.join()
+    limits.join(thread)
     assert seen[0] == network.namespace.identity == netns.current()
     assert seen[1] != seen[0]
 
@@ -137,7 +138,11 @@ assert libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) == 0
 def _without_privilege(program: str) -> None:
     # In a process of its own: only one with a single thread can enter a user namespace, and
     # there is no way back.
-    subprocess.run([sys.executable, "-c", _WITHOUT_PRIVILEGE + program], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", _WITHOUT_PRIVILEGE + program],
+        check=True,
+        timeout=limits.COMMAND_LIMIT,
+    )
 
 
 @pytest.mark.usefixtures("network")

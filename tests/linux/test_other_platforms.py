@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import connectx.linux
+from tests import limits
 
 #: Deletes what Python has only on Linux, and then imports the modules given as arguments.
 PROGRAM = """
@@ -52,7 +53,7 @@ def without_linux(*modules: str) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limits.COMMAND_LIMIT,
     )
 
 
@@ -68,6 +69,10 @@ def test_importing_uses_nothing_that_only_linux_has() -> None:
 def test_using_it_fails(name: str, attribute: str) -> None:
     program = f"{PROGRAM}\nimport {name}; {name}.{attribute}"
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=limits.COMMAND_LIMIT,
     )
     assert f"module '{name}' has no attribute '{attribute}'" in done.stderr

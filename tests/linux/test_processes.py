@@ -10,6 +10,7 @@ import pytest
 
 from connectx.linux import processes
 from connectx.linux.processes import Owners, Process, owners, unit_in
+from tests import limits
 from tests.observe.helpers import named
 
 ID = "0123456789abcdef" * 4
@@ -118,8 +119,7 @@ def test_another_users_processes_are_hidden_and_counted() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
-        assert owner.stdout
-        inode = int(owner.stdout.readline())
+        inode = int(limits.line_from(owner))
         assert [each.pid for each in owners().by_inode[inode]] == [owner.pid]
         try:
             looker = subprocess.run(
@@ -127,9 +127,10 @@ def test_another_users_processes_are_hidden_and_counted() -> None:
                 capture_output=True,
                 text=True,
                 check=True,
+                timeout=limits.COMMAND_LIMIT,
             )
         finally:
-            owner.communicate()
+            owner.communicate(timeout=limits.LIMIT)
     found, hidden = map(int, looker.stdout.split())
     assert found == 0
     assert hidden > 0

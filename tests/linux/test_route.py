@@ -14,6 +14,7 @@ from connectx.linux.route import Route, attributes_in, decode_route, find_route
 from connectx.linux.sockopts import set_so_bindtoifindex, set_so_mark
 from connectx.linux.structs import NLMSGHDR
 from connectx.sandbox.networks import Network
+from tests import limits
 from tests.linux.captures.replay import datagrams, replaying
 
 
@@ -27,7 +28,9 @@ def pack(host: str) -> bytes:
 
 def ip(*arguments: str) -> None:
     try:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["ip", *arguments], check=True, capture_output=True, timeout=limits.COMMAND_LIMIT
+        )
     except FileNotFoundError:
         pytest.skip("needs ip, of iproute2")
 

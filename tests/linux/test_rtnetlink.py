@@ -5,6 +5,7 @@ import pytest
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7"])
@@ -32,9 +33,9 @@ def test_device_pair_is_up_and_joined(network: Network) -> None:
         socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sender,
     ):
         receiver.bind(("right", ethertype))
-        receiver.settimeout(10)
+        receiver.settimeout(limits.LIMIT)
         sender.sendto(b"hello", ("left", ethertype, 0, 0, b"\xff" * 6))
-        assert receiver.recv(100) == b"hello"
+        assert limits.receive(receiver, 100) == b"hello"
     with pytest.raises(FileExistsError):
         network.add_device_pair("left", "middle")
 

@@ -13,6 +13,7 @@ from connectx.linux.sock_diag import SocketRecord, TupleLookup
 from connectx.linux.socket_dump import Filter, records
 from connectx.linux.sockopts import get_so_cookie
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import CAP_NET_ADMIN, without_capability
 from tests.linux.captures.replay import RECORD, done, refusal, replaying
 from tests.linux.sockets import IPV4, IPV6, MAPPED, Open
@@ -60,13 +61,13 @@ def test_a_connection_is_reset(
 ) -> None:
     listener = servers.listen("::", 8000)
     client = open_socket(uapi.IPPROTO_TCP, (host, 20000), (host, 8000))
-    server = closing.enter_context(listener.accept()[0])
+    server = closing.enter_context(limits.accept(listener)[0])
     record = listed(netlink, uapi.IPPROTO_TCP, client)
     assert refused(netlink, uapi.IPPROTO_TCP, record) is None
     with pytest.raises(ConnectionAbortedError):
-        client.recv(1)
+        limits.receive(client)
     with pytest.raises(ConnectionResetError):
-        server.recv(1)
+        limits.receive(server)
     assert refused(netlink, uapi.IPPROTO_TCP, record) == errno.ENOENT
 
 
@@ -79,7 +80,7 @@ def test_a_datagram_socket_is_disconnected(
     (port,) = sock.getsockname()[1:2]
     destroy(netlink, protocol, listed(netlink, protocol, sock))
     with pytest.raises(ConnectionAbortedError):
-        sock.recv(1)
+        limits.receive(sock)
     with pytest.raises(OSError, match="not connected"):
         sock.getpeername()
     # Its port is free again, without SO_REUSEADDR.
@@ -130,7 +131,7 @@ def test_a_listener_survives_its_connections(
     """Once a connection is gone, the kernel's lookup finds the listener on its port."""
     listener = servers.listen("127.0.0.1", 8000)
     client = open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", 20000), ("127.0.0.1", 8000))
-    server, _ = listener.accept()
+    server, _ = limits.accept(listener)
     record = listed(netlink, uapi.IPPROTO_TCP, server)
     server.close()
     client.close()
@@ -150,7 +151,7 @@ def test_a_listener_can_be_closed(netlink: NetlinkSocket, servers: Servers) -> N
         listener = servers.listen(host, 8000)
         destroy(netlink, uapi.IPPROTO_TCP, listed(netlink, uapi.IPPROTO_TCP, listener))
         with pytest.raises(OSError, match="Invalid argument"):
-            listener.accept()
+            limits.accept(listener)
 
 
 class TestPrivilege:
@@ -176,7 +177,7 @@ class TestPrivilege:
         require_destroy(netlink, protocol)
         assert [sock.getsockname()[1] for sock in wildcards] == [8000, 8001]
         with socket.create_connection(("127.0.0.1", 8000)):
-            wildcards[0].accept()[0].close()
+            limits.accept(wildcards[0])[0].close()
 
     @pytest.mark.usefixtures("network")
     def test_a_kernel_without_it(self) -> None:

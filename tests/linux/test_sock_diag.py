@@ -22,6 +22,7 @@ from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex
 from connectx.linux.structs import NETLINK_STATUS, NLMSGHDR
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
 from tests.linux.sockets import DATAGRAM, IPV4, IPV6, Open, pack
 
@@ -150,7 +151,7 @@ def test_tcp_of_two_ends_on_one_machine_the_source_is_found(
     """Unlike for UDP, nothing is swapped in the request."""
     listener = servers.listen("::" if ":" in host else "0.0.0.0", 8000)
     client = open_socket(uapi.IPPROTO_TCP, (host, 20000), (host, 8000))
-    server, _ = listener.accept()
+    server, _ = limits.accept(listener)
     with server:
         here = lookup(uapi.IPPROTO_TCP, host, host, 8000)
         assert here.shows(netlink, 20000, get_so_cookie(client))
@@ -181,11 +182,11 @@ def test_tcp_time_wait_is_found(
 ) -> None:
     listener = servers.listen(host, 8000)
     client = open_socket(uapi.IPPROTO_TCP, (host, 20000), (host, 8000))
-    server, _ = listener.accept()
+    server, _ = limits.accept(listener)
     client.shutdown(socket.SHUT_WR)
-    assert server.recv(1) == b""
+    assert limits.receive(server) == b""
     server.close()
-    assert client.recv(1) == b""
+    assert limits.receive(client) == b""
     client.close()
     record = lookup(uapi.IPPROTO_TCP, host, host, 8000).find_record(netlink, 20000)
     assert record is not None
@@ -351,7 +352,7 @@ def test_threads_share_a_lookup(netlink: NetlinkSocket, open_socket: Open) -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        limits.join(thread)
     assert found == {(port, True) for port in ports} | {(port + 10, None) for port in ports}
     assert FIND.shows(netlink, 20000, ports[20000])
 

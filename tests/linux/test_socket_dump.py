@@ -21,6 +21,7 @@ from connectx.linux.socket_dump import Filter, Group, filter_between, ports_towa
 from connectx.linux.sockopts import get_so_cookie, set_so_bindtoifindex
 from connectx.linux.structs import NLMSGHDR
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.linux.captures.replay import SEQUENCE, datagrams, replaying
 from tests.linux.sockets import IPV4, IPV6, MAPPED, Open, pack
 
@@ -28,9 +29,9 @@ from tests.linux.sockets import IPV4, IPV6, MAPPED, Open, pack
 def half_close(client: socket.socket, server: socket.socket) -> None:
     """Bring a client to FIN_WAIT2. The answer acknowledges its FIN, which may else wait 40 ms."""
     client.shutdown(socket.SHUT_WR)
-    assert server.recv(1) == b""
+    assert limits.receive(server) == b""
     server.send(b"x")
-    assert client.recv(1) == b"x"
+    assert limits.receive(client) == b"x"
 
 
 SS_STATES = {
@@ -48,7 +49,11 @@ def listed_by_ss(option: str) -> Iterator[tuple[int, str, int, str, int]]:
     """What ss lists: state, source, port, destination, port."""
     try:
         listing = subprocess.run(
-            ["ss", "-Hna", option], check=True, capture_output=True, text=True
+            ["ss", "-Hna", option],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=limits.COMMAND_LIMIT,
         ).stdout
     except FileNotFoundError:
         pytest.skip("needs ss, of iproute2")
@@ -88,7 +93,7 @@ def test_tcp_dump_is_what_ss_lists(
         host = listener.getsockname()[0]
         for port in range(20000, 20040):
             client = open_socket(uapi.IPPROTO_TCP, (host, port), (host, 8000))
-            server = closing.enter_context(listener.accept()[0])
+            server = closing.enter_context(limits.accept(listener)[0])
             if port % 8 == number:
                 half_close(client, server)
             elif port % 8 == number + 3:
@@ -204,7 +209,7 @@ def test_ports_toward_tells_states_apart(
     half_closed = set()
     for port in range(20000, 20300):
         client = open_socket(uapi.IPPROTO_TCP, ("127.0.0.1", port), ("127.0.0.1", 8000))
-        server = closing.enter_context(listener.accept()[0])
+        server = closing.enter_context(limits.accept(listener)[0])
         if port % 3 == 0:
             half_close(client, server)
             half_closed.add(port)
@@ -337,7 +342,7 @@ def test_tally_counts_what_a_dump_has(
     for number in range(700):
         host = ("127.0.0.1", "::1", "::ffff:127.0.0.1")[number % 3]
         client = open_socket(uapi.IPPROTO_TCP, (host, 20000 + number), (host, 8000))
-        server = closing.enter_context(listener.accept()[0])
+        server = closing.enter_context(limits.accept(listener)[0])
         if number % 5 == 0:
             half_close(client, server)
     for family in FAMILIES:

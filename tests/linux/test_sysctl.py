@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from connectx.addresses import PortRange
 from connectx.linux import netns, sysctl
 from connectx.sandbox.networks import Network
+from tests import limits
 
 
 def test_port_range(network: Network) -> None:
@@ -64,17 +65,17 @@ def test_a_thread_reads_its_own_namespace(network: Network) -> None:
             other.set_sysctl("net.ipv4.ip_local_port_range", "30000 30001")
             inside.append(sysctl.read_port_range())
             moved.set()
-            checked.wait()
+            assert checked.wait(limits.LIMIT)
 
     moved, checked = threading.Event(), threading.Event()
     thread = threading.Thread(target=elsewhere)
     thread.start()
-    moved.wait()
+    assert moved.wait(limits.LIMIT)
     try:
         assert sysctl.read_port_range() == PortRange(20000, 20001)
     finally:
         checked.set()
-        thread.join()
+        limits.join(thread)
     assert inside == [PortRange(30000, 30001)]
 
 

@@ -10,6 +10,7 @@ from connectx._diagnosis import causes
 from connectx._diagnosis.finding import Finding
 from connectx.addresses import Endpoint
 from connectx.observe import Diagnosis, examine
+from tests import limits
 
 LOW, HIGH = 20001, 20020
 SIZE = HIGH - LOW + 1
@@ -34,12 +35,12 @@ def found(diagnosis: Diagnosis, cause: causes.Cause) -> Finding:
 def leave_time_wait(server: socket.socket, destination: tuple[str, int] = HERE) -> int:
     """Connect, and close first; return the port, which then rests."""
     with socket.create_connection(destination) as sock:
-        accepted, _ = server.accept()
+        accepted, _ = limits.accept(server)
         port = int(sock.getsockname()[1])
         sock.shutdown(socket.SHUT_WR)
-        assert accepted.recv(1) == b""
+        assert limits.receive(accepted) == b""
         accepted.close()
-        assert sock.recv(1) == b""
+        assert limits.receive(sock) == b""
     return port
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import limits
+
 #: What is delivered with the package.
 FILES = files("connectx.observe").joinpath("files")
 RULES = FILES.joinpath("rules.yml").read_text("utf-8")
@@ -33,7 +35,7 @@ def promtool(
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limits.COMMAND_LIMIT,
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result

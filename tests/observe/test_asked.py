@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from connectx.addresses import Endpoint, PortRange
 from connectx.observe import diagnose
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.observe.helpers import (
     HERE,
     HIGH,
@@ -86,11 +88,11 @@ def test_time_waits_that_nobody_takes_over(listener: socket.socket, network: Net
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", port))
             sock.connect(HERE)
-            accepted, _ = listener.accept()
+            accepted, _ = limits.accept(listener)
             sock.shutdown(socket.SHUT_WR)
-            assert accepted.recv(1) == b""
+            assert limits.receive(accepted) == b""
             accepted.close()
-            assert sock.recv(1) == b""
+            assert limits.receive(sock) == b""
     with pytest.raises(OSError, match="Cannot assign") as caught:
         socket.create_connection(HERE)
     diagnosis = diagnose(caught.value, destination=TOWARD)
@@ -256,11 +258,11 @@ class TestWhoHasThePort:
         del network
         listener = servers.listen("127.0.0.1", 8080)
         with socket.create_connection(("127.0.0.1", 8080)) as client:
-            server, _ = listener.accept()
+            server, _ = limits.accept(listener)
             server.shutdown(socket.SHUT_WR)
-            assert client.recv(1) == b""
+            assert limits.receive(client) == b""
             client.close()
-            assert server.recv(1) == b""
+            assert limits.receive(server) == b""
             server.close()
         listener.close()
         with socket.socket() as sock, pytest.raises(OSError, match="Address already in use"):
@@ -281,7 +283,11 @@ def test_an_address_that_is_checked_for_duplicates(network: Network) -> None:
     network.add_device_pair("va", "vb")
     network.sysctl("net.ipv6.conf.va.accept_dad", 1)
     network.sysctl("net.ipv6.conf.va.dad_transmits", 100)
-    subprocess.run(["ip", "address", "add", "2001:db8::7/64", "dev", "va"], check=True)
+    subprocess.run(
+        ["ip", "address", "add", "2001:db8::7/64", "dev", "va"],
+        check=True,
+        timeout=limits.COMMAND_LIMIT,
+    )
     with socket.socket(socket.AF_INET6) as sock, pytest.raises(OSError, match="Cannot assign"):
         sock.bind(("2001:db8::7", 0))
     diagnosis = look(number=NOT_AVAILABLE, source="2001:db8::7")
@@ -323,21 +329,21 @@ def test_close_wait_is_its_owners(
         sys.stdin.close()
         for _ in range(2):
             connect()
-        select.select((), (), ())
+        signal.pause()
     try:
         for _ in range(12):
             sock = connect()
             # Ours comes after the child's two, which stay open, or before.
-            accepted, peer = listener.accept()
+            accepted, peer = limits.accept(listener)
             while peer[1] != sock.getsockname()[1]:
                 closing.enter_context(accepted)
-                accepted, peer = listener.accept()
+                accepted, peer = limits.accept(listener)
             accepted.close()
-            assert sock.recv(1) == b""
+            assert limits.receive(sock) == b""
         finding = found(look(), causes.CLOSE_WAIT)
     finally:
         os.kill(child, 9)
-        os.waitpid(child, 0)
+        limits.status_of(child)
     assert f"({os.getpid()}" in finding.evidence[0]
     assert f"({child}" not in finding.evidence[0]
 
@@ -385,6 +391,7 @@ def test_names_are_looked_up(connect: Callable[..., socket.socket]) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=limits.COMMAND_LIMIT,
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "here means exhaustion" in done.stdout
@@ -400,6 +407,7 @@ def test_destinations_that_are_none(network: Network, destination: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=limits.COMMAND_LIMIT,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("connectx doctor: ")
@@ -415,6 +423,7 @@ def test_output_that_nobody_takes(network: Network) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            timeout=limits.COMMAND_LIMIT,
         )
     assert done.returncode == 2
     assert "No space left on device" in done.stderr

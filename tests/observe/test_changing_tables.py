@@ -22,6 +22,7 @@ from connectx.linux.sockopts import get_so_cookie
 from connectx.observe import snapshot
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 
 PORT = 9000
 STAYING = 1200
@@ -82,10 +83,11 @@ def churning(servers: Servers) -> Iterator[None]:
             assert process.stdin
             assert process.stdout
             # In reverse order; Popen's own end would close its output first.
-            stack.callback(process.wait)
+            stack.callback(process.wait, limits.LIMIT)
             stack.callback(process.stdin.close)
             outputs.append(process.stdout.fileno())
         for output in outputs:
+            limits.readable(output)
             assert os.read(output, 1) == b"."
             # What it says from here on, it does within the block.
             os.set_blocking(output, False)
@@ -95,6 +97,7 @@ def churning(servers: Servers) -> Iterator[None]:
             os.set_blocking(output, True)
         yield
         for output in outputs:
+            limits.readable(output)
             assert os.read(output, 1) == b"."
 
 

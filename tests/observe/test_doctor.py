@@ -24,6 +24,7 @@ from connectx.linux import netns, processes
 from connectx.observe import Diagnosis, diagnose
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.observe.helpers import HERE, HIGH, LOW, PORT, SIZE, TOWARD, found, leave_time_wait, look
 
 
@@ -196,11 +197,11 @@ def test_a_time_wait_of_an_explicit_bind(network: Network, servers: Servers) -> 
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", LOW))
         sock.connect(HERE)
-        accepted, _ = server.accept()
+        accepted, _ = limits.accept(server)
         sock.shutdown(socket.SHUT_WR)
-        assert accepted.recv(1) == b""
+        assert limits.receive(accepted) == b""
         accepted.close()
-        assert sock.recv(1) == b""
+        assert limits.receive(sock) == b""
     finding = found(look(), causes.POLLUTED)
     assert "1 TIME-WAIT" in finding.evidence[0]
 
@@ -211,9 +212,9 @@ def test_close_wait(
     del network
     for number in range(12):
         sock = connect()
-        accepted, _ = listener.accept()
+        accepted, _ = limits.accept(listener)
         accepted.close()
-        assert sock.recv(1) == b""
+        assert limits.receive(sock) == b""
         if number == 8:
             assert look().healthy
     finding = found(look(), causes.CLOSE_WAIT)
@@ -309,7 +310,7 @@ def test_a_process_without_descriptors(
 def test_a_loopback_that_is_down(connect: Callable[..., socket.socket]) -> None:
     """What is tried is tried there."""
     connect(("127.0.0.1", 0))
-    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "down"], check=True, timeout=limits.COMMAND_LIMIT)
     found(look(), causes.BOUND_FIRST)
 
 
@@ -402,6 +403,7 @@ class TestCommand:
             capture_output=True,
             text=True,
             check=False,
+            timeout=limits.COMMAND_LIMIT,
         )
 
     def test_says_what_is_wrong_and_exits_1(self, connect: Callable[..., socket.socket]) -> None:
@@ -467,7 +469,12 @@ class TestRules:
 
         def tables() -> list[str]:
             names = [Path(f"/proc/thread-self/net/{name}_tables_names") for name in ("ip", "ip6")]
-            listing = subprocess.run(["nft", "list", "tables"], capture_output=True, check=True)
+            listing = subprocess.run(
+                ["nft", "list", "tables"],
+                capture_output=True,
+                check=True,
+                timeout=limits.COMMAND_LIMIT,
+            )
             return [*(name.read_text() for name in names if name.exists()), str(listing.stdout)]
 
         if shutil.which("nft") is None:
@@ -482,7 +489,9 @@ class TestRules:
         if shutil.which(variant) is None:
             pytest.skip(f"needs {variant}, of iptables")
         rule = "POSTROUTING -p tcp -j SNAT --to-source 192.0.2.1:40000-49999"
-        subprocess.run([variant, "-t", "nat", "-A", *rule.split()], check=True)
+        subprocess.run(
+            [variant, "-t", "nat", "-A", *rule.split()], check=True, timeout=limits.COMMAND_LIMIT
+        )
         finding = found(look(), causes.TRANSLATED)
         assert "10,000 ports" in finding.title
         assert "192.0.2.1:40000-49999" in finding.evidence[0]
@@ -514,4 +523,6 @@ class TestRules:
 def nft(rules: str) -> None:
     if shutil.which("nft") is None:
         pytest.skip("needs nft, of nftables")
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    subprocess.run(
+        ["nft", "-f", "-"], input=rules, text=True, check=True, timeout=limits.COMMAND_LIMIT
+    )

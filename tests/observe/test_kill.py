@@ -16,6 +16,7 @@ from connectx.observe import kill as module
 from connectx.observe.kill import Outcome, Wanted, require, select
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import CAP_NET_ADMIN, close_first, reset_on_close, without_capability
 
 PORT = 9000
@@ -54,7 +55,7 @@ def connect(servers: Servers, closing: contextlib.ExitStack) -> Connect:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind((host, port))
         client.connect((host, PORT))
-        return client, closing.enter_context(listener.accept()[0])
+        return client, closing.enter_context(limits.accept(listener)[0])
 
     return connected
 
@@ -95,7 +96,7 @@ def test_only_time_wait_unless_told_otherwise(connect: Connect) -> None:
     assert ports(Wanted()) == [port]
     kill(Wanted(), select(Wanted()))
     client.send(b"x")
-    assert server.recv(1) == b"x"
+    assert limits.receive(server) == b"x"
     connect()
 
 
@@ -105,9 +106,9 @@ def test_an_owner_gets_an_error(connect: Connect) -> None:
     wanted = Wanted(states=("ESTAB",), destination=Endpoint("127.0.0.1", PORT))
     assert kill(wanted, select(wanted)) == Outcome(1, 0, {})
     with pytest.raises(ConnectionAbortedError):
-        client.recv(1)
+        limits.receive(client)
     with pytest.raises(ConnectionResetError):
-        server.recv(1)
+        limits.receive(server)
     other.getpeername()
 
 
@@ -148,7 +149,7 @@ def test_what_goes_or_is_replaced_meanwhile_is_not_hit(connect: Connect) -> None
     client, server = connect("127.0.0.1", 20000)
     assert kill(Wanted(), selected) == Outcome(1, 1, {})
     client.send(b"x")
-    assert server.recv(1) == b"x"
+    assert limits.receive(server) == b"x"
 
 
 class TestFilters:
@@ -168,9 +169,9 @@ class TestFilters:
     def test_by_state(self, connect: Connect) -> None:
         client, server = connect()
         client.shutdown(socket.SHUT_WR)
-        assert server.recv(1) == b""
+        assert limits.receive(server) == b""
         server.send(b"x")
-        assert client.recv(1) == b"x"
+        assert limits.receive(client) == b"x"
         of = {"source": "127.0.0.1"}
         assert ports(Wanted(states=("FIN-WAIT-2",), **of)) == [client.getsockname()[1]]  # type: ignore[arg-type]
         assert ports(Wanted(states=("CLOSE-WAIT",), **of)) == [PORT]  # type: ignore[arg-type]
@@ -236,7 +237,7 @@ def test_in_another_namespace(connect: Connect) -> None:
             assert kill(Wanted(), selected) == Outcome(0, 1, {})
             assert kill(Wanted(), selected, netns=where) == Outcome(1, 0, {})
     finally:
-        child.communicate()
+        child.communicate(timeout=limits.LIMIT)
     assert select(Wanted()) == []
 
 

@@ -34,6 +34,7 @@ from connectx.observe.prometheus import (
 )
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import reset_on_close
 from tests.observe.helpers import leave_time_wait
 from tests.observe.metrics import DASHBOARD, FILES, RULES, Values, promtool, values
@@ -144,12 +145,12 @@ class TestSockets:
             leave_time_wait(listener, ("127.0.0.1", PORT))
         network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
         fullest = "{destination=127.0.0.1:9000,protocol=tcp,source=127.0.0.1}"
-        found = scrape(SocketCollector(top=1))
-        deadline = time.monotonic() + 10
-        while found["connectx_fullest_reusable_ports" + fullest] < 5:
-            # Until the last one is a millisecond old.
-            assert time.monotonic() < deadline
+
+        def look() -> Values:
             found = scrape(SocketCollector(top=1))
+            return found if found["connectx_fullest_reusable_ports" + fullest] == 5 else {}
+
+        found = limits.until(look, "the last TIME_WAIT is a millisecond old")
         assert found["connectx_fullest_ports_in_use" + fullest] == 5
         assert found["connectx_fullest_utilisation_ratio" + fullest] == 0
         assert found["connectx_top_utilisation_ratio" + fullest] == 0
@@ -173,11 +174,11 @@ class TestSockets:
         network.sysctl("net.ipv4.tcp_max_tw_buckets", 77)
         listener = servers.listen("127.0.0.1", PORT)
         with socket.create_connection(("127.0.0.1", PORT)) as client:
-            server, _ = listener.accept()
+            server, _ = limits.accept(listener)
             client.shutdown(socket.SHUT_WR)
-            server.recv(1)
+            limits.receive(server)
             server.close()
-            client.recv(1)
+            limits.receive(client)
         found = scrape(SocketCollector())
         assert found["connectx_time_wait_sockets"] == 1
         assert found["connectx_time_wait_sockets_limit"] == 77
@@ -200,7 +201,7 @@ class TestSockets:
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         with experiment_network():
             found = scrape(SocketCollector(netns=str(child.pid)))
-        child.communicate()
+        child.communicate(timeout=limits.LIMIT)
         assert found["connectx_source_connections{protocol=tcp,source=127.0.0.1}"] == 1
         assert found["connectx_time_wait_sockets_limit"] == 78
 
@@ -328,7 +329,7 @@ class TestFailure:
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         collector = SocketCollector(netns=str(child.pid), report=said.append)
         assert scrape(collector)["connectx_up"] == 1
-        child.communicate()
+        child.communicate(timeout=limits.LIMIT)
         for failures in (1, 2, 3):
             assert scrape(collector) == {
                 "connectx_up": 0,
@@ -402,13 +403,13 @@ class TestConcurrency:
             for _ in range(8)
         ]
         threads[0].start()
-        assert counting.wait(30)
+        assert counting.wait(limits.LIMIT)
         for thread in threads[1:]:
             thread.start()
         lock.wait_for(len(threads))
         go_on.set()
         for thread in threads:
-            thread.join(30)
+            limits.join(thread)
         assert answers == [1.0] * len(threads)
         assert counts == [0]
         # Who comes later counts anew.
@@ -425,11 +426,11 @@ class CountingLock:
 
     def wait_for(self, number: int) -> None:
         for _ in range(number):
-            assert self._asked.acquire(timeout=30)
+            assert self._asked.acquire(timeout=limits.LIMIT)
 
     def __enter__(self) -> None:
         self._asked.release()
-        self._lock.acquire()
+        assert self._lock.acquire(timeout=limits.LIMIT)
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
@@ -512,7 +513,11 @@ class TestConventions:
     def test_observe_itself_does_without_the_client(self) -> None:
         code = "import sys, connectx.observe; print('prometheus_client' in sys.modules)"
         result = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=limits.COMMAND_LIMIT,
         )
         assert result.stdout == "False\n"
 

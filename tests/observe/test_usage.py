@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +12,12 @@ import pytest
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import netns
 from connectx.linux.processes import owners
-from connectx.observe import snapshot
+from connectx.observe import Row, snapshot
 from connectx.observe.history import Pair
 from connectx.observe.usage import look_at
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import reset_on_close
 from tests.observe.helpers import leave_time_wait
 
@@ -130,7 +130,7 @@ def test_what_comes_in_does_not_count(
     listener = servers.listen("127.0.0.1", LOW + 50)
     for _ in range(9):
         sock = closing.enter_context(socket.create_connection(("127.0.0.1", LOW + 50)))
-        closing.enter_context(listener.accept()[0])
+        closing.enter_context(limits.accept(listener)[0])
         reset_on_close(sock)
     (row,) = snapshot().rows
     assert (row.in_use, row.capacity) == (9, 99)
@@ -175,11 +175,12 @@ def test_what_a_connect_may_take_over_is_free(
         (4, 0, 0, 1.0)
     ] * len(hosts)
     network.sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
-    rows = snapshot(processes=processes).rows
-    # Until the last one is a millisecond old.
-    deadline = time.monotonic() + 10
-    while any(row.reusable != 4 for row in rows[1:]) and time.monotonic() < deadline:
+
+    def look() -> list[Row]:
         rows = snapshot(processes=processes).rows
+        return list(rows) if all(row.reusable == 4 for row in rows[1:]) else []
+
+    rows = limits.until(look, "the last TIME_WAIT is a millisecond old")
     # By default only between loopback addresses.
     assert (rows[0].destination.host, rows[0].reusable, rows[0].free) == ("192.0.2.7", 0, 0)
     assert all((row.in_use, row.taken, row.free) == (4, 0, 4) for row in rows[1:])
@@ -440,7 +441,7 @@ def test_owners_of_a_socket_that_is_shared(opened: Callable[..., socket.socket])
     try:
         pids = {each.pid for each in owners().by_inode[os.fstat(sock.fileno()).st_ino]}
     finally:
-        child.communicate()
+        child.communicate(timeout=limits.LIMIT)
     assert pids == {os.getpid(), child.pid}
 
 
@@ -458,7 +459,7 @@ class TestOtherNamespaces:
                 assert taken.ports == PortRange(LOW, HIGH)
                 assert [row.in_use for row in taken.rows] == [1]
             assert netns.current() == elsewhere
-        child.communicate()
+        child.communicate(timeout=limits.LIMIT)
 
     def test_by_a_name_that_there_is_not(self, network: Network) -> None:
         del network

@@ -15,6 +15,7 @@ from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.observe import Snapshot, snapshot
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import close_first
 
 LOW, HIGH = 20000, 20999
@@ -32,6 +33,7 @@ def listed(protocol: str) -> Iterator[tuple[str, str, int, str]]:
             check=True,
             capture_output=True,
             text=True,
+            timeout=limits.COMMAND_LIMIT,
         ).stdout
     except FileNotFoundError:
         pytest.skip("needs ss, of iproute2")
@@ -90,20 +92,20 @@ def everything(network: Network, servers: Servers, closing: contextlib.ExitStack
     for number, host in enumerate(HOSTS, 3):
         for _ in range(number):
             opened(host)
-            closing.enter_context(listener.accept()[0])
+            closing.enter_context(limits.accept(listener)[0])
             opened(host, socket.SOCK_DGRAM)
         for _ in range(number + 4):
             client = opened(host)
-            close_first(client, listener.accept()[0], uapi.TCP_TIME_WAIT)
+            close_first(client, limits.accept(listener)[0], uapi.TCP_TIME_WAIT)
         for _ in range(number + 2):
             # FIN-WAIT-2 at whoever is first, CLOSE-WAIT at the other.
-            first, second = opened(host), closing.enter_context(listener.accept()[0])
+            first, second = opened(host), closing.enter_context(limits.accept(listener)[0])
             if number % 2:
                 first, second = second, first
             first.shutdown(socket.SHUT_WR)
-            assert second.recv(1) == b""
+            assert limits.receive(second) == b""
             second.send(b"x")
-            assert first.recv(1) == b"x"
+            assert limits.receive(first) == b"x"
     # A queue that is full after one: what comes then gets no answer.
     servers.listen("127.0.0.1", PORT + 1, backlog=0)
     for _ in range(4):

@@ -12,6 +12,7 @@ from connectx.observe.history import Pair
 from connectx.observe.usage import look_at
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import reset_on_close
 
 RANGE = PortRange(20000, 20099)
@@ -68,11 +69,11 @@ def test_nobody_has_a_time_wait(closing: contextlib.ExitStack, servers: Servers)
     listener = servers.listen("127.0.0.2", PORT + 1)
     sock = closing.enter_context(socket.socket())
     sock.connect(("127.0.0.2", PORT + 1))
-    peer, (_, port) = listener.accept()
+    peer, (_, port) = limits.accept(listener)
     sock.shutdown(socket.SHUT_RDWR)
-    assert peer.recv(1) == b""
+    assert limits.receive(peer) == b""
     peer.close()
-    assert sock.recv(1) == b""
+    assert limits.receive(sock) == b""
     detail = look_at(Pair("tcp", "127.0.0.1", Endpoint("127.0.0.2", PORT + 1)))
     assert detail.ports == (port,)
     assert detail.states == {"TIME-WAIT": 1}

@@ -51,7 +51,7 @@ def race_for(
     with children() as start:
         for child in [start(functools.partial(contend, party)) for party in range(parties)]:
             child.receive()
-            child.wait()
+            child.finish()
     assert all(outcomes)
     count = len(destinations)
     return [

@@ -15,6 +15,7 @@ from connectx.addresses import PortRange
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.socket_dump import Filter, records
+from tests import limits
 from tests.race.connecting import DESTINATIONS, HOST, Address, Connect, by_create_connection
 from tests.race.ownership import Ownership
 from tests.race.processes import Child, children
@@ -88,7 +89,8 @@ class Competition:
             for place in range(self.places):
                 begin(place)
             while running:
-                ready, _, _ = select.select(list(running), [], [])
+                ready, _, _ = select.select(list(running), [], [], limits.LIMIT)
+                assert ready, f"none of {len(running)} processes has come to its end"
                 for report in ready:
                     place, child = running.pop(report)
                     if child.receive() == b"k":
@@ -110,7 +112,7 @@ class Competition:
             )
             for child in finished:
                 child.resume()
-                child.wait()
+                child.finish()
         return result
 
     def in_the_kernel(self) -> Counter[int]:

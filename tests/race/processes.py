@@ -10,12 +10,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Final, Literal
+from typing import Literal
 
 from connectx.linux import uapi
-
-#: How long to wait for another process, in seconds: far longer than any takes.
-PATIENCE: Final = 30.0
+from tests import limits
 
 
 class Child:
@@ -51,25 +49,34 @@ class Child:
     def receive(self, size: int = 1) -> bytes:
         """Wait for bytes that the task sends; fewer once it has ended."""
         data = b""
-        while len(data) < size and (more := os.read(self.report, size - len(data))):
+        while len(data) < size:
+            limits.readable(self.report)
+            if not (more := os.read(self.report, size - len(data))):
+                break
             data += more
         return data
 
     def kill(self) -> None:
         """Kill it, and wait until its sockets are gone with it."""
         os.kill(self.pid, signal.SIGKILL)
-        self.wait(killed=True)
+        self.finish(killed=True)
 
-    def wait(self, *, killed: bool = False) -> None:
+    def finish(self, *, killed: bool = False) -> None:
         """Wait for its end; AssertionError if that was another than expected."""
-        pid, self.pid = self.pid, 0
-        _, status = os.waitpid(pid, 0)
+        status = limits.status_of(self.pid)
+        self.pid = 0
         os.close(self.report)
-        assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if killed else 0)
+        assert status == (-signal.SIGKILL if killed else 0)
 
     def wait_until_stopped(self) -> None:
         """Wait for it to stop itself by SIGSTOP."""
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
+
+        def look() -> tuple[int, int] | None:
+            found = os.waitpid(self.pid, os.WUNTRACED | os.WNOHANG)
+            os.sched_yield()
+            return found if found[0] else None
+
+        _, status = limits.until(look, f"the child {self.pid} stops itself")
         assert os.WIFSTOPPED(status), status
 
     def resume(self) -> None:
@@ -91,7 +98,7 @@ def children() -> Iterator[Callable[[Callable[[Callable[[bytes], None]], None]],
         for child in started:
             if child.pid:
                 os.kill(child.pid, signal.SIGKILL)
-                os.waitpid(child.pid, 0)
+                limits.status_of(child.pid)
                 os.close(child.report)
 
 
@@ -117,7 +124,7 @@ class Barrier:
         """turn: how often this was called before, counted from 0."""
         mark = turn % 255 + 1
         self._arrivals[party] = mark
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + limits.LIMIT
         # Another may be a turn ahead, when it has seen all arrive and we have not.
         marks = {mark, mark % 255 + 1}
         while not marks.issuperset(self._arrivals):

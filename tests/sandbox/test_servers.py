@@ -9,6 +9,7 @@ import pytest
 
 from connectx.linux import uapi
 from connectx.sandbox.servers import EchoServer, Servers, listen
+from tests import limits
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -19,7 +20,7 @@ def test_streams_come_back_and_peers_are_seen(servers: Servers, host: str) -> No
     with socket.create_connection(address) as first, socket.create_connection(address) as second:
         for client in (second, first):
             client.sendall(b"hello")
-            assert client.recv(100) == b"hello"
+            assert limits.receive(client, 100) == b"hello"
         assert server.peers() == [first.getsockname()[:2], second.getsockname()[:2]]
 
 
@@ -33,7 +34,7 @@ def test_datagrams_come_back_and_senders_are_seen_once(
     client.connect((host, 9000))
     for _ in range(2):
         client.send(b"hello")
-        assert client.recv(100) == b"hello"
+        assert limits.receive(client, 100) == b"hello"
     assert server.peers() == [client.getsockname()[:2]]
 
 
@@ -91,7 +92,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     # The server inherits standard output, which is closed only when the server ends too.
     parent = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, check=False, timeout=60
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=limits.COMMAND_LIMIT,
     )
     assert parent.returncode == -signal.SIGKILL
     listen().close()

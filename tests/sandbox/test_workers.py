@@ -15,6 +15,7 @@ import pytest
 
 from connectx.sandbox import workers
 from connectx.sandbox.workers import Crew, descriptors_free, in_worker, sparingly
+from tests import limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +98,7 @@ class TestTasks:
             with far:
                 worker = crew.fork(far)
             worker.start(send, b"here").result()
-            assert near.recv(16) == b"here"
+            assert limits.receive(near, 16) == b"here"
 
 
 class TestDescriptors:
@@ -176,8 +177,8 @@ class TestEnd:
             "signal.pause()\n"
         )
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as creator:
-            assert creator.stdout is not None
-            assert creator.stdout.readline() == b"ready\n"
+            assert limits.line_from(creator) == b"ready\n"
             creator.kill()
+            assert creator.stdout
             # The worker has standard output too: it is closed only when both have ended.
             assert creator.stdout.read() == b""

@@ -15,6 +15,7 @@ from connectx.cli.main import main
 from connectx.linux import features
 from connectx.linux.features import Probe
 from connectx.sandbox import workers
+from tests import limits
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -126,6 +127,6 @@ class TestInterruption:
             # As the terminal does it on Ctrl-C: to each process of the group.
             os.killpg(process.pid, signal.SIGINT)
             assert b"Traceback" not in read_to_end(screen)
-            assert process.wait() == 130
+            assert process.wait(limits.LIMIT) == 130
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)

@@ -10,6 +10,7 @@ import pytest
 
 from connectx.cli.main import main
 from connectx.lab import trials
+from tests import limits
 from tests.lab.commands import on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class TestRefusal:
             read_until(screen, b"opening")
             os.killpg(process.pid, signal.SIGINT)
             assert b"Traceback" not in read_to_end(screen)
-            assert process.wait() == 130
+            assert process.wait(limits.LIMIT) == 130
         assert [path.read_text() for path in tmp_path.iterdir()] == ["the former one"]
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)

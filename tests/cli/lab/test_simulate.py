@@ -15,6 +15,7 @@ from connectx.cli.lab.strip import Strips
 from connectx.cli.main import main
 from connectx.lab import simulate
 from connectx.lab.simulate import Settings
+from tests import limits
 from tests.lab.commands import on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class TestAnimation:
         arguments = ("lab", "simulate", "--seed", "1", "--animate", "--delay", "0")
         with on_a_terminal(*arguments, COLUMNS="80") as (process, screen):
             seen = read_to_end(screen)
-            assert process.wait() == 0
+            assert process.wait(limits.LIMIT) == 0
         assert seen.index(HIDE_CURSOR) < seen.index(SHOW_CURSOR)
         assert COLOUR.search(seen)
         plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen)
@@ -240,6 +241,6 @@ class TestAnimation:
             read_until(screen, b"[1]")
             os.killpg(process.pid, signal.SIGINT)
             seen = read_to_end(screen)
-            assert process.wait() == 130
+            assert process.wait(limits.LIMIT) == 130
         assert SHOW_CURSOR in seen
         assert b"Traceback" not in seen

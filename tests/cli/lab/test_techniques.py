@@ -14,6 +14,7 @@ from connectx.addresses import PROTOCOLS
 from connectx.cli.main import main
 from connectx.lab import calls, mixing, resources, technique_table, techniques, trials
 from connectx.lab.transports import Transport
+from tests import limits
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -156,6 +157,6 @@ class TestInterruption:
             read_until(screen, phase.encode())
             os.killpg(process.pid, signal.SIGINT)
             assert b"Traceback" not in read_to_end(screen)
-            assert process.wait() == 130
+            assert process.wait(limits.LIMIT) == 130
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)

@@ -26,6 +26,7 @@ from connectx.cli.top.model import Model, Sort
 from connectx.cli.top.screens import PairScreen, TableScreen
 from connectx.cli.top.table import PairTable
 from connectx.cli.top.watcher import Counted, Failed
+from tests import limits
 from tests.api.calls import reset_on_close
 from tests.cli.top.states import DNS, FILLING, Still, busy, counted, snapshot, top
 from tests.lab.commands import on_a_terminal, read_to_end, read_until
@@ -269,7 +270,7 @@ class TestOnATerminal:
             assert b"\x1b[?1000l" in shown
             assert b"Traceback" not in shown
             assert termios.tcgetattr(screen) == before
-            assert process.wait() == 0
+            assert process.wait(limits.LIMIT) == 0
 
     @pytest.mark.parametrize("how", ["the key", signal.SIGINT, signal.SIGTERM], ids=str)
     def test_ctrl_c(self, how: str | signal.Signals) -> None:
@@ -284,14 +285,14 @@ class TestOnATerminal:
             assert b"\x1b[?1049l" in shown
             assert b"Traceback" not in shown
             assert termios.tcgetattr(screen) == before
-            assert process.wait() == 0
+            assert process.wait(limits.LIMIT) == 0
 
     @pytest.mark.parametrize("no_colour", ["", "1"])
     def test_colours(self, no_colour: str) -> None:
         environment = {"NO_COLOR": no_colour} if no_colour else {}
         with on_a_terminal("top", **environment) as (process, screen):
             shown = read_until_and_quit(screen)
-            assert process.wait() == 0
+            assert process.wait(limits.LIMIT) == 0
         styles = b";".join(re.findall(rb"\x1b\[([0-9;]*)m", shown)).split(b";")
         colours = {int(each) for each in styles if each and 30 <= int(each) <= 107}
         # 39 and 49 are the default colours; 38 and 48 would be beyond the terminal's sixteen.
@@ -302,7 +303,7 @@ class TestOnATerminal:
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         with on_a_terminal("top", "--netns", str(child.pid), "--interval", "0.1") as (_, screen):
             read_until(screen, b"90.0 %")
-            child.communicate()
+            child.communicate(timeout=limits.LIMIT)
             read_until(screen, b"no longer exists")
             os.write(screen, b"q")
             read_to_end(screen)
@@ -311,6 +312,7 @@ class TestOnATerminal:
 def read_until_and_quit(screen: int) -> bytes:
     shown = b""
     while b"90.0 %" not in shown:
+        limits.readable(screen)
         shown += os.read(screen, 65536)
     os.write(screen, b"q")
     return shown + read_to_end(screen)
@@ -324,7 +326,7 @@ class TestRefusal:
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=60,
+            timeout=limits.COMMAND_LIMIT,
         )
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr == (
@@ -349,7 +351,7 @@ class TestRefusal:
             check=False,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=limits.COMMAND_LIMIT,
         )
         assert (result.returncode, result.stderr) == (0, "")
         assert "Ctrl-C  quit" in result.stdout

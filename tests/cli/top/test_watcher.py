@@ -13,6 +13,7 @@ from connectx.cli.top import watcher as module
 from connectx.cli.top.watcher import Counted, Failed, Looked, Watcher
 from connectx.linux.netlink import DumpInterrupted
 from connectx.observe.history import Pair
+from tests import limits
 from tests.cli.top.states import snapshot
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def started(closing: contextlib.ExitStack, watcher: Watcher) -> queue.SimpleQueu
 def test_counts_again_and_again(network: Network, closing: contextlib.ExitStack) -> None:
     network.port_range(20000, 20099)
     told = started(closing, Watcher(0.1, ["tcp"]))
-    first, second = told.get(timeout=10), told.get(timeout=10)
+    first, second = told.get(timeout=limits.LIMIT), told.get(timeout=limits.LIMIT)
     assert isinstance(first, Counted)
     assert isinstance(second, Counted)
     assert first.snapshot.ports == PortRange(20000, 20099)
@@ -47,13 +48,13 @@ def test_looks_closer_at_once(network: Network, closing: contextlib.ExitStack) -
     # The next round by itself would be a day later.
     watcher = Watcher(86400, ["tcp"], port_range=PortRange(1, 2))
     told = started(closing, watcher)
-    assert isinstance(told.get(timeout=10), Counted)
+    assert isinstance(told.get(timeout=limits.LIMIT), Counted)
     watcher.look(PAIR)
-    looked = told.get(timeout=10)
+    looked = told.get(timeout=limits.LIMIT)
     assert isinstance(looked, Looked)
     assert looked.pair == PAIR
     assert looked.detail.within == PortRange(1, 2)
-    assert isinstance(told.get(timeout=10), Counted)
+    assert isinstance(told.get(timeout=limits.LIMIT), Counted)
     watcher.look(None)
     assert told.empty()
 
@@ -89,16 +90,16 @@ def test_an_error_is_told_and_does_not_end_it(
 
     monkeypatch.setattr(module, "snapshot", count)
     told = started(closing, watcher := Watcher(0.1, ["tcp"]))
-    failed = told.get(timeout=10)
+    failed = told.get(timeout=limits.LIMIT)
     assert isinstance(failed, Failed)
     assert failed.error is error
-    assert isinstance(told.get(timeout=10), Counted)
+    assert isinstance(told.get(timeout=limits.LIMIT), Counted)
     watcher.stop()
 
 
 def test_a_namespace_that_there_is_not(closing: contextlib.ExitStack) -> None:
     told = started(closing, Watcher(86400, ["tcp"], netns="no-such-name"))
-    failed = told.get(timeout=10)
+    failed = told.get(timeout=limits.LIMIT)
     assert isinstance(failed, Failed)
     assert "no such network namespace" in str(failed.error)
 
@@ -111,7 +112,7 @@ def test_a_mistake_of_ours_is_raised_where_it_is_seen(monkeypatch: pytest.Monkey
     told: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     watcher = Watcher(0.1, ["tcp"])
     watcher.start(told.put)
-    assert isinstance(told.get(timeout=10), Failed)
+    assert isinstance(told.get(timeout=limits.LIMIT), Failed)
     watcher.stop()
     with pytest.raises(ZeroDivisionError):
         watcher.join()

@@ -11,6 +11,7 @@ from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.route import encode_request
 from connectx.linux.sock_diag import encode_lookup
 from connectx.linux.socket_dump import Filter, encode_dump
+from tests import limits
 from tests.linux.captures.replay import SEQUENCE
 
 HERE = Path(__file__).parent
@@ -61,7 +62,7 @@ def record_sockets(stack: ExitStack) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.bind((host, port))
         client.connect((host, 80))
-        stack.enter_context(listener.accept()[0])
+        stack.enter_context(limits.accept(listener)[0])
     lookup("lookup-tcp-none", uapi.IPPROTO_TCP, 20999)
     dump("dump-tcp", uapi.IPPROTO_TCP, uapi.AF_INET6)
     dump("dump-empty", uapi.IPPROTO_TCP, uapi.AF_INET6, destination=LOOPBACK6, destination_port=9)
