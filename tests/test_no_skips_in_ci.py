@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import limits
+
 ROOT = Path(__file__).parent.parent
 
 SUITE = """
@@ -42,15 +44,17 @@ def run(suite: Path, *, ci: str) -> list[str]:
     """Run the suite as CI or not; the closing lines of its report."""
     (suite / "test_skips.py").write_text(SUITE)
     (suite / "test_collection.py").write_text("import pytest; pytest.importorskip('no_such')")
-    options = ["-p", "tests.plugins.no_skips_in_ci", "-p", "no:cacheprovider", "-n", "1", "-rfE"]
+    # Of all the plugins installed only these: to load the others takes longer than the suite.
+    plugins = ("xdist", "tests.plugins.no_skips_in_ci", "no:cacheprovider")
+    options = [*(f"-p{plugin}" for plugin in plugins), "-n", "1", "-rfE"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-c", os.devnull, "--rootdir", suite, suite],
         check=False,
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "CI": ci},
-        timeout=60,
+        env={**os.environ, "CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        timeout=limits.COMMAND_LIMIT,
     )
     return result.stdout.splitlines()
 

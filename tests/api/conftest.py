@@ -8,7 +8,6 @@ from connectx.sandbox.servers import Servers
 from tests.api.calls import CALLS, Call, Client, is_stream
 from tests.api.owner import HIGH, LOW, Owner
 from tests.kernel.raw import FIRST, SECOND, THIRD, Transport
-from tests.plugins.collections_and_loops import quick_collections  # noqa: F401 -- fixtures
 
 
 @pytest.fixture(params=list(CALLS))

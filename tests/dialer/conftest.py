@@ -5,7 +5,7 @@ from connectx.sandbox.servers import Servers
 from tests.api.calls import is_stream
 from tests.dialer.drivers import DRIVERS, HIGH, LOOPS, LOW, Driver
 from tests.kernel.raw import FIRST, SECOND, Transport
-from tests.plugins.collections_and_loops import quick_collections, uvloop_has_its_pipe  # noqa: F401 -- fixtures
+from tests.plugins.collections_and_loops import uvloop_has_its_pipe  # noqa: F401 -- a fixture
 
 
 @pytest.fixture(params=list(DRIVERS))

@@ -64,7 +64,13 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 CAP_SETFCAP = 1 << 31
 
-ARGUMENTS = ["-p", "connectx.testing.fixtures", "-p", "no:cacheprovider", "-rA"]
+ARGUMENTS = ["-p", "xdist", "-p", "connectx.testing.fixtures", "-p", "no:cacheprovider", "-rA"]
+
+
+@pytest.fixture(autouse=True)
+def _few_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To load all that are installed takes longer than a suite here."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 def test_what_a_test_leaves_is_an_error(pytester: pytest.Pytester) -> None:
