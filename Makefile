@@ -25,7 +25,7 @@ report: $(STAMPS)/demo $(STAMPS)/installed  ## measure how this kernel gives out
 	@$(RUN) -m connectx lab report $(ARGS)
 
 test: $(STAMPS)/test $(STAMPS)/installed  ## run the whole test suite against the built wheel
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-kernels: $(STAMPS)/test $(STAMPS)/installed  ## run the quick tests under another kernel: KERNEL=directory with an unpacked linux-image package
 	scripts/test-kernel $(ARGS)

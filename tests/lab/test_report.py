@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.xdist_group("report"),
-    # Each test that comes first in its worker waits for the experiments.
-    pytest.mark.timeout(300),
-]
+# The first one waits for the experiments.
+pytestmark = pytest.mark.timeout(300)
 
 PORTS = "20000-21023"
 
