@@ -207,11 +207,13 @@ class TestMeasurements:
         "name", ["churn", "empty range", "own socket", "new destinations", "dialer", "memory"]
     )
     def test_finds_all_its_figures(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Nobody waits in a test: then nothing is idle yet, which changes the figure only.
+        # Nobody waits in a test: then nothing is idle yet, which changes the figure only. So
+        # does how many destinations there are.
         monkeypatch.setattr(memory, "_IDLE", 0)
         # More than there are ports.
         monkeypatch.setattr(turns, "CALLS", 110)
         monkeypatch.setattr(turns, "NEW_DESTINATIONS", 110)
+        monkeypatch.setattr(memory, "_DESTINATIONS", 100)
         figures = MEASUREMENTS[name](SETTINGS).figures
         assert sorted(figures) == sorted(target.figure for target in report.targets_of([name]))
         assert all(math.isfinite(value) for value in figures.values())

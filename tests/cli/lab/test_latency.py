@@ -56,7 +56,7 @@ class TestOutput:
 
     @needs_windows
     def test_the_table_of_window_sizes(self) -> None:
-        result = lab_latency("--windows", "--ports", "40000-51999")
+        result = lab_latency("--windows", "--ports", "40000-51999", "--connections", "200")
         assert result.returncode == 0
         for size in (500, 1000, 5000, 10000):
             assert f"one-window:{size} " in result.stdout
