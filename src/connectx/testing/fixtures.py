@@ -115,15 +115,14 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"the test left child processes: {_describe(left)}", pytrace=False)
     if request.node.stash.get(_FAILED, False):
         return
-    found = _descriptors()
-    if found.items() - descriptors.items():
+    leaked, kept = _leaked(descriptors)
+    # Not after every test: it takes longer than many a test does.
+    if leaked or kept > _KEPT_NETLINK_SOCKETS:
         gc.collect()
-        found = _descriptors()
-    added = dict(found.items() - descriptors.items())
-    if leaked := {number: target for number, target in added.items() if not _is_netlink(number)}:
+        leaked, kept = _leaked(descriptors)
+    if leaked:
         pytest.fail(f"the test left descriptors open: {leaked}", pytrace=False)
-    sockets = [number for number, target in found.items() if target.startswith("socket:")]
-    if (kept := sum(map(_is_netlink, sockets))) > _KEPT_NETLINK_SOCKETS:
+    if kept > _KEPT_NETLINK_SOCKETS:
         pytest.fail(f"netlink sockets pile up: {kept} are open", pytrace=False)
 
 
@@ -155,6 +154,18 @@ def closing() -> Iterator[contextlib.ExitStack]:
 def _require_isolation(isolation: Isolation) -> None:
     if not isolation.refusal and netns.current() == isolation.machine:
         pytest.fail("the test would run on the machine's own network", pytrace=False)
+
+
+def _leaked(before: dict[int, str]) -> tuple[dict[int, str], int]:
+    """The descriptors opened since, netlink sockets apart, and how many of those are open."""
+    found = _descriptors()
+    netlink = {
+        number
+        for number, target in found.items()
+        if target.startswith("socket:") and _is_netlink(number)
+    }
+    added = dict(found.items() - before.items())
+    return {number: added[number] for number in added.keys() - netlink}, len(netlink)
 
 
 def _descriptors() -> dict[int, str]:
