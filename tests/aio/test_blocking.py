@@ -83,7 +83,7 @@ def test_other_tasks_go_on_while_a_call_waits_for_a_handshake(
 
     async def scenario() -> None:
         calls = [
-            asyncio.ensure_future(aio.create_connection((host, SILENT), 0.1)) for _ in range(3)
+            asyncio.ensure_future(aio.create_connection((host, SILENT), 0.5)) for _ in range(3)
         ]
         turns = 0
         while not all(call.done() for call in calls):

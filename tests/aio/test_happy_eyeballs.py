@@ -98,7 +98,7 @@ def test_without_a_delay_one_comes_after_the_other(
     async def scenario() -> None:
         with (
             names(both=("::1", "127.0.0.1")),
-            await call(("both", SILENT), 0.1, happy_eyeballs_delay=None) as sock,
+            await call(("both", SILENT), 0.5, happy_eyeballs_delay=None) as sock,
         ):
             assert sock.getpeername()[0] == "127.0.0.1"
 

@@ -394,10 +394,11 @@ class TestTurns:
                     await to.create_connection(address, timeout)
                 ended.append(name)
 
-            calls = [await start(call("first", 0.4)), await start(call("second", 0.4))]
+            # Long enough for the two others to get into line meanwhile, on a busy machine too.
+            calls = [await start(call("first", 1.5)), await start(call("second", 1.5))]
             while (await to.capacity(address)).in_use < 2:
                 pass
-            calls.append(await start(call("patient", 1.5)))
+            calls.append(await start(call("patient", 1.0)))
             await waits.reach(1)
             calls.append(await start(call("hasty", 0.1)))
             await waits.reach(2)
@@ -536,11 +537,11 @@ class TestDeadline:
             waits = Waits()
             to = driver.dialer(wait=FOREVER, on_wait=waits)
             held = [closing.enter_context(await to.create_connection(HERE)) for _ in PORTS]
-            call = await start(to.create_connection(HERE, 0.05))
+            call = await start(to.create_connection(HERE, 0.5))
             await waits.reach(1)
-            asyncio.get_running_loop().call_later(0.2, close, held[0])
+            asyncio.get_running_loop().call_later(0.7, close, held[0])
             sock = closing.enter_context(await call)
-            assert sock.gettimeout() == (0 if driver.cancels else 0.05)
+            assert sock.gettimeout() == (0 if driver.cancels else 0.5)
 
         driver.run(scenario)
 
