@@ -172,13 +172,7 @@ class TestSockets:
 
     def test_tables(self, network: Network, servers: Servers) -> None:
         network.sysctl("net.ipv4.tcp_max_tw_buckets", 77)
-        listener = servers.listen("127.0.0.1", PORT)
-        with socket.create_connection(("127.0.0.1", PORT)) as client:
-            server, _ = limits.accept(listener)
-            client.shutdown(socket.SHUT_WR)
-            limits.receive(server)
-            server.close()
-            limits.receive(client)
+        leave_time_wait(servers.listen("127.0.0.1", PORT), ("127.0.0.1", PORT))
         found = scrape(SocketCollector())
         assert found["connectx_time_wait_sockets"] == 1
         assert found["connectx_time_wait_sockets_limit"] == 77
@@ -512,14 +506,9 @@ class TestConventions:
 
     def test_observe_itself_does_without_the_client(self) -> None:
         code = "import sys, connectx.observe; print('prometheus_client' in sys.modules)"
-        result = subprocess.run(
-            [sys.executable, "-c", code],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=limits.COMMAND_LIMIT,
-        )
-        assert result.stdout == "False\n"
+        command = [sys.executable, "-c", code]
+        said = subprocess.check_output(command, text=True, timeout=limits.COMMAND_LIMIT)
+        assert said == "False\n"
 
 
 class TestRules:
