@@ -213,11 +213,6 @@ class TestSetup:
         assert result.returncode == 1
         assert "older than Python 3.11" in result.stderr
 
-    def test_unknown_set(self, tree: Path) -> None:
-        result = self.setup(tree, "everything")
-        assert result.returncode == 2
-        assert "usage:" in result.stderr
-
     @pytest.fixture
     def without_tools(self, tree: Path) -> str:
         """A PATH with the shell's own needs, a .venv that is ready, and no other command."""
@@ -228,6 +223,11 @@ class TestSetup:
         (tree / ".venv" / "bin").mkdir(parents=True)
         self.command(tree, "../.venv/bin/python", "exit 0")
         return str(tree / "bin")
+
+    def test_unknown_set(self, tree: Path, without_tools: str) -> None:
+        result = self.setup(tree, "everything", without_tools)
+        assert result.returncode == 2
+        assert "usage:" in result.stderr
 
     def test_bench_needs_a_compiler(self, tree: Path, without_tools: str) -> None:
         result = self.setup(tree, "bench", without_tools)
