@@ -212,13 +212,13 @@ class TestServing:
         """Each octet comes in time, but the whole request does not."""
         del net
         monkeypatch.setattr(serving, "_PATIENCE", 0.5)
+        begun = time.monotonic()
         with (
             application(connectx.Dialer()),
             socket.create_connection(("127.0.0.1", 9765)) as sock,
         ):
             sock.sendall(b"GET /metrics HTTP/1.0\r\nA: ")
             sock.settimeout(0.05)
-            begun = time.monotonic()
             with contextlib.suppress(ConnectionError):
                 # Until the server closes, which does not wait for the end of the header.
                 while not hung_up(sock):
