@@ -13,8 +13,11 @@ pytest_plugins = [
     "tests.plugins.trio_threads",
 ]
 
-# A time limit for one example fails on a busy machine and says nothing about the code.
-hypothesis.settings.register_profile("connectx", deadline=None)
+# Time limits, for an example and for making one up, fail on a busy machine and say nothing about
+# the code.
+hypothesis.settings.register_profile(
+    "connectx", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("connectx")
 
 
