@@ -94,7 +94,7 @@ class KernelModel:
         self.now = 0
         self.probes: list[int] = []
         self._random = random.Random(seed)  # noqa: S311 - to be repeatable is what it is for
-        self._counter = itertools.count(1)
+        self._connected = 0
         # TCP: by port; and by source address and destination, then by port, so that a search
         # only looks up a number for each port.
         self._buckets: dict[int, Bucket] = {}
@@ -167,7 +167,8 @@ class KernelModel:
             self._connect_datagram(sock)
         sock.destination = destination
         sock.state = State.ESTABLISHED
-        sock.order = next(self._counter)
+        self._connected += 1
+        sock.order = self._connected
 
     def disconnect(self, sock: ModelSocket) -> None:
         """Undo connect() by AF_UNSPEC: what the kernel chose goes, what bind() got stays."""
