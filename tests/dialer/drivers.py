@@ -33,7 +33,7 @@ SIZE: Final = HIGH - LOW + 1
 PORTS: Final = list(range(LOW, HIGH + 1))
 
 #: For what must not take long, if it does: a wait that nobody ends.
-FOREVER: Final = 30.0
+FOREVER: Final = limits.LIMIT
 
 
 def nothing_open(policy: Policy) -> bool:
