@@ -8,6 +8,7 @@ namespace, so each call opens its file anew, which takes about 3 µs.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from typing import Final
 
@@ -66,7 +67,9 @@ def read(name: str) -> str:
             the message says which.
     """
     try:
-        descriptor = os.open(_DIRECTORY + name, os.O_RDONLY | os.O_CLOEXEC)
+        # An object and not a descriptor: a signal's exception that comes before the next line
+        # would leave that open for good.
+        file = io.FileIO(_DIRECTORY + name)
     except FileNotFoundError as error:
         cause = (
             f"this kernel has no sysctl net.ipv4.{name}"
@@ -74,15 +77,13 @@ def read(name: str) -> str:
             else f"cannot read the sysctl net.ipv4.{name}: is /proc mounted?"
         )
         raise FileNotFoundError(errno.ENOENT, cause, _DIRECTORY + name) from error
-    try:
-        text = os.read(descriptor, 4096)
+    with file:
+        text = file.read(4096)
         if len(text) == 4096:
             # The kernel writes a bitmap in one go and cuts off what does not fit. A second
             # read at the new offset returns nothing (proc_do_large_bitmap), so
             # open().read() would lose the rest silently.
-            text = os.pread(descriptor, _WHOLE, 0)
-    finally:
-        os.close(descriptor)
+            text = os.pread(file.fileno(), _WHOLE, 0)
     return text.decode("ascii")
 
 
