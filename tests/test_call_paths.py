@@ -53,4 +53,4 @@ def test_the_script_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert script().main(["--path"]) == 0
     printed = capsys.readouterr().out
     assert "create_connection, UDP, new destination" in printed
-    assert "claim  (_connect/udp_lock.py)" in printed
+    assert "claim  (_connect/udp_connect.py)" in printed

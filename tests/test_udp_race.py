@@ -1,7 +1,7 @@
 """Many processes on the same UDP ports: no 4-tuple is ever given to two of them.
 
 And the same races with one of the lock's protections taken out, to show that they
-would be lost without. What is up to chance here, tests/_connect/test_udp_lock_interleavings.py
+would be lost without. What is up to chance here, tests/_connect/test_udp_connect_interleavings.py
 goes through in every order on a model.
 """
 

@@ -14,10 +14,10 @@ from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection, opening
 from connectx._connect.names import by_name
 from connectx._connect.request import parse_literal
-from connectx._connect.waits import Handshake, Names, NewWaiter, Pause, Race, Work
+from connectx._connect.steps import Handshake, Names, NewWaiter, Pause, Race, Work
 
 if TYPE_CHECKING:
-    from connectx._connect.waits import Steps, Wait
+    from connectx._connect.steps import Steps, Wait
     from connectx.addresses import Address
 
 _T = TypeVar("_T")
@@ -155,7 +155,7 @@ def run(steps: Steps[_T]) -> _T:
 
 
 def _wait(wait: Wait) -> Any:
-    """Wait for one thing; see connectx._connect.waits."""
+    """Wait for one thing; see connectx._connect.steps."""
     if isinstance(wait, Handshake):
         return _shake_hands(wait)
     if isinstance(wait, Work):

@@ -97,7 +97,7 @@ class _Driver:
         return Outcome.SOME_FREE if self.plan.ledger.survey(in_use) else Outcome.NONE_FREE
 
     def _claim(self, port: int) -> Outcome | None:
-        # As connectx._connect.udp_lock; here nothing comes in between.
+        # As connectx._connect.udp_connect; here nothing comes in between.
         source = Endpoint(self.host or self.kernel.address, port)
         self.sock.reuseaddr = True
         try:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 import connectx._dial.call as calls
-from connectx._connect.waits import Handshake, NewWaiter, Pause, Steps
+from connectx._connect.steps import Handshake, NewWaiter, Pause, Steps
 from connectx._dial.call import Rules
-from connectx._dial.destination import Destinations, Slot
 from connectx._dial.endings import Ending
+from connectx._dial.slots import Destinations, Slot
 from connectx._dial.sources import Sources
 from connectx.addresses import Endpoint, PortRange
 from connectx.errors import PortsExhausted

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeAlias
 
 import connectx
-from connectx._connect import connection, udp_lock
+from connectx._connect import connection, udp_connect
 from connectx.linux import uapi
 
 Address: TypeAlias = tuple[str, int]
@@ -37,7 +37,7 @@ def by_stream(source: Address, destination: Address) -> socket.socket:
 def replace_claim(variant: Callable[..., None]) -> None:
     """Put another function in the place of the UDP lock, in this process."""
     replaced = 0
-    for module in (connection, udp_lock):
+    for module in (connection, udp_connect):
         if getattr(module, "claim", None) is not None:
             module.claim = variant  # type: ignore[attr-defined]
             replaced += 1

@@ -1,13 +1,13 @@
 """The UDP lock with one of its protections taken out, to show that each is needed.
 
-They take the place of connectx._connect.udp_lock.claim and have its arguments.
+They take the place of connectx._connect.udp_connect.claim and have its arguments.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from connectx._connect.udp_lock import Contested
+from connectx._connect.udp_connect import Contested
 from connectx.linux.uapi import SO_COOKIE, SO_REUSEADDR, SOL_SOCKET, TCP_ESTABLISHED
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ How a call goes, file by file:
     connection       does what the attempt says, and all else but waiting
       attempt        what to do next; strategies.py has its tables
       ledger         which ports may be free
-      udp_lock       the critical section of a UDP connection
+      udp_connect    the critical section of a UDP connection
       failures       the error for a verdict
     own_socket       sockets that report their end, and can be replaced
     callers_socket   sockets that must be left as they were found
     names            from a name to the addresses to try
-    waits            what a driver has to wait for
+    steps            what a driver has to wait for
 
 Nearly every call ends with its first proposal. `Connection.begin` makes that one, without an
 attempt, and returns a generator for whatever is left. A driver goes through the generator:

@@ -13,7 +13,7 @@ from connectx._connect.connection import Connection
 from connectx._connect.namespace import identity_of
 from connectx._connect.plan import Options, absence
 from connectx._connect.request import parse, require_served
-from connectx._connect.udp_lock import claim_by_placeholder, claim_releasable
+from connectx._connect.udp_connect import claim_by_placeholder, claim_releasable
 from connectx.addresses import SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
@@ -31,7 +31,7 @@ from connectx.linux.uapi import (
 
 if TYPE_CHECKING:
     from connectx._connect.request import Request
-    from connectx._connect.waits import Steps
+    from connectx._connect.steps import Steps
     from connectx.addresses import Address, PortRange
 
 #: Of the C class, which the standard library's and its subclasses share.

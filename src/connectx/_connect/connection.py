@@ -2,7 +2,7 @@
 
 `Connection.begin` makes the first proposal, with which nearly every call ends. What is left
 after that is a generator that does what the attempt says and yields what has to be waited
-for (connectx._connect.waits). There is one of each, for all that connects: connectx(),
+for (connectx._connect.steps). There is one of each, for all that connects: connectx(),
 create_connection(), asyncio, trio and the Dialer.
 """
 
@@ -20,9 +20,9 @@ from connectx._connect.failures import failure
 from connectx._connect.namespace import NAMESPACES
 from connectx._connect.own_socket import OwnSocket
 from connectx._connect.plan import NEW_SOCKET, make_plan
+from connectx._connect.steps import Handshake, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
-from connectx._connect.udp_lock import Contested, NotVisible, claim, one_port
-from connectx._connect.waits import Handshake, Work
+from connectx._connect.udp_connect import Contested, NotVisible, claim, one_port
 from connectx.addresses import PortRange
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
 from connectx.linux.sockopts import set_ip_freebind, set_ip_local_port_range
@@ -43,7 +43,7 @@ from connectx.linux.uapi import (
 if TYPE_CHECKING:
     from connectx._connect.plan import Options, Plan
     from connectx._connect.request import Request
-    from connectx._connect.waits import Steps
+    from connectx._connect.steps import Steps
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
 DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us

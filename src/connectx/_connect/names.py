@@ -7,14 +7,14 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from connectx._connect.request import check_forms, parse, scoped
-from connectx._connect.waits import Names, Race
+from connectx._connect.steps import Names, Race
 from connectx.addresses import AF_INET, AF_INET6
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from connectx._connect.request import Request
-    from connectx._connect.waits import Steps
+    from connectx._connect.steps import Steps
     from connectx.addresses import Address
 
 

@@ -17,7 +17,7 @@ The rules, in words:
   that connect() chooses. Where that is refused we look at the 4-tuple: if it is
   connected, it is in use; if there is nothing or only a TIME_WAIT, SO_REUSEADDR
   and bind() get through, since an explicit bind may take a TIME_WAIT over.
-- UDP: the lock (connectx._connect.udp_lock), on a port that the ledger proposes
+- UDP: the lock (connectx._connect.udp_connect), on a port that the ledger proposes
   or that was asked for. When the ledger has nothing left, the kernel's list of
   sockets is read once, and what it shows to be free is tried; where others were
   about to claim the last ports, again and again for a short while.

@@ -18,7 +18,7 @@ tenth of a CPU.
 
     settings      the arguments of a Dialer, checked
     sources       which address comes next
-    destination   what is open, what is full, who waits: all counts, under one lock
+    slots         what is open, what is full, who waits: all counts, under one lock
     call          one call's steps; decides, and knows neither sockets nor clocks
     connecting    calls as they are made: an address, a name, a caller's socket
     endings       how the end of a socket is noticed

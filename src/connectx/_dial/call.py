@@ -21,7 +21,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx._connect.waits import Handshake, NewWaiter, Pause
+from connectx._connect.steps import Handshake, NewWaiter, Pause
 from connectx._dial.sources import MOST_FREE
 from connectx.errors import PortsExhausted
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
     from typing import Protocol
 
-    from connectx._connect.waits import Steps, Waiter, Work
-    from connectx._dial.destination import Destination, Destinations, Slot
+    from connectx._connect.steps import Steps, Waiter, Work
+    from connectx._dial.slots import Destination, Destinations, Slot
     from connectx._dial.sources import Sources
     from connectx.addresses import PortRange
 

@@ -11,7 +11,7 @@ from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
 from connectx._connect.names import interleaved, resolve
 from connectx._connect.namespace import NAMESPACES
 from connectx._connect.request import parse, parse_literal, request_from, scoped
-from connectx._connect.waits import Race, Work
+from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
 from connectx.errors import PortsExhausted
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import socket
 
     from connectx._connect.request import Request
-    from connectx._connect.waits import Steps
+    from connectx._connect.steps import Steps
     from connectx._dial.call import LimitReached, TurnMissed
     from connectx._dial.endings import Endings
     from connectx._dial.policy import Policy

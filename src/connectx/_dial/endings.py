@@ -25,7 +25,7 @@ from connectx.linux.uapi import IPPROTO_MPTCP, SO_COOKIE, SOL_SOCKET
 if TYPE_CHECKING:
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
-    from connectx._dial.destination import Slot
+    from connectx._dial.slots import Slot
     from connectx.addresses import Endpoint
     from connectx.linux.destroy_events import DestroyEvents
     from connectx.linux.sock_diag import SocketRecord

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from connectx._connect.namespace import NAMESPACES
 from connectx._connect.plan import NEW_SOCKET, absence, within
 from connectx._connect.request import parse, request_from, scoped
-from connectx._connect.waits import Work
+from connectx._connect.steps import Work
 from connectx._dial.call import LimitReached, Rules
 from connectx._dial.capacity import Capacity, SourceCapacity, count
-from connectx._dial.destination import Destinations
 from connectx._dial.endings import Unreported
 from connectx._dial.settings import check
+from connectx._dial.slots import Destinations
 from connectx._dial.sources import MOST_FREE, STICKY, usable
 from connectx.addresses import V4_MAPPED_TEXT, Endpoint
 from connectx.errors import PortsExhausted
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
-    from connectx._connect.waits import Steps
+    from connectx._connect.steps import Steps
     from connectx._dial.settings import Settings
     from connectx.addresses import Address
 

@@ -8,7 +8,7 @@ from connectx.aio import waiting
 from connectx.aio.running import run_by, under_trio
 
 if TYPE_CHECKING:
-    from connectx._connect.waits import Steps
+    from connectx._connect.steps import Steps
 
 _T = TypeVar("_T")
 

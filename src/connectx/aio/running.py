@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from connectx._connect.waits import Steps, Wait
+    from connectx._connect.steps import Steps, Wait
 
 _T = TypeVar("_T")
 

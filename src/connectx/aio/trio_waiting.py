@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 
 from connectx._connect.own_socket import discard
-from connectx._connect.waits import Handshake, Names, NewWaiter, Pause, Race, Work
+from connectx._connect.steps import Handshake, Names, NewWaiter, Pause, Race, Work
 from connectx.aio.running import run_by
 
 if TYPE_CHECKING:
-    from connectx._connect.waits import Steps, Wait
+    from connectx._connect.steps import Steps, Wait
 
 
 async def wait(wait: Wait) -> Any:
-    """Wait for one thing; see connectx._connect.waits."""
+    """Wait for one thing; see connectx._connect.steps."""
     if isinstance(wait, Handshake):
         with trio.move_on_after(math.inf if wait.seconds is None else wait.seconds) as scope:
             await trio.lowlevel.wait_writable(wait.sock)

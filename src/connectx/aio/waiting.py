@@ -14,18 +14,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from connectx._connect.own_socket import discard
-from connectx._connect.waits import Handshake, Names, NewWaiter, Pause, Race, Work
+from connectx._connect.steps import Handshake, Names, NewWaiter, Pause, Race, Work
 from connectx.aio.running import run_by
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
-    from connectx._connect.waits import Wait
+    from connectx._connect.steps import Wait
 
 
 async def wait(wait: Wait) -> Any:
-    """Wait for one thing; see connectx._connect.waits."""
+    """Wait for one thing; see connectx._connect.steps."""
     if isinstance(wait, Handshake):
         return await _shake_hands(wait.sock, wait.seconds)
     if isinstance(wait, Work):

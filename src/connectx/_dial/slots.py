@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
     from typing import Protocol
 
-    from connectx._connect.waits import Waiter
+    from connectx._connect.steps import Waiter
     from connectx.addresses import PortRange
 
     class Queued(Protocol):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectx._connect.udp_lock import Contested, claim, claim_releasable
+from connectx._connect.udp_connect import Contested, claim, claim_releasable
 from connectx.addresses import Address, Endpoint, PortRange
 from connectx.lab.kernel_model import KernelModel
 from connectx.linux import uapi

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from connectx._connect.udp_lock import Contested, NotVisible, claim, claim_releasable
+from connectx._connect.udp_connect import Contested, NotVisible, claim, claim_releasable
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from tests.kernel.raw import cookie
