@@ -9,8 +9,8 @@ import pytest
 
 import connectx._dial.call as calls
 from connectx._connect.steps import Handshake, NewWaiter, Pause, Steps
-from connectx._dial.call import Rules
 from connectx._dial.endings import Ending
+from connectx._dial.rules import Rules
 from connectx._dial.slots import Destinations, Slot
 from connectx._dial.sources import Sources
 from connectx.addresses import Endpoint, PortRange

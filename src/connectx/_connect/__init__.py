@@ -30,7 +30,7 @@ How a call goes, file by file:
     own_socket       sockets that report their end, and can be replaced
     callers_socket   sockets that must be left as they were found
     names            from a name to the addresses to try
-    steps            what a driver has to wait for
+    steps            what a call yields, for a driver to wait for
 
 Nearly every call ends with its first proposal. `Connection.begin` makes that one, without an
 attempt, and returns a generator for whatever is left. A driver goes through the generator:

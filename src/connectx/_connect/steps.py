@@ -1,4 +1,4 @@
-"""What a call may have to wait for: all that a driver has to know.
+"""The steps that a call yields, for a driver to wait for: all that a driver has to know.
 
 A call is a generator. It does everything itself except waiting: it yields one of the values
 below, the driver waits in its own manner, and sends back what came of it or throws the

@@ -4,7 +4,8 @@ A strategy is a set of programs, one for each kind of call: stream or datagram,
 any source port or one that was asked for. A program is a table of states; a
 state is something to do with the socket and, for each outcome, the state that
 follows. `attempt.py` walks the tables and knows no strategy; adding one means
-adding a table here.
+adding a table here, and one that chooses ports in a new way also a `Pick`, which
+`Attempt._pick` carries out.
 
 The rules, in words:
 

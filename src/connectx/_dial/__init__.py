@@ -19,7 +19,9 @@ tenth of a CPU.
     settings      the arguments of a Dialer, checked
     sources       which address comes next
     slots         what is open, what is full, who waits: all counts, under one lock
-    call          one call's steps; decides, and knows neither sockets nor clocks
+    rules         what the calls of one dialer have in common
+    call          one call's tries; decides, and knows neither sockets nor clocks
+    waiting       how a call waits its turn: who wakes it, and when it looks by itself
     connecting    calls as they are made: an address, a name, a caller's socket
     endings       how the end of a socket is noticed
     capacity      how many connections there can be, and are

@@ -20,9 +20,10 @@ from connectx._connect.namespace import NAMESPACES
 from connectx._connect.plan import NEW_SOCKET, absence, within
 from connectx._connect.request import parse, request_from, scoped
 from connectx._connect.steps import Work
-from connectx._dial.call import LimitReached, Rules
+from connectx._dial.call import LimitReached
 from connectx._dial.capacity import Capacity, SourceCapacity, count
 from connectx._dial.endings import Unreported
+from connectx._dial.rules import Rules
 from connectx._dial.settings import check
 from connectx._dial.slots import Destinations
 from connectx._dial.sources import MOST_FREE, STICKY, usable

@@ -1,11 +1,12 @@
-"""What a dialer knows of its destinations: what is open, what is full, and who waits.
+"""The slots of a dialer's connections: what is open to each destination, and who waits.
 
 All counts change here, under one lock, which is held while something is changed and never
 while something is tried, waited for, or called that could come back.
 
-- A `Slot` is one connection's place, for as long as a socket has it. Its end is noted
-  without the lock, since a socket may be collected as garbage in the middle of anything,
-  and counted by the next call that looks.
+- A `Slot` is one connection's place, for as long as a socket has it. A socket that connectx
+  makes gives it back when it is closed; how the end of any other is noticed is in
+  connectx._dial.endings. The end is noted without the lock, since a socket may be collected
+  as garbage in the middle of anything, and counted by the next call that looks.
 - Calls that wait for a destination stand in wait queues, one for each source that they
   are bound to, and one for those that may have any. The first of a queue is the only one
   that tries.
