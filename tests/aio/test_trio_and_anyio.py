@@ -1,7 +1,6 @@
 """How users of trio and anyio have connections: our socket, wrapped by their library.
 
-connectx.aio needs asyncio's loop. Under trio the blocking call in a thread does the
-same, and what it returns is wrapped.
+The blocking call in a thread works everywhere; test_trio.py has those that trio awaits itself.
 """
 
 import socket
