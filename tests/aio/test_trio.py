@@ -279,6 +279,87 @@ def test_a_name_whose_first_address_does_not_answer(closing: contextlib.ExitStac
         run(scenario)
 
 
+async def cancelled_after(steps: int, call: Callable[[], Awaitable[socket.socket]]) -> None:
+    """Make a call and cancel it after so many steps of trio's."""
+
+    async def cancel() -> None:
+        for _ in range(steps):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        scope.cancel()
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel)
+            sock = await call()
+            reset_on_close(sock)
+            sock.close()
+
+
+@both_kinds
+@pytest.mark.parametrize("delay", [None, 0])
+@pytest.mark.parametrize("own_dialer", [False, True])
+def test_a_call_to_a_name_that_is_cancelled_leaves_nothing(
+    kind: socket.SocketKind, delay: float | None, *, own_dialer: bool
+) -> None:
+    async def scenario() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.1", "::1"))
+        dialer = aio.Dialer()
+        before = descriptors()
+
+        async def call() -> socket.socket:
+            function = dialer.create_connection if own_dialer else aio.create_connection
+            return await function(("both", FIRST), type=kind, happy_eyeballs_delay=delay)
+
+        for steps in range(12):
+            # Which of the tasks goes first, trio draws.
+            for _ in range(8):
+                await cancelled_after(steps, call)
+                assert client_sockets() == []
+        assert descriptors() == before
+        assert nothing_open(dialer._policy)
+
+    run(scenario)
+
+
+def test_an_error_of_a_call_to_a_name_is_no_group() -> None:
+    class OutOfOrderError(Exception):
+        pass
+
+    def complain(_: object) -> None:
+        raise OutOfOrderError
+
+    async def scenario() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.1", "::1"))
+        dialer = aio.Dialer(limit=1, wait=limits.LIMIT, on_wait=complain)
+        with (
+            await dialer.create_connection(HERE) as one,
+            await dialer.create_connection(("::1", FIRST)) as other,
+        ):
+            reset_on_close(one)
+            reset_on_close(other)
+            with pytest.raises(OutOfOrderError):
+                await dialer.create_connection(("both", FIRST))
+        assert nothing_open(dialer._policy)
+
+    run(scenario)
+
+
+def test_without_threads_others_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("connectx._dial.slots.WORTH_COUNTING", 4)
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+
+    async def scenario() -> None:
+        dialer = aio.Dialer(["127.0.0.2", "127.0.0.3"])
+        with contextlib.ExitStack() as stack:
+            for _ in PORTS:
+                stack.enter_context(await dialer.create_connection(HERE))
+
+    run(scenario)
+
+
 def test_a_full_range_is_shared_by_many_tasks() -> None:
     """Eight ports and forty who want one, each for a moment."""
 

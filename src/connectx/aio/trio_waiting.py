@@ -6,7 +6,7 @@ import contextlib
 import errno
 import math
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import trio
 
@@ -15,6 +15,8 @@ from connectx._connect.steps import Handshake, Names, NewWaiter, Pause, Race, Wo
 from connectx.aio.running import run_by
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from connectx._connect.steps import Steps, Wait
 
 
@@ -39,7 +41,7 @@ async def wait(wait: Wait) -> Any:
 
 async def _work(work: Work) -> Any:
     if not work.awaited:
-        trio.lowlevel.spawn_system_task(trio.to_thread.run_sync, work.function)
+        trio.lowlevel.spawn_system_task(_in_background, work.function)
         return None
     try:
         return await trio.to_thread.run_sync(work.function)
@@ -48,6 +50,12 @@ async def _work(work: Work) -> Any:
             raise
         # trio's threads were started in another network namespace than ours.
         return work.function()
+
+
+async def _in_background(function: Callable[[], object]) -> None:
+    # There may be no threads any more, which is no reason to end everything.
+    with contextlib.suppress(RuntimeError):
+        await trio.to_thread.run_sync(function)
 
 
 class _Waiter:
@@ -100,13 +108,26 @@ async def _notice(waiter: _Waiter, descriptor: int) -> None:
 async def _race(race: Race) -> Any:
     """Return what the first call returns; what the others met with goes into `errors`."""
     winners: list[Any] = []
-    async with trio.open_nursery() as nursery:
-        for number, call in enumerate(race.calls):
-            failed = trio.Event()
-            nursery.start_soon(_enter, race, call, winners, nursery.cancel_scope, failed)
-            if number < len(race.calls) - 1:
-                with trio.move_on_after(math.inf if race.delay is None else race.delay):
-                    await failed.wait()
+    broken: list[Exception] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            for number, call in enumerate(race.calls):
+                failed = trio.Event()
+                runner = _Runner(race.errors, winners, broken, nursery.cancel_scope, failed)
+                nursery.start_soon(runner.run, call)
+                if number < len(race.calls) - 1:
+                    with trio.move_on_after(math.inf if race.delay is None else race.delay):
+                        await failed.wait()
+        if broken:
+            raise broken[0]  # noqa: TRY301 - and nothing is left then, either
+    except BaseException:
+        # The winner as well, if we are cancelled while the others are called off.
+        for winner in winners:
+            discard(winner)
+        raise
+    finally:
+        # Errors refer to this frame: break the cycle.
+        broken.clear()
     for loser in winners[1:]:
         discard(loser)
     if winners:
@@ -114,12 +135,30 @@ async def _race(race: Race) -> Any:
     raise race.errors[-1]
 
 
-async def _enter(
-    race: Race, call: Steps[Any], winners: list[Any], scope: trio.CancelScope, failed: trio.Event
-) -> None:
-    try:
-        winners.append(await run_by(wait, call))
-        scope.cancel()
-    except OSError as error:
-        race.errors.append(error)
-        failed.set()
+class _Runner(NamedTuple):
+    """One call of a race, and where it leaves what comes of it.
+
+    Attributes:
+        errors: What other calls may go on after.
+        winners: Sockets; the first one is the race's.
+        broken: What ends the race.
+        scope: Of all calls. failed: Set when the next one is to begin.
+    """
+
+    errors: list[OSError]
+    winners: list[Any]
+    broken: list[Exception]
+    scope: trio.CancelScope
+    failed: trio.Event
+
+    async def run(self, call: Steps[Any]) -> None:
+        """Go through the call; only a cancellation is raised, or trio would make a group of it."""
+        try:
+            self.winners.append(await run_by(wait, call))
+        except OSError as error:
+            self.errors.append(error)
+            self.failed.set()
+            return
+        except Exception as error:  # noqa: BLE001 - the race raises it
+            self.broken.append(error)
+        self.scope.cancel()

@@ -58,6 +58,9 @@ async def _shake_hands(sock: socket.socket, seconds: float | None) -> None:
         else:
             async with asyncio.timeout(seconds):
                 await done
+    except TimeoutError:
+        # asyncio's own says nothing.
+        raise TimeoutError("timed out") from None
     finally:
         loop.remove_writer(descriptor)
 
