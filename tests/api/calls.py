@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -272,3 +273,24 @@ def without_capability(number: int) -> Iterator[None]:
         yield
     finally:
         call("capset", held)
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def limited_descriptors(spare: int) -> Iterator[None]:
+    """Let the process open only so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = (number for number in range(soft) if not is_open(number))
+    limit = next(number for index, number in enumerate(free) if index == spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

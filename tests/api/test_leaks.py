@@ -7,7 +7,6 @@ here also between the calls of one, and with each way a call can end.
 import contextlib
 import errno
 import gc
-import resource
 import signal
 import socket
 import sys
@@ -40,6 +39,7 @@ from tests.api.calls import (
     Client,
     foreign_host,
     is_stream,
+    limited_descriptors,
     reset_on_close,
 )
 from tests.kernel.raw import FIRST, MPTCP, SECOND, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
@@ -154,7 +154,7 @@ class TestErrorPaths:
         client.fill(FIRST)
         client.close(client.opened[0])
         for spare in range(4):
-            with limited_descriptors(spare), nothing_left(transport):
+            with nothing_left(transport), limited_descriptors(spare):
                 try:
                     sock = call(transport, None, (transport.source, FIRST), "auto")
                 except OSError as error:
@@ -162,20 +162,6 @@ class TestErrorPaths:
                 else:
                     close(sock, transport)
         client.open(FIRST)
-
-
-@contextlib.contextmanager
-def limited_descriptors(spare: int) -> Iterator[None]:
-    """Let the process open only so many more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = {int(link.name) for link in Path("/proc/self/fd").iterdir()}
-    free = (number for number in range(soft) if number not in used)
-    limit = next(number for index, number in enumerate(free) if index == spare)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def close(sock: socket.socket, transport: Transport) -> None:

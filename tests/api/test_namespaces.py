@@ -102,6 +102,32 @@ class TestMoving:
             with place.visit(), pytest.raises(PortsExhausted):
                 call(transport, source, destination, "auto")
 
+    def test_what_a_call_from_outside_could_not_know(
+        self,
+        transport: Transport,
+        call: Call,
+        places: list[Place],
+        closing: contextlib.ExitStack,
+        *,
+        has_source: bool,
+    ) -> None:
+        """The range can be read from inside only, which a thread may be a moment later."""
+        source = source_of(transport, has_source=has_source)
+        destination = (transport.source, FIRST)
+        place = places[1]
+        with place.visit():
+            sock = closing.enter_context(transport.socket())
+        # Of UDP it is refused, since nothing can be looked up.
+        with contextlib.suppress(NotSupported):
+            connectx.connectx(sock, None, destination)
+        with place.visit():
+            taken = []
+            with contextlib.suppress(PortsExhausted):
+                for _ in range(2 * len(place.ports)):
+                    one = closing.enter_context(call(transport, source, destination, "auto"))
+                    taken.append(port_of(one))
+        assert {*taken, *{port_of(sock)}.intersection(place.ports)} == set(place.ports)
+
     def test_threads_in_several_at_once(
         self,
         transport: Transport,

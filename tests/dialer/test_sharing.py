@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from connectx import Dialer, PortsExhausted
+from connectx._dial.slots import WORTH_COUNTING
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests import limits
-from tests.api.calls import port_of, reset_on_close
+from tests.api.calls import limited_descriptors, port_of, reset_on_close
 from tests.api.test_concurrency import in_child, quick_switches
 from tests.dialer.drivers import (
     DRIVERS,
@@ -38,6 +39,28 @@ SOURCES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
 both_kinds = pytest.mark.parametrize(
     "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
 )
+
+
+@both_kinds
+@pytest.mark.parametrize("own", [True, False], ids=["own socket", "caller's socket"])
+def test_the_last_descriptor_is_a_connections(
+    network: Network, servers: Servers, closing: contextlib.ExitStack, kind: int, *, own: bool
+) -> None:
+    """Also when it is time to count others' connections: with the 32nd one."""
+    network.port_range(LOW, LOW + 63)
+    servers.listen("127.0.0.1", FIRST)
+    to = Dialer(SOURCES)
+    for _ in range(WORTH_COUNTING - 1):
+        closing.enter_context(to.create_connection(HERE, type=kind))
+    if own:
+        with limited_descriptors(1):
+            closing.enter_context(to.create_connection(HERE, type=kind))
+    else:
+        sock = closing.enter_context(socket.socket(type=kind))
+        with limited_descriptors(0):
+            to.connectx(sock, HERE)
+    counted = to._policy.destinations.everything()
+    assert [each.total for each in counted] == [WORTH_COUNTING]
 
 
 @both_kinds

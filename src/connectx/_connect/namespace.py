@@ -228,6 +228,7 @@ class Namespaces:
             namespace is None
             or namespace.identity != identity
             or namespace.fresh_until < monotonic()
+            or namespace.ports is None
         ):
             namespace = self._namespace(identity)
         return namespace
@@ -260,7 +261,8 @@ class Namespaces:
 
     def _namespace(self, identity: Identity) -> Namespace:
         namespace = self._namespaces.get(identity)
-        if namespace is None or namespace.fresh_until < monotonic():
+        if namespace is None or namespace.fresh_until < monotonic() or namespace.ports is None:
+            # Its range is not known from outside; this thread may be inside.
             namespace = self._look(identity)
         self._latest = namespace
         return namespace

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
 from connectx._connect.names import interleaved, resolve
-from connectx._connect.namespace import NAMESPACES
 from connectx._connect.request import parse, parse_literal, request_from, scoped
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
@@ -92,7 +91,11 @@ class _PolicyCall(Call):
         return self._policy.failure(error, self._to)
 
     def _count_others(self) -> Work:
-        count = partial(self._policy.count_others, self._to, NAMESPACES.here())
+        # Of the connection that is made: to look for the thread's takes a descriptor, and
+        # there may be none left.
+        connection = cast("Connection | CallersConnection", self._opening)
+        namespace = connection.plan.namespace
+        count = partial(self._policy.count_others, self._to, namespace)
         return Work(count, awaited=False)
 
 
