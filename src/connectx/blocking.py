@@ -222,6 +222,11 @@ class _Waiter:
             if self.descriptor >= 0 and self._owner == os.getpid():
                 os.eventfd_write(self.descriptor, 1)
 
+    @property
+    def gone(self) -> bool:
+        """No: a thread comes back to its call."""
+        return False
+
     def close(self) -> None:
         """Wait no more."""
         with self._open:

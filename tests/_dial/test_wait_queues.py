@@ -66,6 +66,22 @@ class TestTurns:
         second.again()
         assert second.tries
 
+    def test_who_will_never_look_again_is_passed_over(self) -> None:
+        """As a task whose loop was closed."""
+        world = World(limit=1, wait=10)
+        held = world.call().connect()
+        first, second = world.call(), world.call()
+        first.places[0].gone = True
+        held.release()
+        assert first.places[0].woken == 0
+        assert second.places[0].woken == 1
+        second.again()
+        second.connect().release()
+        late = world.call()
+        assert late.tries
+        late.connect().release()
+        world.nothing_is_kept()
+
     def test_refused_again_it_keeps_its_turn(self) -> None:
         world = World(wait=10)
         first = world.call()

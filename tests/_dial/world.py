@@ -52,6 +52,7 @@ class Place:
     def __init__(self) -> None:
         self.woken = 0
         self.closed = False
+        self.gone = False
 
     def wake(self) -> None:
         self.woken += 1

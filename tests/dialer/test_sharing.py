@@ -6,12 +6,14 @@ import os
 import random
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import uvloop
 
-from connectx import Dialer, PortsExhausted
+from connectx import Dialer, PortsExhausted, aio
 from connectx._dial.slots import WORTH_COUNTING
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
@@ -41,6 +43,38 @@ both_kinds = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_task_of_a_closed_loop_is_in_nobodys_way(
+    network: Network,
+    servers: Servers,
+    monkeypatch: pytest.MonkeyPatch,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    nobody_tells(monkeypatch)
+    never_look(monkeypatch)
+    network.port_range(LOW, LOW + 7)
+    servers.listen("127.0.0.1", FIRST)
+    left = loop()
+
+    async def begin() -> tuple[Dialer, socket.socket, asyncio.Task[socket.socket]]:
+        waits = Waits()
+        to = Dialer(limit=1, wait=FOREVER, on_wait=waits)
+        held = to.create_connection(HERE)
+        task = asyncio.create_task(aio.Dialer(to).create_connection(HERE))
+        await waits.reach(1)
+        return to, held, task
+
+    to, held, task = left.run_until_complete(begin())
+    left.close()
+    reset_on_close(held)
+    held.close()
+    to.create_connection(HERE).close()
+    assert to.stats().waiting == 0
+    # Its coroutine ends with it, and there is no loop to say so to.
+    cast("Any", task)._log_destroy_pending = False
+    del task
+
+
 @both_kinds
 @pytest.mark.parametrize("own", [True, False], ids=["own socket", "caller's socket"])
 def test_the_last_descriptor_is_a_connections(
@@ -50,7 +84,9 @@ def test_the_last_descriptor_is_a_connections(
     network.port_range(LOW, LOW + 63)
     servers.listen("127.0.0.1", FIRST)
     to = Dialer(SOURCES)
-    for _ in range(WORTH_COUNTING - 1):
+    # Modules are files as well, which the first calls load.
+    to.connectx(closing.enter_context(socket.socket(type=kind)), HERE)
+    for _ in range(WORTH_COUNTING - 2):
         closing.enter_context(to.create_connection(HERE, type=kind))
     if own:
         with limited_descriptors(1):

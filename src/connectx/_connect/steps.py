@@ -21,6 +21,10 @@ if TYPE_CHECKING:
         def wake(self) -> None:
             """End the wait; from any thread, at any moment, more than once too."""
 
+        @property
+        def gone(self) -> bool:
+            """Whether nobody will ever look again, though nothing has ended the call."""
+
         def close(self) -> None:
             """Wait no more; it may be woken all the same."""
 

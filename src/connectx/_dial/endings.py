@@ -12,6 +12,7 @@ ends are left:
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -72,7 +73,14 @@ class Unreported:
         """Look at so many of them, and give back the slots of closed ones."""
         if not self.sockets:
             return
-        namespace = NAMESPACES.here()
+        try:
+            self._sweep(NAMESPACES.here(), most)
+        except OSError as error:
+            # The last descriptor is the connection's: the next call looks.
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+
+    def _sweep(self, namespace: Namespace, most: int) -> None:
         for _ in range(min(most, len(self.sockets))):
             try:
                 key, watched = self.sockets.popitem(last=False)

@@ -140,12 +140,19 @@ class Destination:
         return self.open.get(host, 0) + self.seen.get(host, 0)
 
     def first(self, lane: str) -> Waiter | None:
-        """Return who is first in a queue, if anybody is."""
+        """Return who is first in a queue of those that will look, if anybody is."""
         queue = self.queues.get(lane)
         try:
-            return queue[0] if queue else None
+            if not queue or not queue[0].gone:
+                return queue[0] if queue else None
         except IndexError:
             return None  # It has left in this very moment, and has woken the next one.
+        return next((waiter for waiter in tuple(queue) if not waiter.gone), None)
+
+    def close_queue(self, lane: str) -> None:
+        """Have no queue where nobody waits any more."""
+        queues = self.queues.items()
+        self.queues = {other: queue for other, queue in queues if other != lane}
 
     def wake(self, host: str | None) -> None:
         """Have those look again who are first in a queue for a source; None: for any of them."""
@@ -285,7 +292,9 @@ class Destinations:
             if destination is None:
                 destination = self._known[key] = Destination(key)
             elif lane is not None and lane in destination.queues:
-                return None
+                self._drop_gone(destination, lane)
+                if lane in destination.queues:
+                    return None
             if self.limit and destination.total >= self.limit:
                 self._forget(destination)
                 return None
@@ -366,8 +375,7 @@ class Destinations:
                 self.counters.waiting -= 1
                 queue.remove(waiter)
             if not queue:
-                others = destination.queues.items()
-                destination.queues = {other: each for other, each in others if other != lane}
+                destination.close_queue(lane)
             self._forget(destination)
         destination.wake(lane)
 
@@ -401,6 +409,15 @@ class Destinations:
                 del destination.open[host]
             if not destination.total:
                 self._forget(destination)
+
+    def _drop_gone(self, destination: Destination, lane: str) -> None:
+        """Have those wait no longer at the head of a queue who will never look."""
+        queue = destination.queues[lane]
+        while queue and queue[0].gone:
+            queue.popleft()
+            self.counters.waiting -= 1
+        if not queue:
+            destination.close_queue(lane)
 
     def _count_failure(self, number: int) -> None:
         if number:

@@ -80,6 +80,11 @@ class _Waiter:
         """End the pause at hand."""
         self.changed.set()
 
+    @property
+    def gone(self) -> bool:
+        """No: trio ends its tasks."""
+        return False
+
     def close(self) -> None:
         """Nothing is to be given back."""
 

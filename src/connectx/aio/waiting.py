@@ -105,6 +105,11 @@ class _Waiter:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.changed.set)
 
+    @property
+    def gone(self) -> bool:
+        """Whether the loop was closed before the task was done."""
+        return self._loop.is_closed()
+
     def close(self) -> None:
         """Nothing is to be given back."""
 
