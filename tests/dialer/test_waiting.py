@@ -462,6 +462,31 @@ class TestStats:
 
         driver.run(scenario)
 
+    def test_count_a_call_to_a_name_once(
+        self, driver: Driver, listening: Network, closing: contextlib.ExitStack
+    ) -> None:
+        """It is tried without waiting before it waits."""
+        del listening
+
+        async def scenario() -> None:
+            waits = Waits()
+            for wait, unserved in ((0.01, 1), (FOREVER, 0)):
+                to = driver.dialer(limit=1, wait=wait, on_wait=waits)
+                with driver.names(there=("127.0.0.1",)):
+                    held = closing.enter_context(await to.create_connection(HERE))
+                    call = await start(to.create_connection(("there", FIRST)))
+                    await waits.reach(1)
+                    if unserved:
+                        with pytest.raises(PortsExhausted):
+                            await call
+                    else:
+                        await waits.reach(2)
+                        close(held)
+                        close(await call)
+                assert to.stats().unserved == unserved
+
+        driver.run(scenario)
+
     def test_count_the_searches_of_every_try(
         self, listening: Network, closing: contextlib.ExitStack
     ) -> None:

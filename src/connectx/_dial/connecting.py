@@ -88,6 +88,9 @@ class _PolicyCall(Call):
         return listen(self._to, self._unreported)
 
     def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
+        # A name's addresses are tried without waiting first, which ends no call.
+        if self._wait == self._rules.wait:
+            self._rules.destinations.unserved()
         return self._policy.failure(error, self._to)
 
     def _count_others(self) -> Work:

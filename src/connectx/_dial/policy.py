@@ -225,8 +225,7 @@ class Policy:
         return bound or only
 
     def failure(self, error: Exception, to: Request) -> PortsExhausted:
-        """Return the error of a call that has not come to a try, which is counted."""
-        self.destinations.unserved()
+        """Return the error of a call that has not come to a try."""
         open_now = sum(self.destinations.open_to(to.key).values())
         limit = self.settings.limit
         reason = (
