@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import math
 import random
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import warnings
 from typing import Any, cast
@@ -163,6 +162,25 @@ class TestCreateConnection:
         async def scenario() -> None:
             address: Any = ["127.0.0.1", FIRST]
             closing.enter_context(await aio.create_connection(address))
+
+        run(scenario)
+
+    @pytest.mark.parametrize("wrong", [-1, math.nan, "soon"])
+    def test_what_is_no_timeout(self, run: Run, serving: Network, wrong: Any) -> None:
+        """Refused as the blocking call refuses it, and nothing is left."""
+        del serving
+
+        async def scenario() -> None:
+            before = descriptors()
+            dialer = aio.Dialer()
+            with names(there=("127.0.0.1", "::1")):
+                for host in ("127.0.0.1", "there"):
+                    for call in (aio.create_connection, dialer.create_connection):
+                        with pytest.raises((ValueError, TypeError)):
+                            await call((host, FIRST), wrong)
+            assert descriptors() == before
+            assert client_sockets() == []
+            assert nothing_open(dialer._policy)
 
         run(scenario)
 
@@ -562,26 +580,3 @@ def cancel_after(turns: int, task: "asyncio.Future[Any]") -> None:
 
 def sockets_open() -> set[str]:
     return {target for target in descriptors().values() if target.startswith("socket:")}
-
-
-def python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=limits.COMMAND_LIMIT,
-    ).stdout
-
-
-def test_importing_loads_no_event_loop_but_asyncio() -> None:
-    loaded = python("import sys, connectx.aio; print(*sys.modules)").split()
-    assert "asyncio" in loaded
-    assert set(loaded).isdisjoint({"uvloop", "anyio", "trio"})
-    loaded = python("import sys, connectx; connectx.Dialer; print(*sys.modules)").split()
-    assert set(loaded).isdisjoint({"asyncio", "ssl", "uvloop"})
-
-
-def test_exports_what_all_lists() -> None:
-    for name in aio.__all__:
-        assert getattr(aio, name).__name__ == name

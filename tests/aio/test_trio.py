@@ -1,6 +1,7 @@
 """connectx.aio under trio: it waits there without a thread, and leaves nothing behind."""
 
 import contextlib
+import math
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -171,6 +172,23 @@ def test_a_waiting_call_hears_of_others_ends(
                 nursery.start_soon(call)
                 await listening.wait()
                 others[0].close()
+        assert nothing_open(dialer._policy)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, "soon"])
+def test_what_is_no_timeout(wrong: Any) -> None:
+    async def scenario() -> None:
+        before = descriptors()
+        trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.1", "::1"))
+        dialer = aio.Dialer()
+        for host in ("127.0.0.1", "there"):
+            for call in (aio.create_connection, dialer.create_connection):
+                with pytest.raises((ValueError, TypeError)):
+                    await call((host, FIRST), wrong)
+        assert descriptors() == before
+        assert client_sockets() == []
         assert nothing_open(dialer._policy)
 
     run(scenario)

@@ -137,7 +137,14 @@ class Connection:
         its timeout when it is connected; otherwise it stays non-blocking.
         """
         self._apart = seconds, blocking
-        self.sock.settimeout(0)
+        try:
+            if seconds is not None:
+                # Refuses what is no timeout, as where nobody waits but connect().
+                self.sock.settimeout(seconds)
+            self.sock.settimeout(0)
+        except BaseException:
+            self._failed()
+            raise
 
     def begin(self) -> Steps[None] | None:
         """Make the first proposal; returns None if the socket is connected, else what is left.
