@@ -11,7 +11,7 @@ from connectx._connect.steps import Names, Race
 from connectx.addresses import AF_INET, AF_INET6
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
@@ -89,14 +89,21 @@ def first_of(
         delay: Seconds between the starts of two calls; None for one after the other.
         all_errors: Whether to raise an ExceptionGroup of all errors, not the last one.
     """
-    try:
+    with last_or_all(errors, all_errors=all_errors):
         return cast("socket.socket", (yield Race(calls, errors, delay)))
+
+
+@contextlib.contextmanager
+def last_or_all(errors: list[OSError], *, all_errors: bool) -> Iterator[None]:
+    """Have a block that tries several addresses raise its last error, or a group of all."""
+    try:
+        yield
     except OSError:
         if all_errors:
             raise ExceptionGroup("create_connection failed", errors) from None
         raise
     finally:
-        # The errors' tracebacks refer to this frame: break the cycle.
+        # The errors' tracebacks refer to the block's frame: break the cycle.
         errors.clear()
 
 

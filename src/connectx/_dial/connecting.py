@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
-from connectx._connect.names import interleaved, resolve
+from connectx._connect.names import interleaved, last_or_all, resolve
 from connectx._connect.request import parse, parse_literal, request_from, scoped
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
@@ -234,7 +234,7 @@ def by_name(
         return call.sock
 
     errors: list[OSError] = []
-    try:
+    with last_or_all(errors, all_errors=all_errors):
         try:
             calls = [opening(to, wait=False) for to in served]
             return cast("socket.socket", (yield Race(calls, errors, delay)))
@@ -245,10 +245,3 @@ def by_name(
         worth = exhausted[:1] if awaited and delay is None else exhausted.copy()
         calls = [opening(to, wait=True) for to in worth]
         return cast("socket.socket", (yield Race(calls, errors, delay)))
-    except OSError:
-        if all_errors:
-            raise ExceptionGroup("create_connection failed", errors) from None
-        raise
-    finally:
-        # The errors' tracebacks refer to this frame: break the cycle.
-        errors.clear()
