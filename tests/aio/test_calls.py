@@ -23,14 +23,11 @@ from tests.aio.conftest import Run
 from tests.aio.here import LOW, PORTS, SILENT, SIZE, client_sockets, descriptors, names, silent
 from tests.api.calls import port_of, reset_on_close
 from tests.dialer.drivers import nothing_open
+from tests.dialer.waiting import both_kinds
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
 ECHO = 9100
-
-both_kinds = pytest.mark.parametrize(
-    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
-)
 
 
 class TestCreateConnection:

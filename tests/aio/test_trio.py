@@ -16,15 +16,11 @@ from tests import limits
 from tests.aio.here import PORTS, SILENT, SIZE, client_sockets, descriptors, silent
 from tests.api.calls import port_of, reset_on_close
 from tests.dialer.drivers import nothing_open
-from tests.dialer.waiting import never_look, nobody_tells
+from tests.dialer.waiting import both_kinds, never_look, nobody_tells
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
 SOURCE = ("127.0.0.2", 0)
-
-both_kinds = pytest.mark.parametrize(
-    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
-)
 
 pytestmark = pytest.mark.usefixtures("serving", "trio_threads")
 

@@ -32,15 +32,11 @@ from tests.dialer.drivers import (
     nothing_open,
     start,
 )
-from tests.dialer.waiting import never_look, nobody_tells
+from tests.dialer.waiting import both_kinds, never_look, nobody_tells
 from tests.kernel.raw import FIRST
 
 HERE = ("127.0.0.1", FIRST)
 SOURCES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
-
-both_kinds = pytest.mark.parametrize(
-    "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
-)
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
