@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from connectx._connect.steps import Steps
     from connectx.addresses import Address, PortRange
 
-#: Of the C class, which the standard library's and its subclasses share.
+#: The C class has these, and all subclasses of the standard library's share them.
 _FAMILY: Final = socket.SocketType.family.__get__
 _TYPE: Final = socket.SocketType.type.__get__
 
@@ -192,7 +192,7 @@ class CallersConnection(Connection):
             netlink = namespace.diag
         source: Address = (plan.host, port, *request.source_suffix)  # type: ignore[assignment]
         if not plan.releasable:
-            # What bind() is told stays.
+            # A port that bind() was given cannot be released again.
             with self._twin() as placeholder:
                 try:
                     claim_by_placeholder(

@@ -132,8 +132,8 @@ def claim_by_placeholder(
 ) -> None:
     """Do the same for a port that no window can have, with another socket in the section.
 
-    What bind() is told stays, so the socket comes last: the placeholder holds the 4-tuple
-    until the socket is on it as well.
+    A port that bind() was given cannot be released again, so the socket comes last: the
+    placeholder holds the 4-tuple until the socket is on it as well.
     """
     claim(placeholder, lookup, netlink, source, destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)

@@ -211,7 +211,7 @@ class Call(NamedTuple):
         census_source: The source of the census, which routing may have chosen.
         on_port: The sockets that keep the call from the source port it asked for.
         on_tuple: Whether one of them is connected to the destination.
-        unreachable: The error that connect() meets for want of a route; "" with one.
+        unreachable: The error of connect() where there is no route; "" where there is one.
     """
 
     protocol: str

@@ -142,11 +142,14 @@ class Destination:
     def first(self, lane: str) -> Waiter | None:
         """Return who is first in a queue of those that will look, if anybody is."""
         queue = self.queues.get(lane)
+        if not queue:
+            return None
         try:
-            if not queue or not queue[0].gone:
-                return queue[0] if queue else None
+            waiter = queue[0]
         except IndexError:
             return None  # It has left in this very moment, and has woken the next one.
+        if not waiter.gone:
+            return waiter
         return next((waiter for waiter in tuple(queue) if not waiter.gone), None)
 
     def close_queue(self, lane: str) -> None:
