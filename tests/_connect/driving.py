@@ -13,8 +13,8 @@ from connectx.lab.model_sockets import ModelSocket, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from connectx._connect.attempt import Terms
     from connectx.lab.kernel_model import KernelModel
+    from tests._connect.plans import Terms
 
 
 class Driven(NamedTuple):
@@ -132,7 +132,7 @@ def drive(
         host: The source address to connect from; "" for routing's choice.
         meanwhile: What other programs do before each action.
     """
-    attempt = Attempt(plan)
+    attempt = Attempt(plan, plan.ledger)
     driver = _Driver(kernel, plan, destination, host, stream=stream)
     actions: list[Action] = []
     while True:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from connectx._connect.ledger import Ledger, template
+from connectx._connect.ledger import Ledger, Numbers, Shelf, template
 from connectx._connect.plan import FULL_RANGE
 from connectx._connect.strategies import STRATEGIES, Case, Need, Program
 from connectx.addresses import PortRange
@@ -41,7 +41,7 @@ def drawing(seed: int) -> Callable[[int], bytes]:
 
 def ledger_of(ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0) -> Ledger:
     holes = [PortRange(port, port) for port in reserved]
-    return Ledger(ports.low, template(ports, holes), drawing(seed))
+    return Ledger(Shelf(ports.low, template(ports, holes), Numbers(drawing(seed))))
 
 
 def plan_of(

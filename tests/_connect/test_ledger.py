@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from connectx._connect.ledger import FREE, RESERVED, Ledger, template
+from connectx._connect.ledger import FREE, RESERVED, Ledger, Numbers, Shelf, template
 from connectx.addresses import PortRange
 from tests._connect.plans import drawing, ledger_of
 
@@ -200,8 +200,7 @@ class TestMemory:
     COUNT: Final = 20
 
     def test_of_the_default_range(self) -> None:
-        shared = template(DEFAULT_RANGE, [])
-        draw = drawing(0)
+        shelf = Shelf(DEFAULT_RANGE.low, template(DEFAULT_RANGE, []), Numbers(drawing(0)))
         ledgers: list[Ledger] = []
 
         def weigh(operation: Callable[[Ledger], object]) -> float:
@@ -212,7 +211,7 @@ class TestMemory:
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            ledgers += [Ledger(DEFAULT_RANGE.low, shared, draw) for _ in range(self.COUNT)]
+            ledgers += [Ledger(shelf) for _ in range(self.COUNT)]
             assert weigh(lambda ledger: ledger.released(ledger.propose())) < 1000
             assert weigh(lambda ledger: ledger.propose()) < 1000
             busy = weigh(lambda ledger: ledger.refused(ledger.propose()))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from connectx._connect.attempt import Attempt
 from connectx._connect.connection import Connection
 from connectx._connect.namespace import NAMESPACES, windows_work
-from connectx._connect.plan import NEW_SOCKET, make_plan
+from connectx._connect.plan import make_plan
 from connectx._connect.request import Request, parse
 from connectx.blocking import run
 from connectx.sandbox.networks import experiment_network
@@ -78,9 +78,9 @@ def connected(request: Request, drawn: list[int], go: Callable[[Connection], Non
     connection = Connection(request, None)
     namespace = NAMESPACES.of(connection.sock)
     namespace.plans.clear()
-    plan = make_plan(namespace, request, NEW_SOCKET)
+    plan = make_plan(namespace, request)
     ledger = plan.ledger
-    ledger._forget(ledger._template)
+    ledger._forget(ledger._shelf.template)
     # As if it had drawn them: the last one is proposed first.
     ledger.drawn = drawn[::-1]
     ledger._given = len(drawn)
@@ -91,7 +91,7 @@ def connected(request: Request, drawn: list[int], go: Callable[[Connection], Non
     except OSError as raised:
         error = (type(raised), raised.errno)
     found = Result(asked.copy(), port, error, connection.retries, ledger.in_use)
-    if port and request.stream:
+    if port and request.origin.stream:
         # A TIME_WAIT would be in the other one's way.
         reset_on_close(connection.sock)
     connection.sock.close()
@@ -107,8 +107,8 @@ def quickly(connection: Connection) -> None:
 def by_the_interpreter(connection: Connection) -> None:
     """What `begin` does, but for its first proposal."""
     namespace = NAMESPACES.of(connection.sock)
-    connection.plan = namespace.plans[connection.request, NEW_SOCKET]  # type: ignore[assignment]
-    run(connection._steps(Attempt(connection.plan)))
+    connection.plan = namespace.plans[connection.request]  # type: ignore[assignment]
+    run(connection._steps(Attempt(connection.plan.terms, connection.plan.ledger)))
 
 
 @contextlib.contextmanager
@@ -153,7 +153,7 @@ def test_both_ask_the_same_of_the_kernel(
         )
         drawn = [LOW + number for number in range(len(states) + 1)]
         # The first one in a process finds out what the kernel can do.
-        windows_work(request.protocol)
+        windows_work(request.origin.protocol)
         with ports_like(transport, states):
             patch.setattr(socket, "socket", RecordingSocket)
             results = [connected(request, drawn, go) for go in (quickly, by_the_interpreter)]

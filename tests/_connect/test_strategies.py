@@ -134,7 +134,7 @@ class TestTermination:
         reserved: bool,
     ) -> None:
         ledger = ledger_of(PORTS, range(20000, 20020) if reserved else (), seed=seed)
-        attempt = Attempt(_terms(program, ledger, seed, asked=20000))
+        attempt = Attempt(_terms(program, ledger, seed, asked=20000), ledger)
         # The longest walk: claims before the survey, then the whole range in each round.
         bound = 64 + SURVEYS * (1 + RETRIES) * (1 + PORTS.size) + 3
         for step in range(bound):
@@ -151,7 +151,8 @@ class TestTermination:
 
     @programs
     def test_a_verdict_stays(self, program: Program) -> None:
-        attempt = Attempt(_terms(program, ledger_of(PORTS), 0, asked=1))
+        ledger = ledger_of(PORTS)
+        attempt = Attempt(_terms(program, ledger, 0, asked=1), ledger)
         while not isinstance(action := attempt.action, Verdict):
             attempt.feed(min(POSSIBLE[action], key=str))
         assert attempt.action is action
@@ -164,7 +165,7 @@ class TestAttempt:
     def test_an_outcome_without_a_row_is_the_callers_affair(self) -> None:
         plan = plan_of("auto", Case.STREAM_ANY_PORT, PORTS)
         assert plan
-        attempt = Attempt(plan)
+        attempt = Attempt(plan, plan.ledger)
         assert attempt.action is Action.WINDOW
         port = attempt.low
         assert not attempt.feed(Outcome.OVERTAKEN)
@@ -175,7 +176,7 @@ class TestAttempt:
     def test_a_refused_proposal_leaves_the_ledger(self) -> None:
         plan = plan_of("one-port", Case.STREAM_ANY_PORT, PORTS)
         assert plan
-        attempt = Attempt(plan)
+        attempt = Attempt(plan, plan.ledger)
         tried = set()
         while attempt.action is Action.WINDOW:
             assert attempt.low == attempt.high
@@ -187,7 +188,7 @@ class TestAttempt:
         plan = plan_of("auto", Case.STREAM_ANY_PORT, PORTS)
         assert plan
         port = plan.ledger.propose()
-        attempt = Attempt(plan, port)
+        attempt = Attempt(plan, plan.ledger, port)
         assert (attempt.low, attempt.high) == (port, port)
         attempt.feed(Outcome.UNAVAILABLE)
         assert attempt.action is Action.WINDOW
@@ -202,7 +203,11 @@ class TestAttempt:
         plan = plan_of("auto", Case.DATAGRAM_ANY_PORT, PortRange(20000, 20001))
         assert plan
         plan.ledger.refused(plan.ledger.propose())
-        attempt = Attempt(plan, plan.ledger.propose()) if before else Attempt(plan)
+        attempt = (
+            Attempt(plan, plan.ledger, plan.ledger.propose())
+            if before
+            else Attempt(plan, plan.ledger)
+        )
         port = attempt.low
         assert plan.ledger.propose() == 0
         attempt.abandon()
@@ -211,7 +216,7 @@ class TestAttempt:
     def test_the_full_range_is_named_by_ends_outside_of_any(self) -> None:
         plan = plan_of("full-range", Case.STREAM_ANY_PORT, PORTS)
         assert plan
-        attempt = Attempt(plan)
+        attempt = Attempt(plan, plan.ledger)
         assert (attempt.low, attempt.high) == (1, 65535)
 
     def test_a_search_stays_within_the_window_of_the_sockets_owner(self) -> None:
@@ -219,7 +224,7 @@ class TestAttempt:
         program = STRATEGIES["full-range"].program(Case.STREAM_ANY_PORT, EVERYTHING)
         assert program
         ports = PortRange(20003, 20005)
-        attempt = Attempt(Terms(program, ledger, drawing(0), ports, search=ports))
+        attempt = Attempt(Terms(program, ledger, drawing(0), ports, search=ports), ledger)
         assert (attempt.low, attempt.high) == (20003, 20005)
 
     @settings(deadline=None)
@@ -227,7 +232,7 @@ class TestAttempt:
     def test_random_windows_lie_within_the_range(self, size: int, seed: int) -> None:
         plan = plan_of("shifting-window", Case.STREAM_ANY_PORT, PORTS, window=size, seed=seed)
         assert plan
-        attempt = Attempt(plan)
+        attempt = Attempt(plan, plan.ledger)
         windows = []
         while attempt.action is Action.WINDOW:
             assert attempt.high - attempt.low + 1 == min(size, PORTS.size)
@@ -241,14 +246,14 @@ class TestAttempt:
         for seed in range(300):
             plan = plan_of("shifting-window", Case.STREAM_ANY_PORT, PORTS, window=5, seed=seed)
             assert plan
-            attempt = Attempt(plan)
+            attempt = Attempt(plan, plan.ledger)
             lows.add(attempt.low)
         assert lows == set(range(20000, 20016))
 
     def test_a_port_asked_for_is_claimed_a_bounded_number_of_times(self) -> None:
         plan = plan_of("auto", Case.DATAGRAM_ASKED_PORT, PORTS, asked=20003)
         assert plan
-        attempt = Attempt(plan)
+        attempt = Attempt(plan, plan.ledger)
         while attempt.action is Action.CLAIM:
             assert attempt.low == attempt.high == 20003
             attempt.feed(Outcome.IN_USE)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from connectx.linux import uapi
 from connectx.linux.netlink import MalformedMessage, NetlinkError, NetlinkSocket
-from connectx.linux.route import Route, attributes_in, decode_route, find_route
+from connectx.linux.route import Route, RouteLookup, attributes_in, decode_route
 from connectx.linux.sockopts import set_so_bindtoifindex, set_so_mark
 from connectx.linux.structs import NLMSGHDR
 from connectx.sandbox.networks import Network
@@ -46,9 +46,16 @@ def netlink(network: Network, closing: contextlib.ExitStack) -> NetlinkSocket:
     return closing.enter_context(NetlinkSocket(uapi.NETLINK_ROUTE))
 
 
+def find_route(
+    netlink: NetlinkSocket, host: str, port: int = 0, source: bytes = b"", **options: Any
+) -> Route:
+    """The route of a socket's packets to a host; options: of RouteLookup."""
+    return RouteLookup(family_of(host), **options).find(netlink, pack(host), port, source)
+
+
 def route(netlink: NetlinkSocket, host: str, **options: Any) -> tuple[str, int]:
     """The source and device for a destination."""
-    found = find_route(netlink, family_of(host), pack(host), **options)
+    found = find_route(netlink, host, **options)
     return socket.inet_ntop(family_of(host), found.source), found.interface
 
 
@@ -142,9 +149,9 @@ def test_the_scope_decides_for_a_link_local_destination(
     "selector, options",
     [
         (("uidrange", "4711-4711"), {"uid": 4711}),
-        (("ipproto", "udp", "dport", "53"), {"protocol": uapi.IPPROTO_UDP, "destination_port": 53}),
+        (("ipproto", "udp", "dport", "53"), {"protocol": uapi.IPPROTO_UDP, "port": 53}),
         (("ipproto", "tcp"), {"protocol": uapi.IPPROTO_MPTCP}),
-        (("dport", "53"), {"protocol": uapi.IPPROTO_UDPLITE, "destination_port": 53}),
+        (("dport", "53"), {"protocol": uapi.IPPROTO_UDPLITE, "port": 53}),
         (("tos", "0x10"), {"tos": 0x10}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -211,14 +218,14 @@ def test_no_source_address(network: Network, netlink: NetlinkSocket) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, family, host",
-    [("route-ipv4", uapi.AF_INET, "127.0.0.1"), ("route-ipv6", uapi.AF_INET6, "::1")],
+    "name, host",
+    [("route-ipv4", "127.0.0.1"), ("route-ipv6", "::1")],
 )
-def test_replayed_routes(name: str, family: int, host: str) -> None:
+def test_replayed_routes(name: str, host: str) -> None:
     with replaying(datagrams(name)) as netlink:
-        assert find_route(netlink, family, pack(host)) == Route(pack(host), 1)
+        assert find_route(netlink, host) == Route(pack(host), 1)
     with replaying(datagrams("route-none")) as netlink, pytest.raises(NetlinkError) as caught:
-        find_route(netlink, family, pack(host))
+        find_route(netlink, host)
     assert caught.value.errno == errno.ENETUNREACH
 
 
@@ -252,7 +259,7 @@ def test_wrong_use(network: Network, family: int, destination: bytes) -> None:  
         NetlinkSocket(uapi.NETLINK_ROUTE) as netlink,
         pytest.raises(ValueError, match=r"do not match|not a family"),
     ):
-        find_route(netlink, family, destination)
+        RouteLookup(family).find(netlink, destination)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

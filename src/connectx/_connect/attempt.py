@@ -32,15 +32,11 @@ if TYPE_CHECKING:
     from connectx.addresses import PortRange
 
     class Terms(Protocol):
-        """What the attempts of one kind of call toward one destination have in common."""
+        """What the attempts of one kind of call have in common."""
 
         @property
         def program(self) -> Program:
             """The table to walk."""
-
-        @property
-        def ledger(self) -> Ledger:
-            """What is known of the source ports toward the destination."""
 
         @property
         def random(self) -> Callable[[int], bytes]:
@@ -70,16 +66,28 @@ class Attempt:
         failures: How often connecting was tried and refused.
     """
 
-    __slots__ = ("_entered", "_name", "_terms", "action", "failures", "high", "low", "proposed")
+    __slots__ = (
+        "_entered",
+        "_ledger",
+        "_name",
+        "_terms",
+        "action",
+        "failures",
+        "high",
+        "low",
+        "proposed",
+    )
 
     action: Action | Verdict
 
-    def __init__(self, terms: Terms, proposed: int = 0) -> None:
+    def __init__(self, terms: Terms, ledger: Ledger, proposed: int = 0) -> None:
         """Begin with the first state of the program.
 
-        proposed: the port of the first proposal, if that was made already.
+        ledger: what is known of the source ports toward the destination. proposed: the port
+        of the first proposal, if that was made already.
         """
         self._terms = terms
+        self._ledger = ledger
         # The state, by name, and how many times each was entered since its count began.
         self._name = terms.program.start
         self._entered = {self._name: 1} if proposed else {}
@@ -109,8 +117,8 @@ class Attempt:
             self.failures += 1
         if self.proposed:
             self.proposed = False
-            terms.ledger.refused(self.low, contended=outcome in state.passing)
-            terms.ledger.refusals += self._name == terms.program.start
+            self._ledger.refused(self.low, contended=outcome in state.passing)
+            self._ledger.refusals += self._name == terms.program.start
         self._enter(state.then[outcome])
         return True
 
@@ -118,7 +126,7 @@ class Attempt:
         """Give a proposed port back that has not been used."""
         if self.proposed:
             self.proposed = False
-            self._terms.ledger.released(self.low)
+            self._ledger.released(self.low)
 
     def _enter(self, successor: str | Verdict) -> None:
         """Go on to a state, or past those that have been entered often enough."""
@@ -144,11 +152,11 @@ class Attempt:
             if (
                 terms.program.surveys
                 and self._name == terms.program.start
-                and terms.ledger.refusals >= REFUSALS_WORTH_A_SURVEY
+                and self._ledger.refusals >= REFUSALS_WORTH_A_SURVEY
             ):
                 # From here on reading the list of sockets costs less than refusals.
                 return False
-            self.low = self.high = terms.ledger.propose()
+            self.low = self.high = self._ledger.propose()
             self.proposed = self.low != 0
             return self.proposed
         if pick is Pick.ASKED:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from connectx._connect.connection import Connection
 from connectx._connect.namespace import identity_of
-from connectx._connect.plan import Options, absence
-from connectx._connect.request import parse, require_served
+from connectx._connect.plan import absence
+from connectx._connect.request import PLAIN, Options, parse, request_with, require_served
 from connectx._connect.udp_connect import claim_by_placeholder, claim_releasable
 from connectx.addresses import SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
@@ -43,9 +43,6 @@ _OFF: Final = bytes(4)
 _NO_WINDOW: Final = bytes(4)
 
 _WILDCARDS: Final = ("0.0.0.0", "::")
-
-#: The options of a socket that has nothing set.
-_PLAIN: Final = Options()
 
 #: Seconds for which ports are tried with a socket that is thrown away, after a window was
 #: refused: that costs 2.4 ms, and so happens for 1 % of the time at most.
@@ -114,10 +111,10 @@ class CallersConnection(Connection):
                 source = self._name
             elif isinstance(source, tuple) and len(source) > 1 and not source[0]:
                 source = (self._name[0], source[1], *self._name[2:])
-        request = parse(self._family, self._kind, self._proto, strategy, source, destination)
-        if self._family != request.wire_family and sockopts.get_ipv6_v6only(self.sock):
+        request = parse(self._family, self._kind, self._proto, strategy, source, destination, PLAIN)
+        if self._family != request.origin.wire_family and sockopts.get_ipv6_v6only(self.sock):
             # bind() would say the one, connect() the other.
-            number = errno.EINVAL if request.source.host else errno.ENETUNREACH
+            number = errno.EINVAL if request.origin.source.host else errno.ENETUNREACH
             raise OSError(number, "IPV6_V6ONLY is set, and the destination is IPv4")
         return request
 
@@ -136,12 +133,11 @@ class CallersConnection(Connection):
             ports = sockopts.get_ip_local_port_range(self.sock)
         # Only a route depends on the mark, and the kernel finds a stream's.
         mark = 0
-        if not request.stream or request.source.port:
+        if not request.origin.stream or request.origin.source.port:
             mark = sockopts.get_so_mark(self.sock)
         interface = self.sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX)
-        self.options = _PLAIN
         if mark or interface or ports:
-            self.options = Options(mark, interface, ports)
+            self.request = request_with(request, Options(mark, interface, ports))
         return self
 
     def result(self) -> int:
@@ -159,7 +155,7 @@ class CallersConnection(Connection):
 
     def _connect(self) -> None:
         """connect(2), for a stream with the first bytes of data, in the SYN where possible."""
-        if not self._data or not self.request.stream:
+        if not self._data or not self.request.origin.stream:
             super()._connect()
             return
         self.taken = 0
@@ -169,7 +165,7 @@ class CallersConnection(Connection):
             # No cookie yet. A socket with a timeout waits in send() until the handshake
             # is done, a non-blocking one tells its user, as connect() would.
             if not self.sock.gettimeout():
-                if self.plan.verifies:
+                if self.plan.terms.verifies:
                     self._verify()
                 raise
         except OSError as error:
@@ -179,19 +175,19 @@ class CallersConnection(Connection):
             super()._connect()
         if not self.taken:
             self.taken = self.sock.send(self._data)
-        if self.plan.verifies:
+        if self.plan.terms.verifies:
             self._verify()
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port; it must not get stuck on it."""
         plan, request = self.plan, self.request
-        namespace = plan.namespace
+        namespace = plan.terms.namespace
         try:
             netlink = namespace.sockets.diag
         except AttributeError:
             netlink = namespace.diag
         source: Address = (plan.host, port, *request.source_suffix)  # type: ignore[assignment]
-        if not plan.releasable:
+        if not plan.terms.releasable:
             # A port that bind() was given cannot be released again.
             with self._twin() as placeholder:
                 try:
@@ -210,7 +206,7 @@ class CallersConnection(Connection):
             if error.errno == errno.EADDRINUSE:
                 namespace.crowded_until = monotonic() + _CROWDED
             raise
-        if plan.verifies:
+        if plan.terms.verifies:
             self._verify()
 
     def _require_sharable(self, source: Address) -> None:
@@ -228,7 +224,7 @@ class CallersConnection(Connection):
 
     def _twin(self) -> socket.socket:
         """Return another socket that may do what this one may."""
-        sock, options = self.sock, self.options
+        sock, options = self.sock, self.request.origin.options
         twin = socket.socket(self._family, self._kind, self._proto)
         try:
             self._require_here(twin)
@@ -247,7 +243,7 @@ class CallersConnection(Connection):
 
     def _require_here(self, twin: socket.socket) -> None:
         """Refuse to go on in another namespace, where the thread may have netlink sockets still."""
-        if identity_of(twin) != self.plan.namespace.identity:
+        if identity_of(twin) != self.plan.terms.namespace.identity:
             raise absence(self.request)
 
     def _made(self, port: int) -> None:
@@ -263,9 +259,10 @@ class CallersConnection(Connection):
     def _renew(self) -> None:
         """Give the socket's port back, if bind() was not given it explicitly."""
         disconnect(self.sock)
-        if self.options.interface:
+        interface = self.request.origin.options.interface
+        if interface:
             # connect(AF_UNSPEC) has cleared it.
-            sockopts.set_so_bindtoifindex(self.sock, self.options.interface)
+            sockopts.set_so_bindtoifindex(self.sock, interface)
 
     def _failed(self) -> None:
         """Leave the socket unbound and its options as they were found.
@@ -292,9 +289,10 @@ class CallersConnection(Connection):
             sock.bind(self._name)
         if self._no_port is not None:
             self._set(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, self._no_port)
-        if sockopts.get_so_bindtoifindex(sock) != self.options.interface:
+        interface = self.request.origin.options.interface
+        if sockopts.get_so_bindtoifindex(sock) != interface:
             with contextlib.suppress(PermissionError):
-                sockopts.set_so_bindtoifindex(sock, self.options.interface)
+                sockopts.set_so_bindtoifindex(sock, interface)
 
     def _unbound_name(self) -> Address:
         """Return getsockname() of a socket that shows a port; ValueError if it has that port."""

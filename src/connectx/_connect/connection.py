@@ -19,7 +19,8 @@ from connectx._connect.attempt import Attempt
 from connectx._connect.failures import failure
 from connectx._connect.namespace import NAMESPACES
 from connectx._connect.own_socket import OwnSocket
-from connectx._connect.plan import NEW_SOCKET, make_plan
+from connectx._connect.plan import make_plan
+from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
 from connectx._connect.udp_connect import Contested, NotVisible, claim, one_port
@@ -41,7 +42,7 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
-    from connectx._connect.plan import Options, Plan
+    from connectx._connect.plan import Plan
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
 
@@ -63,15 +64,13 @@ _OUTCOMES: Final = {
 }
 
 
-def opening(
-    request: Request, timeout: float | None, options: Options = NEW_SOCKET, *, awaited: bool
-) -> Steps[socket.socket]:
+def opening(request: Request, timeout: float | None, *, awaited: bool) -> Steps[socket.socket]:
     """Return a connected socket.
 
     awaited: whether the driver waits for the handshake, and the socket is non-blocking;
     timeout is then how long. Otherwise it is the socket's, as create_connection() takes it.
     """
-    connection = Connection(request, DEFAULT_TIMEOUT if awaited else timeout, options)
+    connection = Connection(request, DEFAULT_TIMEOUT if awaited else timeout)
     if awaited:
         connection.apart(timeout, blocking=False)
     steps = connection.begin()
@@ -86,7 +85,6 @@ class Connection:
     Attributes:
         sock: The socket.
         request: What is asked for.
-        options: What the socket has set that bears on its source.
         plan: How the request is carried out; unset before `begin`.
         retries: How many ports were refused.
         leaves_handshake: Whether a non-blocking socket is left to its owner while it is
@@ -97,29 +95,29 @@ class Connection:
 
     leaves_handshake = False
 
-    __slots__ = ("_apart", "options", "plan", "reports", "request", "retries", "sock", "under_way")
+    __slots__ = ("_apart", "plan", "reports", "request", "retries", "sock", "under_way")
 
     plan: Plan
     under_way: bool
 
-    def __init__(
-        self, request: Request, timeout: float | None, options: Options = NEW_SOCKET
-    ) -> None:
+    def __init__(self, request: Request, timeout: float | None) -> None:
         """Make a socket; timeout: as socket.create_connection() takes it."""
         self.request = request
-        self.options = options
         self.retries = 0
         self.under_way = False
         # How long a driver waits for the handshake, and whether the socket is blocking after.
         self._apart: tuple[float | None, bool] | None = None
         # Looked up now, so that gevent's class is used where it has taken the place.
-        self.reports = socket.socket is _STANDARD_SOCKET
-        kind = OwnSocket if self.reports else socket.socket
-        self.sock: socket.socket = kind(request.family, request.type, request.proto)
+        kind = socket.socket
+        if kind is _STANDARD_SOCKET:
+            kind = OwnSocket
+        self.reports = kind is OwnSocket
+        origin = request.origin
+        self.sock: socket.socket = kind(origin.family, origin.type, origin.proto)
         try:
             if timeout is not DEFAULT_TIMEOUT:
                 self.sock.settimeout(timeout)
-            if options.freebind:
+            if origin.options is not NEW_SOCKET and origin.options.freebind:
                 set_ip_freebind(self.sock, on=True)
         except BaseException:
             self.sock.close()
@@ -157,23 +155,25 @@ class Connection:
         port = 0
         try:
             namespace = NAMESPACES.of(sock)
-            plan = namespace.plans.get((request, self.options))
+            plan: Plan | None = namespace.plans.get(request)  # type: ignore[assignment] # that it keeps
             if plan is None:
-                plan = make_plan(namespace, request, self.options)
-            self.plan = plan  # type: ignore[assignment] # what is kept for a request is its plan
-            opening = self.plan.opening
-            if opening is None:
-                return self._steps(Attempt(self.plan))
-            # Without a call, most of the time.
+                plan = make_plan(namespace, request)
+            self.plan = plan
+            ledger = plan.opening
+            if ledger is None:
+                return self._steps(Attempt(plan.terms, plan.ledger))
             try:
-                port = opening.drawn.pop()
+                # Without a call, most of the time.
+                port = ledger.drawn.pop() if ledger.drawn else ledger.propose()
             except IndexError:
-                port = opening.propose()
+                # Another thread has drawn the last one in between.
+                port = ledger.propose()
             if not port:
-                return self._steps(Attempt(self.plan))
+                return self._steps(Attempt(plan.terms, plan.ledger))
             try:
-                if request.stream:
-                    self._offer(port, port)
+                if request.origin.stream:
+                    self._prepare_offer()
+                    sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(port))
                     self._connect()
                 else:
                     self._claim(port)
@@ -192,7 +192,7 @@ class Connection:
 
     def _refused(self, port: int, error: OSError | Contested | NotVisible) -> Steps[None]:
         """Return what is left to do after a proposal that has failed."""
-        attempt = Attempt(self.plan, port)
+        attempt = Attempt(self.plan.terms, self.plan.ledger, port)
         if not _in_progress(error):
             try:
                 outcome = self._outcome(error)
@@ -226,7 +226,7 @@ class Connection:
                         raise
                 attempt.abandon()
                 self._renew()
-                self.plan, attempt, again = renewed, Attempt(renewed), False
+                self.plan, attempt, again = renewed, Attempt(renewed.terms, renewed.ledger), False
             self._settle(attempt)
         except BaseException as failure:
             if not (self.leaves_handshake and _in_progress(failure)):
@@ -291,22 +291,26 @@ class Connection:
 
     def _offer(self, low: int, high: int, *, again: bool = False) -> None:
         """Have connect() choose a port within low and high; 0 for any."""
-        sock, plan = self.sock, self.plan
         if not again:
-            if plan.request.stream and plan.request.strategy != "kernel":
-                # It does not help us, it helps others: a tool that binds the port explicitly
-                # gets in beside us, and can take over our TIME_WAIT. Never for datagrams:
-                # the kernel would then not look at the 4-tuple.
-                sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            if plan.binds:
-                # For TCP the port is then connect()'s to choose and to share. UDP knows the
-                # option as well, but chooses an exclusive port all the same.
-                sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                self._bind(plan.any_port)
+            self._prepare_offer()
         if low == high != 0:
-            sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(low))
+            self.sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(low))
         elif low:
-            set_ip_local_port_range(sock, low, high)
+            set_ip_local_port_range(self.sock, low, high)
+
+    def _prepare_offer(self) -> None:
+        """Have connect() choose the port, from the source that was asked for."""
+        sock, plan = self.sock, self.plan
+        if plan.terms.shares:
+            # It does not help us, it helps others: a tool that binds the port explicitly
+            # gets in beside us, and can take over our TIME_WAIT. Never for datagrams:
+            # the kernel would then not look at the 4-tuple.
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if plan.any_port is not None:
+            # For TCP the port is then connect()'s to choose and to share. UDP knows the
+            # option as well, but chooses an exclusive port all the same.
+            sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            self._bind(plan.any_port)
 
     def _bind(self, source: Any) -> None:
         try:
@@ -319,16 +323,16 @@ class Connection:
         try:
             self.sock.connect(self.request.address)
         except BlockingIOError as error:
-            if self.plan.verifies and _in_progress(error):
+            if self.plan.terms.verifies and _in_progress(error):
                 self._verify()
             raise
-        if self.plan.verifies:
+        if self.plan.terms.verifies:
             self._verify()
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port, if nobody has the 4-tuple."""
         plan = self.plan
-        namespace = plan.namespace
+        namespace = plan.terms.namespace
         try:
             netlink = namespace.sockets.diag
         except AttributeError:
@@ -336,7 +340,7 @@ class Connection:
         # Not unpacked, which would take twice the time.
         source: Any = (plan.host, port) + self.request.source_suffix  # noqa: RUF005
         claim(self.sock, plan.lookup, netlink, source, self.request.address)
-        if plan.verifies:
+        if plan.terms.verifies:
             self._verify()
 
     def _shake_hands(self, seconds: float | None) -> Steps[None]:
@@ -359,9 +363,9 @@ class Connection:
             ) from error
         if isinstance(error, ConnectxError):
             return None
-        if not self.request.stream:
+        if not self.request.origin.stream:
             self._require_local(error)
-            if self.plan.asked:
+            if self.plan.terms.asked:
                 # Whoever holds the lock on the port may have been preempted.
                 os.sched_yield()
         return _OUTCOMES.get(error.errno or 0)
@@ -386,9 +390,9 @@ class Connection:
         from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in namespace.py
 
         in_use = ports_toward(
-            plan.namespace.diag,
-            request.table,
-            request.wire_family,
+            plan.terms.namespace.diag,
+            request.origin.table,
+            request.origin.wire_family,
             plan.source or None,
             request.wire_destination,
             request.destination.port,
@@ -407,7 +411,7 @@ class Connection:
         if action is Action.RETRY:
             os.sched_yield()
             return Outcome.SOME_FREE if plan.ledger.retry() else Outcome.NONE_FREE
-        record = plan.lookup.find_record(plan.namespace.diag, port)
+        record = plan.lookup.find_record(plan.terms.namespace.diag, port)
         if record is None or record.state in _UNCONNECTED_STATES:
             return Outcome.NOTHING
         return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
@@ -417,13 +421,13 @@ class Connection:
         if isinstance(refusal, RangeNotHonoured):
             # Connected, but from a port that nobody asked for.
             self._renew()
-        namespace = NAMESPACES.look_again(self.plan.namespace)
-        return make_plan(namespace, self.request, self.options, unlike=self.plan)
+        namespace = NAMESPACES.look_again(self.plan.terms.namespace)
+        return make_plan(namespace, self.request, unlike=self.plan)
 
     def _verify(self) -> None:
         """Make sure that the kernel has not ignored a window that fitted a second ago."""
-        plan = self.plan
-        wanted = PortRange(plan.asked, plan.asked) if plan.asked else plan.ports
+        terms = self.plan.terms
+        wanted = PortRange(terms.asked, terms.asked) if terms.asked else terms.ports
         port = self.sock.getsockname()[1]
         if not wanted.contains(port):
             raise self.request.error(
@@ -439,22 +443,24 @@ class Connection:
         if attempt.proposed:
             # From here on it is the socket's.
             attempt.proposed = False
-        elif self.plan.program.proposes:
+        elif self.plan.terms.program.proposes:
             port = self.sock.getsockname()[1]
             self.plan.ledger.found(port)
+        else:
+            port = 0
         self._made(port)
 
     # What differs for a socket that is the caller's.
 
     def _made(self, port: int) -> None:
         """Finish the socket, which is connected; port: 0 where nobody keeps account."""
-        sock, plan = self.sock, self.plan
-        if plan.program.proposes:
-            if isinstance(sock, OwnSocket):
-                sock.ledger = plan.ledger
-                sock.ledger_port = port
+        sock = self.sock
+        if port:
+            if self.reports:
+                sock.ledger = self.plan.ledger  # type: ignore[attr-defined] # an OwnSocket
+                sock.ledger_port = port  # type: ignore[attr-defined]
             else:
-                plan.ledger.held(port)
+                self.plan.ledger.held(port)
         if self._apart is not None and self._apart[1]:
             sock.settimeout(self._apart[0])
 

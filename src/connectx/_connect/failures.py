@@ -6,7 +6,6 @@ import errno
 import functools
 from typing import TYPE_CHECKING, Final
 
-from connectx._connect.plan import routed_source
 from connectx._connect.strategies import Verdict
 from connectx.addresses import FourTuple
 from connectx.errors import ConnectxError, PortHeld, PortsExhausted, TupleInUse
@@ -37,17 +36,17 @@ def failure(verdict: Verdict, plan: Plan, attempts: int) -> ConnectxError:
     """
     request = plan.request
     kind, stream_errno, datagram_errno = _FAILURES[verdict]
-    source = request.source._replace(host=plan.host or _routed_host(plan))
-    subject = FourTuple(request.protocol, source, request.destination)
+    source = request.origin.source._replace(host=plan.host or _routed_host(plan))
+    subject = FourTuple(request.origin.protocol, source, request.destination)
     return kind(
         f"{verdict.value}: {subject}",
-        protocol=request.protocol,
+        protocol=request.origin.protocol,
         source=source,
         destination=request.destination,
-        ports=plan.options.ports and plan.ports,
-        strategy=request.strategy,
+        ports=request.origin.options.ports and plan.terms.ports,
+        strategy=request.origin.strategy,
         attempts=attempts,
-        errno=stream_errno if request.stream else datagram_errno,
+        errno=stream_errno if request.origin.stream else datagram_errno,
         explanation=functools.partial(_explain, verdict, plan),
     )
 
@@ -55,7 +54,7 @@ def failure(verdict: Verdict, plan: Plan, attempts: int) -> ConnectxError:
 def _routed_host(plan: Plan) -> str:
     """Return the source that routing chooses, where nobody else has."""
     try:
-        source = routed_source(plan.namespace, plan.request, plan.options)
+        source = plan.terms.route(plan.request, b"").source
     except OSError as error:
         if error.errno not in _CANNOT_ASK:
             raise

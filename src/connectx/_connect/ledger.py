@@ -13,11 +13,12 @@ one connection to each of a million destinations pays for no map at all.
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     from connectx.addresses import PortRange
 
@@ -43,6 +44,9 @@ _MOST_CONTENDERS: Final = 64
 #: Refused ports are few where they are less than one in so many.
 _FEW: Final = 64
 
+#: Random numbers that are drawn at once.
+_NUMBERS: Final = 256
+
 #: Ports drawn at once for a busy destination. Drawing them one by one would cost a
 #: connection as much as two of its system calls.
 _BATCH: Final = 64
@@ -59,6 +63,72 @@ def template(ports: PortRange, reserved: Iterable[PortRange]) -> bytes:
     return bytes(states)
 
 
+class Numbers:
+    """Random numbers of 32 bits, each for one use.
+
+    Drawn one by one they would cost a connection as much as a system call.
+    """
+
+    __slots__ = ("_random", "_ready")
+
+    def __init__(self, random: Callable[[int], bytes]) -> None:
+        """Begin with none; random: gives so many octets that nobody else can foresee."""
+        self._random = random
+        self._ready: list[int] = []
+
+    def take(self) -> int:
+        """Return one of them."""
+        try:
+            return self._ready.pop()
+        except IndexError:
+            fresh = array("I", self._random(4 * _NUMBERS)).tolist()
+            number = fresh.pop()
+            self._ready += fresh
+            return number
+
+
+class Shelf:
+    """What the ledgers of one source and port range have in common, and where they are kept.
+
+    A ledger is kept for as long as anything refers to it: a plan, or an open socket that
+    will report its end to it.
+
+    Attributes:
+        low: The first port of the range.
+        template: The states of its ports while nothing is open.
+        numbers: What ports are drawn with.
+    """
+
+    __slots__ = ("__weakref__", "_kept", "low", "numbers", "template")
+
+    def __init__(self, low: int, template: bytes, numbers: Numbers) -> None:
+        self.low = low
+        self.template = template
+        self.numbers = numbers
+        # Not a WeakValueDictionary, which costs a new destination another microsecond.
+        self._kept: dict[Hashable, weakref.ref[Ledger]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def ledger(self, key: Hashable) -> Ledger:
+        """Return the ledger of a destination, by what names it."""
+        kept = self._kept
+        reference = kept.get(key)
+        ledger = None if reference is None else reference()
+        if ledger is not None:
+            ledger.recycle()
+            return ledger
+        ledger = Ledger(self)
+
+        def forget(ended: weakref.ref[Ledger]) -> None:
+            if kept.get(key) is ended:
+                del kept[key]
+
+        kept[key] = weakref.ref(ledger, forget)
+        return ledger
+
+
 class Ledger:
     """The free source ports toward one destination.
 
@@ -71,29 +141,12 @@ class Ledger:
     in use; for `connectx._connect.attempt` to count.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_batch",
-        "_given",
-        "_low",
-        "_random",
-        "_states",
-        "_template",
-        "drawn",
-        "refusals",
-    )
+    __slots__ = ("__weakref__", "_batch", "_given", "_shelf", "_states", "drawn", "refusals")
 
-    def __init__(self, low: int, template: bytes, random: Callable[[int], bytes]) -> None:
-        """Begin with nothing open.
-
-        low: the first port of the range.
-        template: the states of its ports while nothing is open.
-        random: gives as many octets as asked for that nobody else can foresee.
-        """
-        self._low = low
-        self._template = template
-        self._states: bytes | bytearray = template
-        self._random = random
+    def __init__(self, shelf: Shelf) -> None:
+        """Begin with nothing open."""
+        self._shelf = shelf
+        self._states: bytes | bytearray = shelf.template
         self.drawn: list[int] = []
         self._batch = 1
         # In use or drawn: taking a port from the list then is all there is to a proposal.
@@ -110,9 +163,12 @@ class Ledger:
 
         What becomes of it is to be told: `released` or `refused` or `held`.
         """
+        if not self.drawn:
+            return self._propose_anew()
         try:
             return self.drawn.pop()
         except IndexError:
+            # Another thread was quicker.
             return self._propose_anew()
 
     def found(self, port: int) -> None:
@@ -123,13 +179,13 @@ class Ledger:
     def released(self, port: int) -> None:
         """The port is free again, or has not been used after all."""
         self._given -= 1
-        if self._states is self._template:
+        if self._states is self._shelf.template:
             return
         if self.in_use > 0:
             self._mark(port, FREE)
         else:
             # Nothing is open: an idle destination holds no map.
-            self._forget(self._template)
+            self._forget(self._shelf.template)
 
     def refused(self, port: int, *, contended: bool = False) -> None:
         """The kernel refused the port: from now on a map is worth its size.
@@ -142,8 +198,8 @@ class Ledger:
             others = [other for other in self.drawn if other != port]
             self._given -= len(self.drawn) - len(others)
             self.drawn = others
-        if self._states is self._template:
-            self._states = bytearray(self._template)
+        if self._states is self._shelf.template:
+            self._states = bytearray(self._shelf.template)
             for proposal in self.drawn:
                 self._mark(proposal, PROPOSED)
         self._mark(port, CONTENDED if contended else TAKEN)
@@ -169,8 +225,8 @@ class Ledger:
         to be held until `recycle`.
         """
         known = self._states
-        states = bytearray(self._template)
-        low, size = self._low, len(states)
+        states = bytearray(self._shelf.template)
+        low, size = self._shelf.low, len(states)
         if known.count(CONTENDED) > _MOST_CONTENDERS:
             index = known.find(CONTENDED)
             while index >= 0:
@@ -195,18 +251,19 @@ class Ledger:
         if states.count(TAKEN) * _FEW >= len(states):
             self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
         else:
-            self._forget(bytearray(self._template))
+            self._forget(bytearray(self._shelf.template))
 
     def _propose_anew(self) -> int:
         """Draw a batch of ports; returns one of them, 0 if there are none.
 
         Each is a random port, or the next free one after it: RFC 6056, algorithm 1.
         """
-        states, low = self._states, self._low
-        size = len(states)
+        states, shelf = self._states, self._shelf
+        low, size, take = shelf.low, len(states), shelf.numbers.take
+        mapped = states is not shelf.template
         proposals = []
-        for number in array("I", self._random(4 * self._batch)):
-            index = number % size
+        for _ in range(self._batch):
+            index = take() % size
             if states[index]:
                 index = states.find(FREE, index)
                 if index < 0:
@@ -214,12 +271,13 @@ class Ledger:
                     if index < 0:
                         break
             proposals.append(low + index)
-            if isinstance(states, bytearray):
-                states[index] = PROPOSED
+            if mapped:
+                states[index] = PROPOSED  # type: ignore[index] # what is not shared can be written
         self._batch = min(2 * self._batch, _BATCH)
         self._given += len(proposals)
         port = proposals.pop() if proposals else 0
-        self.drawn = proposals
+        # Another thread may have drawn at the same moment.
+        self.drawn += proposals
         return port
 
     def _forget(self, states: bytes | bytearray) -> None:
@@ -231,6 +289,6 @@ class Ledger:
 
     def _mark(self, port: int, state: int) -> None:
         states = self._states
-        index = port - self._low
+        index = port - self._shelf.low
         if isinstance(states, bytearray) and 0 <= index < len(states):
             states[index] = state

@@ -111,7 +111,7 @@ def interleaved(requests: Sequence[Request]) -> list[Request]:
     """Return the families in turn, beginning with the first one's (RFC 8305, section 4)."""
     families: dict[int, list[Request]] = {}
     for request in requests:
-        families.setdefault(request.family, []).append(request)
+        families.setdefault(request.origin.family, []).append(request)
     turns: list[Request] = []
     for number in range(max(map(len, families.values()), default=0)):
         turns += [each[number] for each in families.values() if number < len(each)]

@@ -19,7 +19,7 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from connectx._connect.ledger import Ledger, template
+from connectx._connect.ledger import Numbers, Shelf, template
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
 from connectx.linux.uapi import (
@@ -35,16 +35,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import Protocol
 
+    from connectx._connect.ledger import Ledger
     from connectx._connect.strategies import Program
     from connectx.addresses import PortRange
     from connectx.linux.netlink import NetlinkSocket
 
-    class Keeper(Protocol):
+    class Plan(Protocol):
         """What is kept for a destination: a `connectx._connect.plan.Plan`."""
 
         @property
         def ledger(self) -> Ledger:
             """Is kept with it."""
+
+    class Terms(Protocol):
+        """What is kept for an origin: a `connectx._connect.plan.Terms`."""
+
+        @property
+        def program(self) -> Program:
+            """Serves here."""
 
     class _NetlinkSockets(threading.local):
         """One thread's netlink sockets into one namespace."""
@@ -78,7 +86,7 @@ class Namespace:
         reserved: `net.ipv4.ip_local_reserved_ports`.
         fresh_until: When to look again, on the monotonic clock.
         plans: How the requests of the last second are carried out here.
-        programs: The strategies' programs that serve here, by what they were chosen for.
+        terms: What the plans of an origin have in common.
         crowded_until: Until when UDP ports are likely to be held, on the same clock.
         sockets: A thread's `diag` and `route`, unset until they are opened.
     """
@@ -95,19 +103,20 @@ class Namespace:
         self.reserved = reserved
         self.fresh_until = monotonic() + FRESH
         self.crowded_until = 0.0
-        self.plans: dict[Hashable, Keeper] = {}
-        self.programs: dict[Hashable, Program] = {}
+        self.plans: dict[Hashable, Plan] = {}
+        self.terms: dict[Hashable, Terms] = {}
         # No class of its own: an attribute of one takes three times as long to load.
         self.sockets = cast("_NetlinkSockets", threading.local())
         self._registry = registry
         # Plans of the second before, for the sake of their ledgers.
-        self._former: dict[Hashable, Keeper] = {}
+        self._former: dict[Hashable, Plan] = {}
         self._template: tuple[PortRange, bytes] | None = None
-        # Not a WeakValueDictionary, which costs a new destination another microsecond.
-        self._ledgers: dict[Hashable, weakref.ref[Ledger]] = {}
+        self._shelves: weakref.WeakValueDictionary[Hashable, Shelf] = weakref.WeakValueDictionary()
+        self._numbers = Numbers(os.urandom)
 
     def __repr__(self) -> str:
-        return f"<Namespace {self.ports}, {len(self.plans)} plans, {len(self._ledgers)} ledgers>"
+        ledgers = sum(map(len, self._shelves.values()))
+        return f"<Namespace {self.ports}, {len(self.plans)} plans, {ledgers} ledgers>"
 
     def renew(self) -> None:
         """Begin another second: what is still in use is planned again.
@@ -116,32 +125,24 @@ class Namespace:
         stay while sockets that report to them are open.
         """
         self.begin()
-        self.programs = {}
         self.fresh_until = monotonic() + FRESH
 
-    def ledger(self, key: Hashable, ports: PortRange) -> Ledger:
-        """Return what is known of the ports of a range toward a destination.
+    def shelf(self, protocol: int, source: bytes, ports: PortRange) -> Shelf:
+        """Return where the ledgers of a source and a range of ports are kept.
 
-        key: names the destination; protocol, addresses and all.
+        Args:
+            protocol: The IPPROTO_* number of the kernel's table.
+            source: The octets of the address; b"" for any.
+            ports: The range.
         """
-        key = (key, ports)
-        reference = self._ledgers.get(key)
-        ledger = None if reference is None else reference()
-        if ledger is not None:
-            ledger.recycle()
-            return ledger
-        known = self._template
-        if known is None or known[0] != ports:
-            known = self._template = ports, template(ports, self.reserved)
-        ledger = Ledger(ports.low, known[1], os.urandom)
-        ledgers = self._ledgers
-
-        def forget(ended: weakref.ref[Ledger]) -> None:
-            if ledgers.get(key) is ended:
-                del ledgers[key]
-
-        ledgers[key] = weakref.ref(ledger, forget)
-        return ledger
+        key = protocol, source, ports
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            known = self._template
+            if known is None or known[0] != ports:
+                known = self._template = ports, template(ports, self.reserved)
+            shelf = self._shelves[key] = Shelf(ports.low, known[1], self._numbers)
+        return shelf
 
     def honours(self, protocol: str, port: int) -> bool:
         """Return whether a window of this one port works here."""
@@ -182,6 +183,7 @@ class Namespace:
         """Begin a new generation of plans."""
         self._former = self.plans
         self.plans = {}
+        self.terms = {}
 
 
 def windows_work(protocol: str) -> bool:
@@ -228,7 +230,6 @@ class Namespaces:
             namespace is None
             or namespace.identity != identity
             or namespace.fresh_until < monotonic()
-            or namespace.ports is None
         ):
             namespace = self._namespace(identity)
         return namespace
@@ -264,7 +265,7 @@ class Namespaces:
         if namespace is None or namespace.fresh_until < monotonic() or namespace.ports is None:
             # Its range is not known from outside; this thread may be inside.
             namespace = self._look(identity)
-        self._latest = namespace
+        self._latest = namespace if namespace.ports is not None else None
         return namespace
 
     def _look(self, identity: Identity) -> Namespace:
@@ -284,8 +285,9 @@ class Namespaces:
             # Known from before the thread moved away.
             ports, reserved = namespace.ports, namespace.reserved
         if namespace is None or (namespace.ports, namespace.reserved) != (ports, reserved):
-            namespace = self._latest = Namespace(self, identity, ports, reserved)
+            namespace = Namespace(self, identity, ports, reserved)
             self._every.add(namespace)
+            self._latest = None
         elif namespace.fresh_until < monotonic():
             namespace.renew()
         self._keep(namespace)

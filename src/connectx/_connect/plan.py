@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple, overload
+from typing import TYPE_CHECKING, Final, overload
 
 from connectx._connect import strategies
 from connectx._connect.namespace import MOST_PLANS, windows_work
@@ -24,35 +24,14 @@ from connectx.linux.uapi import AF_INET6
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from connectx._connect.ledger import Ledger
+    from connectx._connect.ledger import Ledger, Shelf
     from connectx._connect.namespace import Namespace
-    from connectx._connect.request import Request
+    from connectx._connect.request import Origin, Request
     from connectx._connect.strategies import Program, Strategy
     from connectx.addresses import Address
-    from connectx.linux.route import Route
+    from connectx.linux.route import Route, RouteLookup
     from connectx.linux.sock_diag import TupleLookup
 
-
-class Options(NamedTuple):
-    """What bears on a call's source besides its addresses.
-
-    Attributes:
-        mark, interface: SO_MARK and SO_BINDTOIFINDEX of the socket; 0 for none.
-        ports: The ports to stay within, such as the socket's own IP_LOCAL_PORT_RANGE;
-            None for the range in force.
-        replaceable: Whether a socket that is stuck on a port may be replaced by a new one.
-        freebind: Whether the source may be an address that is not local (IP_FREEBIND).
-    """
-
-    mark: int = 0
-    interface: int = 0
-    ports: PortRange | None = None
-    replaceable: bool = False
-    freebind: bool = False
-
-
-#: The options of a socket that has just been made for the call.
-NEW_SOCKET: Final = Options(replaceable=True)
 
 #: A window whose ends lie outside any range in force, or on its ends: the kernel
 #: falls back to the range's own ends, yet the option counts as set, which from
@@ -62,92 +41,129 @@ NEW_SOCKET: Final = Options(replaceable=True)
 FULL_RANGE: Final = PortRange(1, HIGHEST_PORT)
 
 
-class Plan:
-    """How a request is carried out in a namespace.
+class Terms:
+    """How the requests of one origin are carried out in a namespace, wherever they go to.
 
     Attributes:
-        namespace, request, options: What it is made of.
+        namespace, origin: What it is made of.
         program: The table that its attempts walk.
-        ledger: What is known of the source ports toward the destination.
-        opening: The ledger, if a call may begin with a port of it without an `Attempt`.
         random: Gives so many octets that nobody else can foresee.
         ports: The range in force, or the part of it to stay within.
         search: The window in which the kernel searches it.
         asked: The source port asked for, 0 for any.
-        source: The source's octets as they go on the wire; b"" for any.
-        host: The same as bind() takes it; "" for any.
-        binds: Whether the source's host was asked for, and not chosen by routing.
-        any_port: The source as bind() takes it, for a port that is yet to be chosen.
+        shares: Whether the first proposal sets SO_REUSEADDR on a stream socket.
         releasable: Whether a caller's datagram socket gets its port from a window, and so can
             give it back.
         verifies: Whether the kernel may have chosen a port that nobody asked for.
-        lookup: Finds the socket on one of the 4-tuples; unset where the source is the
-            kernel's to choose, as it is for TCP unless a port was asked for.
+        lookup: Makes a plan's `lookup`; unset where the program does not look.
     """
 
     __slots__ = (
-        "any_port",
+        "_routes",
+        "_shelves",
         "asked",
-        "binds",
-        "host",
-        "ledger",
         "lookup",
         "namespace",
-        "opening",
-        "options",
+        "origin",
         "ports",
         "program",
         "random",
         "releasable",
-        "request",
         "search",
-        "source",
+        "shares",
         "verifies",
     )
 
-    lookup: TupleLookup
+    lookup: type[TupleLookup]
 
     def __init__(
         self,
         namespace: Namespace,
-        request: Request,
-        options: Options,
+        origin: Origin,
         program: Program,
-        source: bytes,
         ports: PortRange | None,
     ) -> None:
         self.namespace = namespace
-        self.request = request
-        self.options = options
+        self.origin = origin
         self.program = program
         self.random: Callable[[int], bytes] = os.urandom
         self.ports = ports or namespace.ports or FULL_RANGE
         self.search = ports or FULL_RANGE
-        self.asked = request.source.port
-        self.source = source
-        self.binds = bool(request.source.host)
-        self.host = request.source.host
-        if source and not self.binds:
-            self.host = request.source_host(source)
-        self.any_port: Address = (self.host, 0, *request.source_suffix)  # type: ignore[assignment] # two or four
+        self.asked = origin.source.port
+        self.shares = origin.stream and origin.strategy != "kernel"
         self.releasable = (
-            not options.replaceable
-            and windows_work(request.protocol)
-            and (not self.asked or namespace.honours(request.protocol, self.asked))
+            not origin.options.replaceable
+            and windows_work(origin.protocol)
+            and (not self.asked or namespace.honours(origin.protocol, self.asked))
         )
-        self.verifies = bool(self.asked or options.ports)
-        key = (
-            request.table,
-            source,
-            request.wire_destination,
-            request.destination.port,
-            options.interface or request.destination.scope_id,
-        )
-        self.ledger: Ledger = namespace.ledger(key, self.ports)
-        self.opening = self.ledger if program.opens else None
+        self.verifies = bool(self.asked or origin.options.ports)
+        self._shelves: dict[bytes, Shelf] = {}
+        # By interface.
+        self._routes: dict[int, RouteLookup] = {}
+        if program.looks:
+            from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
+
+            self.lookup = TupleLookup
+
+    def shelf(self, source: bytes) -> Shelf:
+        """Return where the ledgers of a source are kept."""
+        shelf = self._shelves.get(source)
+        if shelf is None:
+            shelf = self.namespace.shelf(self.origin.table, source, self.ports)
+            self._shelves[source] = shelf
+        return shelf
+
+    def route(self, request: Request, source: bytes) -> Route:
+        """Return the route to a destination; source: b"" for the one that routing chooses.
+
+        Raises:
+            OSError: As connect() would.
+        """
+        interface = self.origin.options.interface or request.destination.scope_id
+        routes = self._routes.get(interface)
+        if routes is None:
+            routes = self._routes[interface] = _routes(self.origin, interface)
+        return _find(self.namespace, routes, request, source)
+
+
+class Plan:
+    """How a request is carried out in a namespace.
+
+    Attributes:
+        terms: What it has in common with others of the same origin.
+        request: What is asked for.
+        source: The source's octets as they go on the wire; b"" for any.
+        host: The same as bind() takes it; "" for any.
+        any_port: The source as bind() takes it, for a port that is yet to be chosen; None if
+            the source is left to the kernel.
+        ledger: What is known of the source ports toward the destination.
+        opening: The ledger, if a call may begin with a port of it without an `Attempt`.
+        lookup: Finds the socket on one of the 4-tuples; unset where the source is the
+            kernel's to choose, as it is for TCP unless a port was asked for.
+    """
+
+    __slots__ = ("any_port", "host", "ledger", "lookup", "opening", "request", "source", "terms")
+
+    lookup: TupleLookup
+
+    def __init__(self, terms: Terms, request: Request, source: bytes) -> None:
+        self.terms = terms
+        self.request = request
+        self.source = source
+        self.host = terms.origin.source.host
+        self.any_port: Address | None = None
+        if self.host:
+            self.any_port = (self.host, 0, *request.source_suffix)  # type: ignore[assignment] # two or four
+        elif source:
+            self.host = request.source_host(source)
+        to = request.destination
+        key = request.wire_destination, to.port, terms.origin.options.interface or to.scope_id
+        self.ledger: Ledger = terms.shelf(source).ledger(key)
+        self.opening = self.ledger if terms.program.opens else None
 
     def __repr__(self) -> str:
-        return f"<Plan for {self.request!r} from {self.host or 'any source'}, ports {self.ports}>"
+        ports = self.terms.ports
+        return f"<Plan for {self.request!r} from {self.host or 'any source'}, ports {ports}>"
 
     def source_at(self, port: int) -> Address:
         """Return the source as bind() takes it."""
@@ -155,44 +171,43 @@ class Plan:
 
 
 @overload
-def make_plan(namespace: Namespace, request: Request, options: Options) -> Plan: ...
+def make_plan(namespace: Namespace, request: Request) -> Plan: ...
 @overload
-def make_plan(
-    namespace: Namespace, request: Request, options: Options, *, unlike: Plan
-) -> Plan | None: ...
-def make_plan(
-    namespace: Namespace, request: Request, options: Options, *, unlike: Plan | None = None
-) -> Plan | None:
+def make_plan(namespace: Namespace, request: Request, *, unlike: Plan) -> Plan | None: ...
+def make_plan(namespace: Namespace, request: Request, *, unlike: Plan | None = None) -> Plan | None:
     """Plan a request, and have the namespace keep the plan.
 
     Args:
         namespace: Where the socket is.
         request: What is asked for.
-        options: What the socket has set.
         unlike: A plan that has failed; None is returned if the new one would be the same.
 
     Raises:
         ConnectxError: The request cannot be carried out there.
         OSError: As routing and reading sysctls do.
     """
-    if namespace.ports is None and (request.source.port or options.ports):
-        raise absence(request)
-    program = _program(namespace, request, options)
-    source = request.wire_source
+    origin = request.origin
+    terms: Terms | None = namespace.terms.get(origin)  # type: ignore[assignment] # that it keeps
+    if terms is None:
+        ports = origin.options.ports
+        if namespace.ports is None and (origin.source.port or ports):
+            raise absence(request)
+        program = _program(namespace, request)
+        terms = Terms(namespace, origin, program, within(namespace, request, ports))
+        namespace.terms[origin] = terms
+    source = origin.wire_source
     interface = 0
-    if program.looks:
+    if terms.program.looks:
         _require_presence(namespace, request)
-        source = source or routed_source(namespace, request, options)
-        interface = _interface(namespace, request, options, source)
-    if unlike is not None and (unlike.namespace, unlike.source) == (namespace, source):
+        source = source or terms.route(request, b"").source
+        interface = _interface(terms, request, source)
+    if unlike is not None and (unlike.terms.namespace, unlike.source) == (namespace, source):
         return None
-    plan = Plan(namespace, request, options, program, source, within(namespace, request, options))
-    if program.looks:
-        from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
-
-        plan.lookup = TupleLookup(
-            request.table,
-            request.wire_family,
+    plan = Plan(terms, request, source)
+    if terms.program.looks:
+        plan.lookup = terms.lookup(
+            origin.table,
+            origin.wire_family,
             source,
             request.wire_destination,
             request.destination.port,
@@ -200,38 +215,39 @@ def make_plan(
         )
     if len(namespace.plans) >= MOST_PLANS:
         namespace.begin()
-    namespace.plans[request, options] = plan
+    namespace.plans[request] = plan
     return plan
 
 
-def within(namespace: Namespace, request: Request, options: Options) -> PortRange | None:
-    """Return the ports to stay within, if the options name any.
+def within(namespace: Namespace, request: Request, ports: PortRange | None) -> PortRange | None:
+    """Return the ports to stay within, if there are any; 0 stands for the range's own end.
 
     Raises:
         RangeNotHonoured: The kernel would ignore them: it clamps each end without a word.
     """
-    ports = namespace.ports
-    if options.ports is None or ports is None:
+    in_force = namespace.ports
+    if ports is None or in_force is None:
         return None
-    # 0 is the range's own end.
-    wanted = PortRange(options.ports.low or ports.low, options.ports.high or ports.high)
-    if not ports.low <= wanted.low <= wanted.high <= ports.high:
+    wanted = PortRange(ports.low or in_force.low, ports.high or in_force.high)
+    if not in_force.covers(wanted):
         raise request.error(
             RangeNotHonoured,
-            f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {ports}: "
+            f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {in_force}: "
             "the kernel would silently use that range instead",
             ports=wanted,
         )
     return wanted
 
 
-def routed_source(namespace: Namespace, request: Request, options: Options) -> bytes:
+def routed_source(namespace: Namespace, request: Request) -> bytes:
     """Return the octets of the source address that routing chooses.
 
     Raises:
         OSError: As connect() would.
     """
-    return _route(namespace, request, options, b"").source
+    origin = request.origin
+    interface = origin.options.interface or request.destination.scope_id
+    return _find(namespace, _routes(origin, interface), request, b"").source
 
 
 def absence(request: Request) -> ConnectxError:
@@ -244,50 +260,39 @@ def absence(request: Request) -> ConnectxError:
     )
 
 
-def _program(namespace: Namespace, request: Request, options: Options) -> Program:
+def _program(namespace: Namespace, request: Request) -> Program:
     """Return the program that serves; NotSupported where none does."""
-    kind = (
-        request.strategy,
-        request.protocol,
-        request.source.port,
-        bool(request.source.host),
-        options.ports is None,
-        options.replaceable,
-    )
-    program = namespace.programs.get(kind)
+    chosen = strategies.named(request.origin.strategy)
+    case, available = _case(request.origin), _available(namespace, request.origin)
+    program = chosen.program(case, available)
     if program is None:
-        chosen = strategies.named(request.strategy)
-        case, available = _case(request), _available(namespace, request, options)
-        program = chosen.program(case, available)
-        if program is None:
-            message = _unserved(chosen, case, available, request.protocol)
-            raise request.error(NotSupported, message)
-        namespace.programs[kind] = program
+        message = _unserved(chosen, case, available, request.origin.protocol)
+        raise request.error(NotSupported, message)
     return program
 
 
-def _available(namespace: Namespace, request: Request, options: Options) -> frozenset[Need]:
+def _available(namespace: Namespace, origin: Origin) -> frozenset[Need]:
     available = set()
-    if windows_work(request.protocol):
+    if windows_work(origin.protocol):
         available.add(Need.WINDOW)
         if features.probe(features.STEP_OF_ONE) is Probe.YES:
             available.add(Need.FAST_SEARCH)
-    if namespace.honours(request.protocol, request.source.port):
+    if namespace.honours(origin.protocol, origin.source.port):
         available.add(Need.PORT_IN_RANGE)
-    if options.replaceable:
+    if origin.options.replaceable:
         available.add(Need.OWN_SOCKET)
     # MPTCP learnt both options in the same version.
-    late = not request.source.host or request.protocol != "mptcp" or Need.WINDOW in available
-    if late and (options.ports is None or Need.WINDOW in available):
+    late = not origin.source.host or origin.protocol != "mptcp" or Need.WINDOW in available
+    if late and (origin.options.ports is None or Need.WINDOW in available):
         # Without a window, a port that connect() chooses may be any of the range.
         available.add(Need.LATE_PORT)
     return frozenset(available)
 
 
-def _case(request: Request) -> Case:
-    if request.stream:
-        return Case.STREAM_ASKED_PORT if request.source.port else Case.STREAM_ANY_PORT
-    return Case.DATAGRAM_ASKED_PORT if request.source.port else Case.DATAGRAM_ANY_PORT
+def _case(origin: Origin) -> Case:
+    if origin.stream:
+        return Case.STREAM_ASKED_PORT if origin.source.port else Case.STREAM_ANY_PORT
+    return Case.DATAGRAM_ASKED_PORT if origin.source.port else Case.DATAGRAM_ANY_PORT
 
 
 def _unserved(strategy: Strategy, case: Case, available: frozenset[Need], protocol: str) -> str:
@@ -314,44 +319,44 @@ def _require_presence(namespace: Namespace, request: Request) -> None:
         raise absence(request) from error
 
 
-def _interface(namespace: Namespace, request: Request, options: Options, source: bytes) -> int:
+def _interface(terms: Terms, request: Request, source: bytes) -> int:
     """Return the device that packets from the destination come in on, as far as routing tells.
 
     A lookup has to name it, or it misses sockets that are bound to it.
     """
-    known = options.interface or request.destination.scope_id
+    known = terms.origin.options.interface or request.destination.scope_id
     if known:
         return known
     try:
-        return _route(namespace, request, options, source).interface
+        return terms.route(request, source).interface
     except OSError:
         # No route, which connect() will say itself; or a source that is not
         # local, with IP_FREEBIND, about which routing tells nothing.
         return 0
 
 
-def _route(namespace: Namespace, request: Request, options: Options, source: bytes) -> Route:
-    from connectx.linux.route import find_route  # noqa: PLC0415 - as in namespace.py
+def _routes(origin: Origin, interface: int) -> RouteLookup:
+    from connectx.linux.route import RouteLookup  # noqa: PLC0415 - as in namespace.py
 
+    return RouteLookup(
+        origin.wire_family,
+        mark=origin.options.mark,
+        interface=interface,
+        uid=os.geteuid(),
+        protocol=origin.table,
+    )
+
+
+def _find(namespace: Namespace, routes: RouteLookup, request: Request, source: bytes) -> Route:
     try:
         netlink = namespace.sockets.route
     except AttributeError:
         netlink = namespace.route
     try:
-        return find_route(
-            netlink,
-            request.wire_family,
-            request.wire_destination,
-            mark=options.mark,
-            interface=options.interface or request.destination.scope_id,
-            uid=os.geteuid(),
-            protocol=request.table,
-            destination_port=request.destination.port,
-            source=source,
-        )
+        return routes.find(netlink, request.wire_destination, request.destination.port, source)
     except OSError as error:
         number = error.errno or 0
-        if request.wire_family == AF_INET6 and number == errno.ENETUNREACH:
+        if request.origin.wire_family == AF_INET6 and number == errno.ENETUNREACH:
             _require_ipv6(error)
         # In the class that connect() would raise it in: PermissionError and so on.
         raise OSError(number, os.strerror(number)) from error

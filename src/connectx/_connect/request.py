@@ -9,7 +9,7 @@ arguments.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from connectx.addresses import (
     AF_INET,
@@ -22,6 +22,7 @@ from connectx.addresses import (
     Address,
     Endpoint,
     canonical,
+    family_of,
     packed,
     resolve_scope,
     text,
@@ -35,12 +36,32 @@ if TYPE_CHECKING:
 _LIMITS: Final = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
 
 
-#: A source of which nothing is asked.
-_ANY: Final = Endpoint("", 0)
+class Options(NamedTuple):
+    """What bears on a call's source besides its addresses.
+
+    Attributes:
+        mark, interface: SO_MARK and SO_BINDTOIFINDEX of the socket; 0 for none.
+        ports: The ports to stay within, such as the socket's own IP_LOCAL_PORT_RANGE;
+            None for the range in force.
+        replaceable: Whether a socket that is stuck on a port may be replaced by a new one.
+        freebind: Whether the source may be an address that is not local (IP_FREEBIND).
+    """
+
+    mark: int = 0
+    interface: int = 0
+    ports: PortRange | None = None
+    replaceable: bool = False
+    freebind: bool = False
 
 
-class Request:
-    """One destination, and the source wanted for it.
+#: The options of a socket that has just been made for the call, and of a caller's that has
+#: nothing set.
+NEW_SOCKET: Final = Options(replaceable=True)
+PLAIN: Final = Options()
+
+
+class Origin:
+    """Our end of a connection, as a call asks for it: all of a request but the destination.
 
     Attributes:
         protocol: The protocol's name, such as "tcp".
@@ -49,34 +70,23 @@ class Request:
         family, type, proto: As socket() takes them.
         strategy: The name of the strategy that chooses the source port.
         source: The source; its host is "" and its port 0 where any will do.
-        destination: The destination; `address` is the same as connect() takes it.
-        key: Names the destination: those that share its ports have the same, MPTCP and TCP
-            or an IPv4 address and its IPv4-mapped form.
-        scope: The interface of a link-local destination, else 0. The kernel binds the
-            socket to it, so another interface has other 4-tuples (tcp_v6_connect,
-            __ip6_datagram_connect).
-        source_suffix: What follows host and port in the source's address tuple.
+        options: What the socket has set that bears on its source.
         version: The IP version on the wire, 4 or 6: of an IPv4-mapped address 4.
-        wire_family, wire_source, wire_destination: The addresses that go on the wire,
-            in octets: IPv4 for an IPv4-mapped destination. wire_source is b"" for any.
+        wire_family, wire_source: The family and the source as they go on the wire: IPv4 for
+            an IPv4-mapped destination. wire_source is b"" for any.
     """
 
     __slots__ = (
-        "address",
-        "destination",
         "family",
-        "key",
+        "options",
         "proto",
         "protocol",
-        "scope",
         "source",
-        "source_suffix",
         "strategy",
         "stream",
         "table",
         "type",
         "version",
-        "wire_destination",
         "wire_family",
         "wire_source",
     )
@@ -84,14 +94,15 @@ class Request:
     def __init__(
         self,
         family: int,
+        wire_family: int,
         kind: int,
         proto: int,
         strategy: str,
-        source: Endpoint,
-        destination: Endpoint,
-        wire_source: bytes,
-        wire_destination: bytes,
+        source: Address | None,
+        options: Options,
     ) -> None:
+        if (kind, proto) not in PROTOCOL_OF:
+            require_served(family, kind, proto)
         protocol = PROTOCOL_OF[kind, proto]
         self.protocol = protocol.name
         self.table = protocol.table
@@ -100,37 +111,86 @@ class Request:
         self.type = kind
         self.proto = proto
         self.strategy = strategy
-        self.source = source
+        self.options = options
+        self.wire_family = wire_family
+        self.version = 4 if wire_family == AF_INET else 6
+        self.source, self.wire_source = Endpoint("", 0), b""
+        if source is None:
+            return
+        self.source, octets, wire = _end("source", source)
+        if not self.source.host:
+            return
+        if family_of(octets) != family:
+            raise _wrong_family("source", source, family)
+        if family_of(wire) != wire_family:
+            raise ValueError(
+                f"source {source!r} and the destination must both be IPv4-mapped, or neither"
+            )
+        self.wire_source = wire
+
+    def __repr__(self) -> str:
+        source = "any source" if self.source == ("", 0, 0, 0) else self.source
+        return f"<Origin {self.protocol} {source}, {self.strategy}>"
+
+
+#: Few origins serve all the calls of a program.
+_origin: Final = functools.lru_cache(maxsize=128)(Origin)
+
+
+class Request:
+    """One destination, and where to connect to it from.
+
+    Attributes:
+        origin: Where from, and how.
+        destination: The destination; `address` is the same as connect() takes it.
+        key: Names the destination: those that share its ports have the same, MPTCP and TCP
+            or an IPv4 address and its IPv4-mapped form.
+        scope: The interface of a link-local destination, else 0. The kernel binds the
+            socket to it, so another interface has other 4-tuples (tcp_v6_connect,
+            __ip6_datagram_connect).
+        source_suffix: What follows host and port in the source's address tuple.
+        wire_destination: The octets of the destination that go on the wire.
+    """
+
+    __slots__ = (
+        "address",
+        "destination",
+        "key",
+        "origin",
+        "scope",
+        "source_suffix",
+        "wire_destination",
+    )
+
+    def __init__(self, origin: Origin, destination: Endpoint, wire_destination: bytes) -> None:
+        self.origin = origin
         self.destination = destination
-        self.wire_source = wire_source
         self.wire_destination = wire_destination
         self.scope = 0
-        name = "tcp" if protocol.name == "mptcp" else protocol.name
+        name = origin.protocol if origin.protocol != "mptcp" else "tcp"
         self.key = name, destination
-        self.wire_family, self.version = AF_INET, 4
         self.address: Address
         self.source_suffix: tuple[int, ...]
-        if family == AF_INET:
-            self.address = destination.host, destination.port
+        if origin.family == AF_INET:
+            self.address = destination[:2]
             self.source_suffix = ()
             return
         self.address = tuple(destination)  # type: ignore[assignment] # of four
         # A link-local source needs a scope, and has the destination's.
-        self.source_suffix = (0, source.scope_id or destination.scope_id)
-        if len(wire_destination) == 4:
+        self.source_suffix = (0, origin.source.scope_id or destination.scope_id)
+        if origin.version == 4:
             self.key = name, destination._replace(host=text(wire_destination))
-            return
-        self.wire_family, self.version = AF_INET6, 6
-        if wire_destination[0] == 0xFE and wire_destination[1] & 0xC0 == 0x80:
+        elif wire_destination[0] == 0xFE and wire_destination[1] & 0xC0 == 0x80:
             self.scope = destination.scope_id
 
     def __repr__(self) -> str:
-        source = "any source" if self.source == ("", 0, 0, 0) else self.source
-        return f"<Request {self.protocol} {source} -> {self.destination}, {self.strategy}>"
+        origin = self.origin
+        source = "any source" if origin.source == ("", 0, 0, 0) else origin.source
+        return f"<Request {origin.protocol} {source} -> {self.destination}, {origin.strategy}>"
 
     def source_host(self, wire_source: bytes) -> str:
         """Return a source that goes on the wire as bind() takes it on this request's sockets."""
-        if self.family != self.wire_family:
+        if self.origin.family != self.origin.wire_family:
             return text(V4_MAPPED + wire_source)
         return text(wire_source)
 
@@ -152,11 +212,11 @@ class Request:
         return kind(
             message,
             errno=number,
-            protocol=self.protocol,
-            source=self.source,
+            protocol=self.origin.protocol,
+            source=self.origin.source,
             destination=self.destination,
             ports=ports,
-            strategy=self.strategy,
+            strategy=self.origin.strategy,
         )
 
 
@@ -167,6 +227,7 @@ def parse(
     strategy: str,
     source: Address | None,
     destination: Address,
+    options: Options = NEW_SOCKET,
 ) -> Request:
     """Check the arguments of a call on a socket of this family, type and protocol.
 
@@ -177,6 +238,7 @@ def parse(
         strategy: The name of a strategy.
         source: Where to connect from; None for any address and port.
         destination: Where to connect to.
+        options: What the socket has set.
 
     Raises:
         TypeError: An argument is of the wrong form; the message says which, and why.
@@ -194,7 +256,7 @@ def parse(
             source = with_scope_id(source)
     if strategy.__class__ is not str:
         _require_name(strategy)
-    return _parse_once(family, kind, proto, strategy, source, destination)
+    return _parse_once(family, kind, proto, strategy, source, destination, options)
 
 
 @functools.lru_cache(maxsize=512)
@@ -205,9 +267,10 @@ def _parse_once(
     strategy: str,
     source: Address | None,
     destination: Address,
+    options: Options,
 ) -> Request:
     try:
-        return _parse(family, kind, proto, strategy, source, destination)
+        return _parse(family, kind, proto, strategy, source, destination, options)
     except _NotLiteralError as error:
         raise ValueError(
             f"{error}: create_connection() resolves names, connectx() does not"
@@ -238,32 +301,42 @@ def parse_literal(
     if not destination[0]:
         return None
     try:
-        return _parse(0, kind, proto, strategy, source, destination)  # type: ignore[arg-type]
+        return _parse(0, kind, proto, strategy, source, destination, NEW_SOCKET)  # type: ignore[arg-type]
     except _NotLiteralError:
         return None
 
 
 @functools.lru_cache(maxsize=512)
-def request_from(to: Request, host: str) -> Request:
+def request_from(to: Request, host: str, options: Options) -> Request:
     """Return the request for the same destination from a source address; "" for any.
 
-    host: an IP address without a scope; IPv4 for an IPv4-mapped destination.
+    Args:
+        to: The request.
+        host: An IP address without a scope; IPv4 for an IPv4-mapped destination.
+        options: What the socket has set.
     """
-    source, wire_source = _ANY, b""
-    if host:
-        if to.family != to.wire_family:
-            host = f"{V4_MAPPED_TEXT}{host}"
-        source, _, wire_source = _end("source", (host, 0))
-    return Request(
-        to.family,
-        to.type,
-        to.proto,
-        to.strategy,
-        source,
-        to.destination,
-        wire_source,
-        to.wire_destination,
+    of = to.origin
+    if host and of.family != of.wire_family:
+        host = f"{V4_MAPPED_TEXT}{host}"
+    source = (host, 0) if host else None
+    origin = _origin(of.family, of.wire_family, of.type, of.proto, of.strategy, source, options)
+    return Request(origin, to.destination, to.wire_destination)
+
+
+@functools.lru_cache(maxsize=512)
+def request_with(to: Request, options: Options) -> Request:
+    """Return the same request for a socket that has other options."""
+    of, source = to.origin, to.origin.source
+    origin = _origin(
+        of.family,
+        of.wire_family,
+        of.type,
+        of.proto,
+        of.strategy,
+        source if of.family == AF_INET6 else source[:2],
+        options,
     )
+    return Request(origin, to.destination, to.wire_destination)
 
 
 def check_forms(
@@ -328,31 +401,22 @@ def _parse(
     strategy: str,
     source: Address | None,
     destination: Address,
+    options: Options,
 ) -> Request:
     """Do what `parse` does, for addresses of the right form."""
-    if (kind, proto) not in PROTOCOL_OF or (family and family not in (AF_INET, AF_INET6)):
-        require_served(family or AF_INET, kind, proto)
-    to, to_octets, to_wire = _end("destination", destination)
-    if not to.host:
-        to, to_octets, to_wire = _loopback(to, to_octets, destination)
-    if not to.port:
+    to, octets, wire = _end("destination", destination)
+    if not to[0]:
+        to, octets, wire = _loopback(to, octets, destination)
+    if not to[1]:
         raise ValueError(f"the destination's port is 1 to {HIGHEST_PORT}: {destination!r}")
-    to_family = AF_INET if len(to_octets) == 4 else AF_INET6
+    to_family = AF_INET if len(octets) == 4 else AF_INET6
     if family and family != to_family:
+        if family not in (AF_INET, AF_INET6):
+            require_served(family, kind, proto)
         raise _wrong_family("destination", destination, family)
-    wanted, from_wire = _ANY, b""
-    if source is not None:
-        wanted, from_octets, from_wire = _end("source", source)
-        if not wanted.host:
-            from_wire = b""
-        elif len(from_octets) != len(to_octets):
-            raise _wrong_family("source", source, to_family)
-        elif len(from_wire) != len(to_wire):
-            raise ValueError(
-                f"source {source!r} and destination {destination!r} must both be "
-                "IPv4-mapped, or neither"
-            )
-    return Request(to_family, kind, proto, strategy, wanted, to, from_wire, to_wire)
+    wire_family = AF_INET if len(wire) == 4 else AF_INET6
+    origin = _origin(to_family, wire_family, kind, proto, strategy, source, options)
+    return Request(origin, to, wire)
 
 
 def _end(role: str, address: Address) -> tuple[Endpoint, bytes, bytes]:
@@ -360,16 +424,17 @@ def _end(role: str, address: Address) -> tuple[Endpoint, bytes, bytes]:
 
     The host is "" for the wildcard address, and the octets b"" where there is no host.
     """
-    host, *numbers = address
-    if not host:
-        return Endpoint("", *numbers), b"", b""
-    found = canonical(host)
+    if not address[0]:
+        return Endpoint("", *address[1:]), b"", b""
+    found = canonical(address[0])
     if found is None:
-        raise _NotLiteralError(f"the {role}'s host is an IP address, not {host!r}")
+        raise _NotLiteralError(f"the {role}'s host is an IP address, not {address[0]!r}")
     host, octets, wire = found
-    if len(octets) == 4 and len(numbers) > 1:
+    if len(address) == 2:
+        return Endpoint(host, address[1]), octets, wire
+    if len(octets) == 4:
         raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
-    return Endpoint(host, *numbers), octets, wire
+    return Endpoint(host, *address[1:]), octets, wire
 
 
 def _loopback(to: Endpoint, octets: bytes, destination: Address) -> tuple[Endpoint, bytes, bytes]:

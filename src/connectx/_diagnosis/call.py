@@ -23,7 +23,7 @@ from connectx.addresses import (
 )
 from connectx.linux import proc_net, sysctl
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
-from connectx.linux.route import find_route
+from connectx.linux.route import RouteLookup
 from connectx.linux.socket_dump import Filter, with_v6only
 from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.linux.uapi import NETLINK_ROUTE, TCP_LISTEN
@@ -104,15 +104,12 @@ def _routed_source(call: Call, destination: Endpoint) -> str:
     octets = packed(destination.host) or b""
     with NetlinkSocket(NETLINK_ROUTE) as netlink:
         try:
-            route = find_route(
-                netlink,
+            route = RouteLookup(
                 family_of(octets),
-                octets,
                 interface=destination.scope_id if needs_scope(octets) else 0,
                 uid=os.geteuid(),
                 protocol=PROTOCOLS[call.protocol].table,
-                destination_port=destination.port,
-            )
+            ).find(netlink, octets, destination.port)
         except NetlinkError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0)) from error
     return text(route.source)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from connectx._connect.plan import routed_source
 from connectx._connect.strategies import Verdict
 from connectx._diagnosis import census
 from connectx._diagnosis.causes import CONNECTED, PORT_HELD, TUPLE_IN_USE, advise
@@ -27,17 +26,17 @@ def explain(verdict: Verdict, plan: Plan) -> str:
     request = plan.request
     try:
         # First of all: this is what fails (EXDEV) in another network namespace.
-        netlink = plan.namespace.diag
+        netlink = plan.terms.namespace.diag
         source = plan.host or request.source_host(
-            request.wire_source or routed_source(plan.namespace, request, plan.options)
+            request.origin.wire_source or plan.terms.route(request, b"").source
         )
         connection = FourTuple(
-            request.protocol,
-            Endpoint(source, request.source.port, *request.source_suffix),
+            request.origin.protocol,
+            Endpoint(source, request.origin.source.port, *request.source_suffix),
             request.destination,
         )
-        counted = census.take(netlink, connection, plan.ports)
+        counted = census.take(netlink, connection, plan.terms.ports)
     except (OSError, MalformedMessage) as error:
         return f"The sockets could not be counted ({error}).\n{advise([CONNECTED])}"
-    reasons = advise(cause for cause, _ in counted.by_cause(stream=request.stream))
+    reasons = advise(cause for cause, _ in counted.by_cause(stream=request.origin.stream))
     return f"{counted.describe(connection)}\n{reasons}"

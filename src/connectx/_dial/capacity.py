@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from connectx._connect.plan import NEW_SOCKET, routed_source
+from connectx._connect.plan import routed_source
 from connectx.linux.uapi import STATE_NAMES
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def count(namespace: Namespace, request: Request, within: set[int]) -> SourceCap
     """
     from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
 
-    wire = request.wire_source or routed_source(namespace, request, NEW_SOCKET)
+    wire = request.origin.wire_source or routed_source(namespace, request)
     found = ports_toward(
         namespace.diag,
-        request.table,
-        request.wire_family,
+        request.origin.table,
+        request.origin.wire_family,
         wire,
         request.wire_destination,
         request.destination.port,

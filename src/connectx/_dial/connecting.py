@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
 from connectx._connect.names import interleaved, last_or_all, resolve
-from connectx._connect.request import parse, parse_literal, request_from, scoped
+from connectx._connect.request import PLAIN, parse, parse_literal, request_from, scoped
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
@@ -58,7 +58,7 @@ def call_to(
         to = parse_literal(scoped(tuple(address)), None, kind, proto, strategy)
         if to is None:
             return None
-    if to.version not in policy.versions:
+    if to.origin.version not in policy.versions:
         policy.serve(to)
     return OwnCall(policy, to, timeout, key, awaited=awaited)
 
@@ -76,7 +76,7 @@ class _PolicyCall(Call):
             begun.unreported.sweep(SWEPT_BY_A_CALL)
         self._rules = begun.rules
         self._key = to.key
-        self._version = to.version
+        self._version = to.origin.version
         self._only = only
         self._wait = begun.rules.wait if wait else 0.0
         self._policy = policy
@@ -97,7 +97,7 @@ class _PolicyCall(Call):
         # Of the connection that is made: to look for the thread's takes a descriptor, and
         # there may be none left.
         connection = cast("Connection | CallersConnection", self._opening)
-        namespace = connection.plan.namespace
+        namespace = connection.plan.terms.namespace
         count = partial(self._policy.count_others, self._to, namespace)
         return Work(count, awaited=False)
 
@@ -133,14 +133,12 @@ class OwnCall(_PolicyCall):
         self._timeout = timeout
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
-        timeout, request = self._timeout, self._to
-        if host:
-            request = request_from(request, host)
-        options = self._policy.settings.options[ports]
+        timeout = self._timeout
+        request = request_from(self._to, host, self._policy.settings.options[ports])
         if not self._awaited and self.queue is None:
-            connection = Connection(request, timeout, options)
+            connection = Connection(request, timeout)
         else:
-            connection = Connection(request, DEFAULT_TIMEOUT, options)
+            connection = Connection(request, DEFAULT_TIMEOUT)
             seconds = connection.sock.gettimeout() if timeout is DEFAULT_TIMEOUT else timeout
             connection.apart(seconds, blocking=not self._awaited)
         self.sock = connection.sock
@@ -176,7 +174,7 @@ class CallersCall(_PolicyCall):
         if policy.settings.freebind:
             set_ip_freebind(sock, on=True)
         connection = self._connection = CallersConnection(sock, ports)
-        connection.prepare(request_from(self._to, host), self._data)
+        connection.prepare(request_from(self._to, host, PLAIN), self._data)
         timeout = sock.gettimeout()
         if self._awaited:
             connection.apart(None, blocking=False)
@@ -215,7 +213,7 @@ def by_name(
         parse(0, kind, proto, policy.settings.strategy, None, found)
         for _, found in (yield from resolve(address, kind))
     ]
-    served = [to for to in requests if to.version in policy.versions]
+    served = [to for to in requests if to.origin.version in policy.versions]
     if not served:
         policy.serve(requests[0])
     if awaited:

@@ -135,9 +135,9 @@ class _Watched:
         self._cookie = None if sock.proto == IPPROTO_MPTCP else self.key
         self._port: int = name[1]
         self._lookup = TupleLookup(
-            ends.table,
-            ends.wire_family,
-            ends.wire_source,
+            ends.origin.table,
+            ends.origin.wire_family,
+            ends.origin.wire_source,
             ends.wire_destination,
             ends.destination.port,
             get_so_bindtoifindex(sock) or ends.destination.scope_id,
@@ -215,7 +215,7 @@ def listen(to: Request, unreported: Unreported) -> Endings | None:
     from connectx.linux.destroy_events import DestroyEvents  # noqa: PLC0415 - as in namespace.py
 
     try:
-        return Endings(to, DestroyEvents(stream=to.stream), unreported)
+        return Endings(to, DestroyEvents(stream=to.origin.stream), unreported)
     except OSError:
         # An old kernel, or no descriptor left: looking now and then has to do.
         return None

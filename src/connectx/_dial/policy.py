@@ -17,8 +17,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from connectx._connect.namespace import NAMESPACES
-from connectx._connect.plan import NEW_SOCKET, absence, within
-from connectx._connect.request import parse, request_from, scoped
+from connectx._connect.plan import absence, within
+from connectx._connect.request import NEW_SOCKET, parse, request_from, scoped
 from connectx._connect.steps import Work
 from connectx._dial.call import LimitReached
 from connectx._dial.capacity import Capacity, SourceCapacity, count
@@ -151,10 +151,12 @@ class Policy:
         to = self.serve(parse(0, kind, proto, self.settings.strategy, None, address))
         usable_ports = self._ports(to, namespace)
         sources = self.settings.sources
-        hosts = ("",) if sources.any else sources.hosts(to.version)
-        counted = [count(namespace, request_from(to, host), usable_ports) for host in hosts]
+        hosts = ("",) if sources.any else sources.hosts(to.origin.version)
+        counted = [
+            count(namespace, request_from(to, host, NEW_SOCKET), usable_ports) for host in hosts
+        ]
         open_now = self.destinations.open_to(to.key)
-        for prefix in sources.prefixes(to.version):
+        for prefix in sources.prefixes(to.origin.version):
             # Its addresses are too many to ask for each: of them our own are counted.
             ours = sum(
                 number
@@ -193,16 +195,16 @@ class Policy:
         is passed over all the same.
         """
         with contextlib.suppress(OSError):
-            self.capacity(to.address, to.type, to.proto, namespace)
+            self.capacity(to.address, to.origin.type, to.origin.proto, namespace)
 
     # What a call asks for.
 
     def serve(self, to: Request) -> Request:
         """Return the request if there is a source of its version; OSError (EAFNOSUPPORT) if not."""
-        if to.version not in self.versions:
+        if to.origin.version not in self.versions:
             raise OSError(
                 errno.EAFNOSUPPORT,
-                f"none of the dialer's sources is IPv{to.version}, as {to.destination} is",
+                f"none of the dialer's sources is IPv{to.origin.version}, as {to.destination} is",
             )
         return to
 
@@ -212,10 +214,10 @@ class Policy:
         Raises ValueError for a source, which is a socket's that is bound to it, that the
         dialer would not take.
         """
-        sources, version = self.settings.sources, to.version
+        sources, version = self.settings.sources, to.origin.version
         # The same for an IPv4-mapped address as for the IPv4 address.
         only = sources.only(version, to.key[1].host if key is None else key)
-        bound = to.source.host.removeprefix(V4_MAPPED_TEXT)
+        bound = to.origin.source.host.removeprefix(V4_MAPPED_TEXT)
         if bound and (only not in ("", bound) or not sources.has(version, bound)):
             raise ValueError(
                 f"the socket is bound to {bound}, which is none of the dialer's sources"
@@ -236,11 +238,11 @@ class Policy:
         )
         return PortsExhausted(
             reason,
-            protocol=to.protocol,
+            protocol=to.origin.protocol,
             source=Endpoint("", 0),
             destination=to.destination,
             strategy=self.settings.strategy,
-            errno=errno.EADDRNOTAVAIL if to.stream else errno.EAGAIN,
+            errno=errno.EADDRNOTAVAIL if to.origin.stream else errno.EAGAIN,
             explanation=lambda: (
                 f"{open_now} connections of this dialer to {to.destination} were open. Close some, "
                 "raise the limit, or wait longer."
@@ -267,8 +269,7 @@ class Policy:
             raise absence(to)
         found: set[int] = set()
         for ports in self.settings.ranges:
-            options = NEW_SOCKET._replace(ports=ports)
-            low, high = within(namespace, to, options) or in_force
+            low, high = within(namespace, to, ports) or in_force
             found.update(range(low, high + 1))
         for hole in namespace.reserved:
             found.difference_update(range(hole.low, hole.high + 1))

@@ -8,7 +8,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from connectx._connect import strategies
-from connectx._connect.plan import NEW_SOCKET, Options
+from connectx._connect.request import NEW_SOCKET, Options
 from connectx._dial.sources import Sources
 from connectx.addresses import HIGHEST_PORT, PortRange
 

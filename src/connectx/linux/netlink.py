@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 #: The most that a dump puts into one datagram, however large the buffer is (netlink_recvmsg).
 _BUFFER: Final = 32768
 
-#: How often a request is sent if its reply gets lost. Requests only read, so repeating one is
 #: More octets than the answer to any request here has, dumps aside.
 _ANSWER: Final = 8192
 
+#: How often a request is sent if its reply gets lost. Requests only read, so repeating one is
 #: harmless.
 _ATTEMPTS: Final = 3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from connectx.linux import netns, uapi
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.route import encode_request
+from connectx.linux.route import RouteLookup
 from connectx.linux.sock_diag import encode_lookup
 from connectx.linux.socket_dump import Filter, encode_dump
 from tests import limits
@@ -75,7 +75,7 @@ def record_routes() -> None:
         ("route-ipv6", uapi.AF_INET6, "::1"),
         ("route-none", uapi.AF_INET, "192.0.2.1"),
     ):
-        request = encode_request(family, socket.inet_pton(family, host))
+        request = RouteLookup(family).encode(socket.inet_pton(family, host), 0, b"")
         record(name, uapi.NETLINK_ROUTE, uapi.RTM_GETROUTE, request)
 
 
