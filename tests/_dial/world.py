@@ -157,7 +157,7 @@ class World:
         self.unreported = Unreported()
         self.destinations = Destinations(
             limit,
-            threading.Lock(),
+            threading.RLock(),
             lambda: self.time,
             lambda _slot, _sock: pytest.fail("nothing is detached here"),
         )

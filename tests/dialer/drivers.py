@@ -39,8 +39,7 @@ FOREVER: Final = limits.LIMIT
 def nothing_open(policy: Policy) -> bool:
     """Whether a dialer has nothing open, nobody waits, and its counts say so."""
     return not any(
-        known.total or known.queues or any(known.open.values())
-        for known in policy.destinations.everything()
+        known.slots or known.queues or known.open for known in policy.destinations.everything()
     )
 
 

@@ -89,7 +89,7 @@ class Call:
     _wait: float
 
     def __repr__(self) -> str:
-        where = f"from {self.slot.host or 'any source'}" if self.slot else "no source"
+        where = f"from {self.slot.path.host or 'any source'}" if self.slot else "no source"
         return f"<Call to {self._key!r}, {where}, {'queued' if self.queue else 'not queued'}>"
 
     @property
@@ -231,11 +231,11 @@ class Call:
         """Begin a try that has a slot."""
         rules = self._rules
         if rules.wait:
-            slot.destination.searching |= {slot.host}
+            slot.path.destination.searching |= {slot.path.host}
         self._ports = ports
         self._began = rules.clock()
         try:
-            opening = self._opening = self._connect(slot.host, ports)
+            opening = self._opening = self._connect(slot.path.host, ports)
             steps = opening.begin()
         except BaseException as error:
             rules.destinations.failed(error)
@@ -254,7 +254,7 @@ class Call:
         else:
             slot.detached(opening.sock)
         # Not of the socket: its handshake may not be done yet, or its peer gone.
-        if self._rules.chooses and slot.destination.growing:
+        if self._rules.chooses and slot.path.destination.growing:
             return self._count_others()
         return None
 
@@ -277,15 +277,15 @@ class Call:
         self.slot = None
         if slot is None:
             return
-        now, destination = rules.clock(), slot.destination
+        now, path = rules.clock(), slot.path
         rules.destinations.refused(slot, error.errno or 0, error.attempts, now - self._began)
         if turn is not None:
             turn.take_endings()
         # Not if something has ended meanwhile, or may have with nobody to notice: a call
         # that waits would pass over a range that is not full any more.
         hears = turn is not None and turn.hears
-        if not rules.wait or (hears and slot.host in destination.searching):
-            destination.fill(slot.host, self._ports, now, self._began)
+        if not rules.wait or (hears and path.host in path.destination.searching):
+            path.destination.fill(path.host, self._ports, now, self._began)
 
     def _give_back(self) -> None:
         """Give the slot back, of a call that has failed."""

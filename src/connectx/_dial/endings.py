@@ -122,7 +122,7 @@ class _Watched:
         family = int(sock.family)
         name = sock.getsockname()
         # Not getpeername(): the handshake may not be done yet, or the peer gone.
-        to: Endpoint = slot.destination.key[1]  # type: ignore[index] # of a request
+        to: Endpoint = slot.path.destination.key[1]  # type: ignore[index] # of a request
         if family == AF_INET6 and ":" not in to.host:
             to = to._replace(host=f"{V4_MAPPED_TEXT}{to.host}")
         peer = to.sockaddr(family)

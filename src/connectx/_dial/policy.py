@@ -74,7 +74,7 @@ class Open:
         self.pid = os.getpid()
         self.unreported = Unreported()
         self.destinations = Destinations(
-            settings.limit, threading.Lock(), time.monotonic, self.unreported.add
+            settings.limit, threading.RLock(), time.monotonic, self.unreported.add
         )
         self.rules = Rules(
             self.destinations,
@@ -127,7 +127,7 @@ class Policy:
         settings = self.settings
         known = self.destinations.everything()
         ranges = ", ".join(str(each) for each in settings.ranges if each) or "any port"
-        words = [str(settings.sources), ranges, f"{sum(each.total for each in known):,} open"]
+        words = [str(settings.sources), ranges, f"{sum(len(each.slots) for each in known):,} open"]
         if settings.wait:
             words.append(f"{self.destinations.counters.waiting:,} waiting")
         return ", ".join(words)

@@ -1,12 +1,15 @@
 """The slots of a dialer's connections: what is open to each destination, and who waits.
 
-All counts change here, under one lock, which is held while something is changed and never
-while something is tried, waited for, or called that could come back.
-
 - A `Slot` is one connection's place, for as long as a socket has it. A socket that connectx
   makes gives it back when it is closed; how the end of any other is noticed is in
-  connectx._dial.endings. The end is noted without the lock, since a socket may be collected
-  as garbage in the middle of anything, and counted by the next call that looks.
+  connectx._dial.endings.
+- What is open is counted by sets, to which a slot is added and from which it is discarded.
+  Each is one step that nothing can interrupt, and that may come twice. So a slot is given
+  back without a lock, at any moment: a socket may be closed by a signal handler, or be
+  collected as garbage, in the middle of anything.
+- Everything else changes under one lock, which is held while something is changed and never
+  while something is tried, waited for, or called that could come back. It is reentrant: a
+  signal handler may use the dialer that it has interrupted.
 - Calls that wait for a destination stand in wait queues, one for each source that they
   are bound to, and one for those that may have any. The first of a queue is the only one
   that tries.
@@ -48,6 +51,16 @@ _FULL_LONGEST: Final = 10.0
 _SEEN_FOR: Final = 10.0
 
 
+#: Paths without a connection that are kept, since the next one may come soon; and how many
+#: a call forgets of those that are more.
+_MOST_IDLE: Final = 64
+_FORGOTTEN_AT_ONCE: Final = 2
+
+#: Good tries that are yet to be counted. A lock for each would cost a call a tenth of a
+#: microsecond.
+_MOST_UNCOUNTED: Final = 64
+
+
 class Counters:
     """What a dialer has done since it was made; see `connectx._dial.policy.Stats`.
 
@@ -77,13 +90,31 @@ class Counters:
         self.unserved = 0
 
 
+class Path:
+    """From one source address to one destination.
+
+    Attributes:
+        destination, host: Its ends.
+        slots: The slots of the connections that are open, or being tried, by id().
+        idle: Whether it is noted to be looked at, since its last slot was given back.
+    """
+
+    __slots__ = ("destination", "host", "idle", "slots")
+
+    def __init__(self, destination: Destination, host: str) -> None:
+        self.destination = destination
+        self.host = host
+        self.slots: set[int] = set()
+        self.idle = False
+
+
 class Destination:
     """What is open, and who waits, toward one destination.
 
     Attributes:
         key: Names it.
-        open: Connections by source address.
-        total: All of them.
+        paths: Where connections come from, by source address.
+        slots: The slots of all of them, by id().
         seen: Others' connections by source address, as the kernel said last.
         queues: Who waits, by the source waited for ("" for any); none is empty.
         endings: How ends are noticed, left by one first in a queue for the next.
@@ -104,17 +135,23 @@ class Destination:
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
-        self.open: dict[str, int] = {}
-        self.total = 0
+        self.paths: dict[str, Path] = {}
+        self.slots: set[int] = set()
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self.queues.values()))
-        return f"<Destination {self.key!r}: {self.total} open, {waiting} waiting>"
+        return f"<Destination {self.key!r}: {len(self.slots)} open, {waiting} waiting>"
+
+    @property
+    def open(self) -> dict[str, int]:
+        """Connections by source address."""
+        paths = tuple(self.paths.values())
+        return {path.host: len(path.slots) for path in paths if path.slots}
 
     @property
     def growing(self) -> bool:
         """Whether it is time to ask the kernel for others' connections: with each doubling."""
-        total = self.total
+        total = len(self.slots)
         return total >= WORTH_COUNTING and not total & (total - 1)
 
     def clear(self, host: str | None) -> None:
@@ -137,7 +174,8 @@ class Destination:
 
     def load(self, host: str) -> int:
         """Return how many connections there are from a source address."""
-        return self.open.get(host, 0) + self.seen.get(host, 0)
+        path = self.paths.get(host)
+        return (len(path.slots) if path is not None else 0) + self.seen.get(host, 0)
 
     def first(self, lane: str) -> Waiter | None:
         """Return who is first in a queue of those that will look, if anybody is."""
@@ -176,30 +214,52 @@ class Slot:
     is closed, too.
 
     Attributes:
-        owner: Where it counts; None before and after. Set and unset with the counts.
-        destination, host: What it counts for.
+        owner: Where it counts; None before and after.
+        path: What it counts for.
     """
 
-    __slots__ = ("_others", "destination", "host", "owner")
+    __slots__ = ("_others", "owner", "path")
 
-    destination: Destination
+    owner: Destinations | None
+    path: Path
 
-    def __init__(self, host: str) -> None:
-        self.owner: Destinations | None = None
-        self.host = host
+    def __init__(self) -> None:
+        self.owner = None
         self._others = 0
 
     def release(self) -> None:
         """Give the place back; may be called again, and at any moment."""
         # Unset if an interrupt came in the middle of making it.
         owner = getattr(self, "owner", None)
-        if owner is not None:
-            self.owner = None
-            owner.ended.append((self.destination, self.host, True))
-            if self.destination.queues:
-                self.destination.wake(self.host)
+        if owner is None:
+            return
+        self._withdraw(owner)
+        path = self.path
+        destination = path.destination
+        if destination.full or destination.searching:
+            owner.ended.append(path)
+        if destination.queues:
+            destination.wake(path.host)
+        # Last of all: after an interrupt in between `__del__` does it again.
+        self.owner = None
 
     __del__ = release
+
+    def take_back(self) -> None:
+        """The same, but wake nobody, since nothing has ended."""
+        if self.owner is not None:
+            self._withdraw(self.owner)
+            self.owner = None
+
+    def _withdraw(self, owner: Destinations) -> None:
+        """Count no more."""
+        path = self.path
+        key = id(self)
+        path.slots.discard(key)
+        path.destination.slots.discard(key)
+        if not path.slots and not path.idle:
+            path.idle = True
+            owner.idle.append(path)
 
     def shared(self) -> None:
         """Have one more socket have it, after dup()."""
@@ -228,20 +288,24 @@ class Destinations:
         limit: Connections to one destination at most; 0 for no limit.
         counters: What was done.
         on_detached: Called with a slot and a socket whose end nobody will report.
-        ended: Ends that are yet to be counted, and whether they have freed a port.
+        ended: Where something has ended that may have been full, to be noted.
+        idle: Where the last slot was given back, to be forgotten.
+        good: Tries that were good, and are yet to be counted: how many ports each was refused.
     """
 
     def __init__(
         self,
         limit: int,
-        lock: threading.Lock,
+        lock: threading.RLock,
         clock: Callable[[], float],
         on_detached: Callable[[Slot, Any], None],
     ) -> None:
         self.limit = limit
         self.on_detached = on_detached
-        self.counters = Counters()
-        self.ended: deque[tuple[Destination, str, bool]] = deque()
+        self.ended: deque[Path] = deque()
+        self.idle: deque[Path] = deque()
+        self.good: deque[int] = deque()
+        self._counters = Counters()
         self._lock = lock
         self._clock = clock
         self._known: dict[Hashable, Destination] = {}
@@ -249,34 +313,39 @@ class Destinations:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def counters(self) -> Counters:
+        """What was done."""
+        with self._lock:
+            self._count_good()
+        return self._counters
+
     def find(self, key: Hashable) -> Destination:
         """Return what is known of a destination; nothing at all, if there is nothing."""
         if self.ended:
             with self._lock:
-                self._count_ended()
+                self._note_ended()
         return self._known.get(key, _UNKNOWN)
 
     def open_to(self, key: Hashable) -> dict[str, int]:
         """Return how many connections are open to a destination now, by source address."""
-        with self._lock:
-            self._count_ended()
-            found = self._known.get(key)
-            return {} if found is None else {host: n for host, n in found.open.items() if n}
+        found = self._known.get(key)
+        return {} if found is None else found.open
 
     def everything(self) -> list[Destination]:
         """Return all destinations that something is open to, or waited for."""
         with self._lock:
-            self._count_ended()
+            self._forget_idle(len(self.idle))
             return list(self._known.values())
 
     def saw(self, key: Hashable, counts: Mapping[str, int]) -> None:
         """Take from the kernel how many connections each source has to a destination in all."""
         with self._lock:
-            self._count_ended()
             found = self._known.get(key)
             if found is not None:
+                ours = found.open
                 found.seen = {
-                    host: max(0, count - found.open.get(host, 0)) for host, count in counts.items()
+                    host: max(0, count - ours.get(host, 0)) for host, count in counts.items()
                 }
                 found.seen_until = self._clock() + _SEEN_FOR
 
@@ -287,10 +356,12 @@ class Destinations:
 
         None at the limit, or if somebody waits in the queue that `lane` names.
         """
-        slot = Slot(host)
+        slot = Slot()
         with self._lock:
             if self.ended:
-                self._count_ended()
+                self._note_ended()
+            if len(self.idle) > _MOST_IDLE:
+                self._forget_idle(_FORGOTTEN_AT_ONCE)
             destination = self._known.get(key)
             if destination is None:
                 destination = self._known[key] = Destination(key)
@@ -298,16 +369,18 @@ class Destinations:
                 self._drop_gone(destination, lane)
                 if lane in destination.queues:
                     return None
-            if self.limit and destination.total >= self.limit:
-                self._forget(destination)
+            if self.limit and len(destination.slots) >= self.limit:
                 return None
-            count = destination.open.get(host, 0)
-            slot.destination = destination
-            destination.last = host
-            destination.total += 1
-            destination.open[host] = count + 1
+            path = destination.paths.get(host)
+            if path is None:
+                path = destination.paths[host] = Path(destination, host)
+            slot.path = path
             slot.owner = self
-            self.counters.attempts += 1
+            number = id(slot)
+            path.slots.add(number)
+            destination.slots.add(number)
+            destination.last = host
+            self._counters.attempts += 1
         return slot
 
     def refused(self, slot: Slot, number: int, retries: int, seconds: float) -> None:
@@ -317,20 +390,19 @@ class Destinations:
 
         number: its errno. retries, seconds: how many ports were refused, in what time.
         """
+        slot.take_back()
         with self._lock:
-            if slot.owner is not None:
-                slot.owner = None
-                self.ended.append((slot.destination, slot.host, False))
-            self._count_ended()
-            self.counters.retries += retries
-            self.counters.search_seconds += seconds
+            self._note_ended()
+            self._counters.retries += retries
+            self._counters.search_seconds += seconds
             self._count_failure(number)
 
     def opened(self, retries: int) -> None:
         """Count a try that was good; retries: how many ports were refused before."""
-        with self._lock:
-            self.counters.opened += 1
-            self.counters.retries += retries
+        self.good.append(retries)
+        if len(self.good) > _MOST_UNCOUNTED:
+            with self._lock:
+                self._count_good()
 
     def failed(self, error: BaseException) -> None:
         """Count a try that met with an error; not if it was called off."""
@@ -344,7 +416,7 @@ class Destinations:
     def unserved(self) -> None:
         """Count a call that has not come to a try."""
         with self._lock:
-            self.counters.unserved += 1
+            self._counters.unserved += 1
 
     # Wait queues.
 
@@ -363,8 +435,8 @@ class Destinations:
             if queue is None:
                 queue = deque()
                 destination.queues = {**destination.queues, lane: queue}
-            self.counters.waits += not again
-            self.counters.waiting += 1
+            self._counters.waits += not again
+            self._counters.waiting += 1
             queue.append(waiter)
 
     def leave(self, destination: Destination, waiter: Waiter, lane: str) -> None:
@@ -375,7 +447,7 @@ class Destinations:
         with self._lock:
             queue = destination.queues.get(lane)
             if queue and waiter in queue:
-                self.counters.waiting -= 1
+                self._counters.waiting -= 1
                 queue.remove(waiter)
             if not queue:
                 destination.close_queue(lane)
@@ -398,38 +470,47 @@ class Destinations:
 
     # With the lock held.
 
-    def _count_ended(self) -> None:
+    def _note_ended(self) -> None:
         ended = self.ended
         while ended:
-            destination, host, freed = ended[0]
-            if freed and (destination.full or destination.searching):
-                destination.clear(host)
-            count = destination.open[host] - 1
-            destination.total -= 1
-            destination.open[host] = count
+            path = ended[0]
+            path.destination.clear(path.host)
             ended.popleft()
-            if not count:
-                del destination.open[host]
-            if not destination.total:
-                self._forget(destination)
+
+    def _count_good(self) -> None:
+        good = self.good
+        while good:
+            self._counters.retries += good[0]
+            self._counters.opened += 1
+            good.popleft()
+
+    def _forget_idle(self, most: int) -> None:
+        """Keep nothing of so many of the paths that were given up, if they still are."""
+        for _ in range(min(most, len(self.idle))):
+            path = self.idle.popleft()
+            # First of all, so that what is given back from now on is noted again.
+            path.idle = False
+            if not path.slots:
+                path.destination.paths.pop(path.host, None)
+                self._forget(path.destination)
 
     def _drop_gone(self, destination: Destination, lane: str) -> None:
         """Have those wait no longer at the head of a queue who will never look."""
         queue = destination.queues[lane]
         while queue and queue[0].gone:
             queue.popleft()
-            self.counters.waiting -= 1
+            self._counters.waiting -= 1
         if not queue:
             destination.close_queue(lane)
 
     def _count_failure(self, number: int) -> None:
         if number:
-            failures = self.counters.failures
+            failures = self._counters.failures
             failures[number] = failures.get(number, 0) + 1
 
     def _forget(self, destination: Destination) -> None:
         """Keep nothing of a destination that is idle."""
-        if destination.total or destination.queues:
+        if destination.slots or destination.paths or destination.queues:
             return
         if self._known.get(destination.key) is destination:
             del self._known[destination.key]
