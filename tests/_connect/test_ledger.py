@@ -336,8 +336,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def recycle(self) -> None:
+        # What it has drawn already comes first.
+        drawn = bool(self.ledger.drawn)
         self.ledger.recycle()
-        if not ALL - self.reserved - self.taken - set(self.opened):
+        if not drawn and not ALL - self.reserved - self.taken - set(self.opened):
             self.taken = set()
             self.contended = set()
 

@@ -114,6 +114,16 @@ class Unreported:
         self.ends()
 
 
+class Target(NamedTuple):
+    """What a call has to know of a connectx._dial.targets.Target."""
+
+    key: str
+    version: int
+    only: str
+    lane: str
+    single: tuple[str, PortRange | None] | None
+
+
 class TriedCall(calls.Call):
     """A call whose connections wait for a test."""
 
@@ -121,9 +131,10 @@ class TriedCall(calls.Call):
         self, rules: Rules, key: str, version: int, only: str, listen: Callable[[], Heard]
     ) -> None:
         self._rules = rules
-        self._key = key
-        self._version = version
-        self._only = only
+        host = only or rules.sources.single(version)
+        single = (host, rules.ranges[0]) if host is not None and len(rules.ranges) == 1 else None
+        lane = "" if rules.destinations.limit else only
+        self._target = Target(key, version, only, lane, single)
         self._wait = rules.wait
         self._heard = listen
 

@@ -162,14 +162,37 @@ class Ledger:
         """A port that may be free, or 0 when none is known to be.
 
         What becomes of it is to be told: `released` or `refused` or `held`.
+
+        Each is a random port, or the next free one after it (RFC 6056, algorithm 1). A
+        destination that is busy has some drawn before they are needed.
         """
-        if not self.drawn:
-            return self._propose_anew()
-        try:
-            return self.drawn.pop()
-        except IndexError:
-            # Another thread was quicker.
-            return self._propose_anew()
+        if self.drawn:
+            try:
+                return self.drawn.pop()
+            except IndexError:
+                # Another thread was quicker.
+                pass
+        states, shelf = self._states, self._shelf
+        low, size, take = shelf.low, len(states), shelf.numbers.take
+        mapped = states is not shelf.template
+        proposals = []
+        for _ in range(self._batch):
+            index = take() % size
+            if states[index]:
+                index = states.find(FREE, index)
+                if index < 0:
+                    index = states.find(FREE)
+                    if index < 0:
+                        break
+            proposals.append(low + index)
+            if mapped:
+                states[index] = PROPOSED  # type: ignore[index] # what is not shared can be written
+        self._batch = min(2 * self._batch, _BATCH)
+        self._given += len(proposals)
+        port = proposals.pop() if proposals else 0
+        # Another thread may have drawn at the same moment.
+        self.drawn += proposals
+        return port
 
     def found(self, port: int) -> None:
         """The kernel has chosen this port by itself; as if it had been proposed."""
@@ -252,33 +275,6 @@ class Ledger:
             self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
         else:
             self._forget(bytearray(self._shelf.template))
-
-    def _propose_anew(self) -> int:
-        """Draw a batch of ports; returns one of them, 0 if there are none.
-
-        Each is a random port, or the next free one after it: RFC 6056, algorithm 1.
-        """
-        states, shelf = self._states, self._shelf
-        low, size, take = shelf.low, len(states), shelf.numbers.take
-        mapped = states is not shelf.template
-        proposals = []
-        for _ in range(self._batch):
-            index = take() % size
-            if states[index]:
-                index = states.find(FREE, index)
-                if index < 0:
-                    index = states.find(FREE)
-                    if index < 0:
-                        break
-            proposals.append(low + index)
-            if mapped:
-                states[index] = PROPOSED  # type: ignore[index] # what is not shared can be written
-        self._batch = min(2 * self._batch, _BATCH)
-        self._given += len(proposals)
-        port = proposals.pop() if proposals else 0
-        # Another thread may have drawn at the same moment.
-        self.drawn += proposals
-        return port
 
     def _forget(self, states: bytes | bytearray) -> None:
         self._states = states

@@ -30,6 +30,20 @@ if TYPE_CHECKING:
     from connectx._dial.waiting import Endings
     from connectx.addresses import PortRange
 
+    class AnyTarget(Protocol):
+        """A destination: connectx._dial.connecting.Target, which describes these."""
+
+        @property
+        def key(self) -> Hashable: ...
+        @property
+        def version(self) -> int: ...
+        @property
+        def only(self) -> str: ...
+        @property
+        def lane(self) -> str: ...
+        @property
+        def single(self) -> tuple[str, PortRange | None] | None: ...
+
     class Opening(Protocol):
         """A connection in the making; connectx._connect.connection.Connection."""
 
@@ -79,18 +93,17 @@ class Call:
     _turn: Turn | None = None
     _failure: Exception | None = None
 
-    # What a subclass sets: what the calls of the dialer have in common; what names the
-    # destination, and its version of IP, 4 or 6; the one source that the call may have, ""
-    # for any; and how many seconds it may wait.
+    # What a subclass sets: what the calls of the dialer have in common, and what those to the
+    # destination have; and how many seconds it may wait.
     _rules: Rules
-    _key: Hashable
-    _version: int
-    _only: str
+    _target: AnyTarget
     _wait: float
 
     def __repr__(self) -> str:
         where = f"from {self.slot.path.host or 'any source'}" if self.slot else "no source"
-        return f"<Call to {self._key!r}, {where}, {'queued' if self.queue else 'not queued'}>"
+        return (
+            f"<Call to {self._target.key!r}, {where}, {'queued' if self.queue else 'not queued'}>"
+        )
 
     @property
     def queue(self) -> Destination | None:
@@ -122,17 +135,16 @@ class Call:
 
         Whatever is raised, here or there, leaves nothing behind.
         """
-        rules = self._rules
+        target, destinations = self._target, self._rules.destinations
         candidates: Iterator[tuple[str, PortRange | None]] = iter(())
         try:
-            if not self._only and (single := rules.single.get(self._version)):
-                # Nearly all dialers: there is nothing to choose between.
-                host, ports = single
+            if target.single is not None:
+                # Nearly all dialers.
+                host, ports = target.single
             else:
-                known = rules.destinations.find(self._key)
-                candidates = iter(self._candidates(known))
+                candidates = iter(self._candidates(destinations.find(target.key)))
                 host, ports = next(candidates)
-            slot = self.slot = rules.destinations.reserve(self._key, host, self._lane)
+            slot = self.slot = destinations.reserve(target.key, host, target.lane)
             if slot is None:
                 # Somebody waits, or the limit is reached.
                 return self._steps(None, None)
@@ -163,7 +175,9 @@ class Call:
                 candidates = pending = None
                 turn = self._turn
                 if turn is None:
-                    turn = self._turn = Turn(rules, self._key, self._lane, self._wait, self._listen)
+                    turn = self._turn = Turn(
+                        rules, self._target.key, self._target.lane, self._wait, self._listen
+                    )
                 if not (yield from turn.wait(begun)):
                     raise self._error()  # noqa: TRY301 - of this call, as any other
                 rules.unreported.sweep(SWEPT_BY_A_WAITER)
@@ -192,9 +206,9 @@ class Call:
     ) -> Steps[bool]:
         """Try every source and range once, if it is this call's turn; whether one is open."""
         if candidates is None:
-            known = self.queue or self._rules.destinations.find(self._key)
+            known = self.queue or self._rules.destinations.find(self._target.key)
             waiter = self._turn.waiter if self._turn is not None else None
-            if known.queues and known.first(self._lane) not in (None, waiter):
+            if known.queues and known.first(self._target.lane) not in (None, waiter):
                 return False
             candidates = iter(self._candidates(known))
         while True:
@@ -219,10 +233,10 @@ class Call:
     def _open(self, host: str, ports: PortRange | None) -> Steps[None] | None:
         """Begin a try; returns None if it is connected, else what is left of it."""
         destinations = self._rules.destinations
-        slot = self.slot = destinations.reserve(self._key, host)
+        slot = self.slot = destinations.reserve(self._target.key, host)
         if slot is None:
             self._rules.unreported.look()
-            slot = self.slot = destinations.reserve(self._key, host)
+            slot = self.slot = destinations.reserve(self._target.key, host)
         if slot is None:
             raise LimitReached
         return self._start(slot, ports)
@@ -293,11 +307,6 @@ class Call:
         if slot is not None:
             slot.release()
 
-    @property
-    def _lane(self) -> str:
-        """Which queue it stands in."""
-        return (self._only and not self._rules.destinations.limit and self._only) or ""
-
     def _error(self) -> Exception:
         """Return what the call ends with."""
         failure = self._failure or TurnMissed()
@@ -308,11 +317,12 @@ class Call:
     def _candidates(self, known: Destination) -> Iterable[tuple[str, PortRange | None]]:
         """Return sources and ranges in the order in which to try them."""
         rules = self._rules
-        hosts: Iterable[str] = (self._only,)
-        if not self._only:
+        target = self._target
+        hosts: Iterable[str] = (target.only,)
+        if not target.only:
             if known.seen and known.seen_until < rules.clock():
                 known.seen = {}
-            hosts = rules.sources.order(self._version, known.load, known.last)
+            hosts = rules.sources.order(target.version, known.load, known.last)
         return self._in_order(known, hosts)
 
     def _in_order(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from connectx.addresses import Address, PortRange
 
 
+#: How many are kept at a time. To forget them all at once takes less than a millisecond.
+_MOST_TARGETS: Final = 1024
+
+
 def call_to(
     policy: Policy,
     address: tuple[str | None, int | str],
@@ -42,63 +46,116 @@ def call_to(
     Args:
         policy: What decides.
         address, timeout, kind, proto: As create_connection() takes them.
-        key, awaited: As for `OwnCall`.
+        key: What a "sticky" source belongs to; None for the destination's host.
+        awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
     """
-    strategy = policy.settings.strategy
     try:
-        to = parse_literal(address, None, kind, proto, strategy)
+        target: Target | None = policy.targets.get((address, kind, proto, key))  # type: ignore[assignment] # that it keeps
     except TypeError:
-        # A cache cannot hold a list, and does not say whose it is.
+        # Nothing can be kept for a list.
         address = cast("tuple[str | None, int | str]", tuple(address))
-        to = parse_literal.__wrapped__(address, None, kind, proto, strategy)
-    if to is None:
-        if not isinstance(address[0], str) or "%" not in address[0]:
-            return None
-        # uvloop's resolver drops a scope that is in the text.
-        to = parse_literal(scoped(tuple(address)), None, kind, proto, strategy)
-        if to is None:
-            return None
-    if to.origin.version not in policy.versions:
-        policy.serve(to)
-    return OwnCall(policy, to, timeout, key, awaited=awaited)
+        target = None
+    if target is None:
+        to = parse_literal(address, None, kind, proto, policy.settings.strategy)
+        if to is not None:
+            target = Target(policy, to, key)
+            if len(policy.targets) >= _MOST_TARGETS:
+                policy.targets = {}
+            policy.targets[address, kind, proto, key] = target
+        elif isinstance(address[0], str) and "%" in address[0]:
+            # uvloop's resolver drops a scope that is in the text. Not kept: another interface
+            # may have the name in a moment.
+            to = parse_literal(scoped(address), None, kind, proto, policy.settings.strategy)
+            if to is not None:
+                target = Target(policy, to, key)
+    return None if target is None else OwnCall(policy, target, timeout, awaited=awaited)
+
+
+class Target:
+    """A destination as a dialer's calls have it.
+
+    Attributes:
+        to: The destination, from any source.
+        key: Names it.
+        version: Its version of IP, 4 or 6.
+        only: The one source that a call may have; "" for any.
+        lane: The wait queue that a call stands in. With a limit all wait for the same slots,
+            hence in one queue.
+        single: The source address and the range, where there is nothing to choose between.
+    """
+
+    __slots__ = ("_first", "_settings", "key", "lane", "only", "single", "to", "version")
+
+    def __init__(self, policy: Policy, to: Request, key: str | None) -> None:
+        """Settle it; key: what a "sticky" source belongs to, None for the destination's host.
+
+        Raises ValueError as `Policy.only` does, and OSError as `Policy.serve`.
+        """
+        settings = self._settings = policy.settings
+        self.to = to
+        self.key = to.key
+        self.version = to.origin.version
+        if self.version not in policy.versions:
+            policy.serve(to)
+        bound = policy.sticks or to.origin.source.host
+        self.only = policy.only(to, key) if bound else ""
+        self.lane = "" if settings.limit else self.only
+        self.single: tuple[str, PortRange | None] | None = None
+        self._first: Request | None = None
+        host = self.only or settings.single[self.version]
+        if host is not None and len(settings.ranges) == 1:
+            self.single = host, settings.ranges[0]
+
+    def request(self, host: str, ports: PortRange | None) -> Request:
+        """Return the request for a socket of our own, from a source and a range of ports."""
+        first = self._first
+        if first is None:
+            first = request_from(self.to, host, self._settings.options[ports])
+            if self.single is not None:
+                self._first = first
+        return first
 
 
 class _PolicyCall(Call):
     """A call as a policy has it."""
 
-    def __init__(
-        self, policy: Policy, to: Request, only: str, *, awaited: bool, wait: bool
-    ) -> None:
+    _target: Target
+
+    def __init__(self, policy: Policy, target: Target, *, awaited: bool, wait: bool = True) -> None:
+        """Begin a call.
+
+        Args:
+            policy: What decides.
+            target: What to connect to.
+            awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
+            wait: Whether it may wait for a port, where the dialer does.
+        """
         begun = policy.current
         if begun.pid != os.getpid():
             begun = policy.open
         if begun.unreported.sockets:
             begun.unreported.sweep(SWEPT_BY_A_CALL)
         self._rules = begun.rules
-        self._key = to.key
-        self._version = to.origin.version
-        self._only = only
+        self._target = target
         self._wait = begun.rules.wait if wait else 0.0
         self._policy = policy
-        self._to = to
-        self._unreported = begun.unreported
         self._awaited = awaited
 
     def _listen(self) -> Endings | None:
-        return listen(self._to, self._unreported)
+        return listen(self._target.to, self._policy.unreported)
 
     def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
         # A name's addresses are tried without waiting first, which ends no call.
         if self._wait == self._rules.wait:
             self._rules.destinations.unserved()
-        return self._policy.failure(error, self._to)
+        return self._policy.failure(error, self._target.to)
 
     def _count_others(self) -> Work:
         # Of the connection that is made: to look for the thread's takes a descriptor, and
         # there may be none left.
         connection = cast("Connection | CallersConnection", self._opening)
         namespace = connection.plan.terms.namespace
-        count = partial(self._policy.count_others, self._to, namespace)
+        count = partial(self._policy.count_others, self._target.to, namespace)
         return Work(count, awaited=False)
 
 
@@ -114,27 +171,19 @@ class OwnCall(_PolicyCall):
     def __init__(
         self,
         policy: Policy,
-        to: Request,
+        target: Target,
         timeout: float | None,
-        key: str | None,
         *,
         awaited: bool,
         wait: bool = True,
     ) -> None:
-        """Begin a call.
-
-        to: what to connect to. timeout: as create_connection() takes it. key: what a
-        "sticky" source belongs to; None for the destination's host. awaited: whether the
-        driver waits for handshakes, and the socket is non-blocking. wait: whether it may
-        wait for a port, where the dialer does.
-        """
-        only = policy.only(to, key) if policy.sticks else ""
-        _PolicyCall.__init__(self, policy, to, only, awaited=awaited, wait=wait)
+        """Begin a call; timeout: as create_connection() takes it."""
+        _PolicyCall.__init__(self, policy, target, awaited=awaited, wait=wait)
         self._timeout = timeout
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
         timeout = self._timeout
-        request = request_from(self._to, host, self._policy.settings.options[ports])
+        request = self._target.request(host, ports)
         if not self._awaited and self.queue is None:
             connection = Connection(request, timeout)
         else:
@@ -160,11 +209,11 @@ class CallersCall(_PolicyCall):
     ) -> None:
         """Begin a call.
 
-        sock, destination, data: as connectx() takes them. key, awaited: as for `OwnCall`.
+        sock, destination, data: as connectx() takes them. key, awaited: as for `call_to`.
         """
         connection = CallersConnection(sock)
-        to = policy.serve(connection.ask(None, destination, policy.settings.strategy))
-        super().__init__(policy, to, policy.only(to, key), awaited=awaited, wait=True)
+        to = connection.ask(None, destination, policy.settings.strategy)
+        super().__init__(policy, Target(policy, to, key), awaited=awaited)
         self._sock = sock
         self._data = data
         self._connection = connection
@@ -174,7 +223,7 @@ class CallersCall(_PolicyCall):
         if policy.settings.freebind:
             set_ip_freebind(sock, on=True)
         connection = self._connection = CallersConnection(sock, ports)
-        connection.prepare(request_from(self._to, host, PLAIN), self._data)
+        connection.prepare(request_from(self._target.to, host, PLAIN), self._data)
         timeout = sock.gettimeout()
         if self._awaited:
             connection.apart(None, blocking=False)
@@ -206,7 +255,8 @@ def by_name(
     Args:
         policy: What decides.
         address, timeout, kind, proto, all_errors: As create_connection() takes them.
-        key, awaited: As for `OwnCall`.
+        key: What a "sticky" source belongs to; None for the destination's host.
+        awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
         delay: Seconds between the starts of two attempts; None for one after the other.
     """
     requests = [
@@ -221,7 +271,7 @@ def by_name(
     exhausted: list[Request] = []
 
     def opening(to: Request, *, wait: bool) -> Steps[socket.socket]:
-        call = OwnCall(policy, to, timeout, key, awaited=awaited, wait=wait)
+        call = OwnCall(policy, Target(policy, to, key), timeout, awaited=awaited, wait=wait)
         try:
             steps = call.begin()
             if steps is not None:

@@ -31,11 +31,12 @@ from connectx.addresses import V4_MAPPED_TEXT, Endpoint
 from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
+    from connectx._dial.call import AnyTarget
     from connectx._dial.settings import Settings
     from connectx.addresses import Address
 
@@ -95,6 +96,7 @@ class Policy:
         settings: What the dialer was made with.
         sticks: Whether a call has one source only, by its key.
         versions: Of IP, those that there are sources of.
+        targets: What calls have in common, by what they ask for.
         current: What the process had open that looked last; see `open`.
     """
 
@@ -103,6 +105,7 @@ class Policy:
         sources = settings.sources
         self.sticks = sources.rotate == STICKY
         self.versions = frozenset(each for each in (4, 6) if sources.serves(each))
+        self.targets: dict[Hashable, AnyTarget] = {}
         self._begun: dict[int, Open] = {}
         self.current = self._begin()
 

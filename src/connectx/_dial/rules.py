@@ -30,7 +30,6 @@ class Rules:
     Attributes:
         destinations: What is open, and who waits.
         sources, ranges: Where from.
-        single: The same as a pair, for versions of IP with one source and range.
         chooses: Whether there are sources to choose between by how many connections they
             have.
         wait: Seconds to wait for a port; 0 for not at all.
@@ -47,7 +46,6 @@ class Rules:
         "jitter",
         "on_wait",
         "ranges",
-        "single",
         "sources",
         "unreported",
         "wait",
@@ -73,11 +71,6 @@ class Rules:
         self.jitter = jitter
         self.on_wait = on_wait
         self.unreported = unreported
-        self.single = {
-            version: (host, ranges[0])
-            for version in (4, 6)
-            if (host := sources.single(version)) is not None and len(ranges) == 1
-        }
         self.chooses = sources.rotate == MOST_FREE and any(
             len(sources.hosts(version)) > 1 for version in (4, 6)
         )

@@ -22,6 +22,8 @@ class Settings(NamedTuple):
     Attributes:
         sources: Where from.
         ranges: The source ports, range by range; (None,) for the range in force.
+        single: The only source of IP version 4 and 6, "" for routing's choice; None if there
+            are more, or none.
         options: What sockets are to have set, by range.
         strategy: How a source port is chosen.
         limit: Connections to one destination at most; 0 for no limit.
@@ -32,6 +34,7 @@ class Settings(NamedTuple):
 
     sources: Sources
     ranges: tuple[PortRange | None, ...]
+    single: Mapping[int, str | None]
     options: Mapping[PortRange | None, Options]
     strategy: str
     limit: int
@@ -60,9 +63,11 @@ def check(
     if isinstance(limit, float):
         raise TypeError(f"limit is an integer, not {limit!r}")
     ranges = _ranges(ports)
+    found = Sources(sources, rotate, draw)
     return Settings(
-        Sources(sources, rotate, draw),
+        found,
         ranges,
+        {version: found.single(version) for version in (4, 6)},
         {each: NEW_SOCKET._replace(ports=each, freebind=freebind) for each in ranges},
         strategy,
         int(_number("limit", limit, 1)),
