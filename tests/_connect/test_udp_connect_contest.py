@@ -2,11 +2,12 @@
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import pytest
 
-from connectx._connect.udp_connect import Contested, NotVisible, claim, claim_releasable
+from connectx._connect.udp_connect import Contested, NotVisible, claim
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from tests.kernel.raw import cookie
@@ -60,7 +61,7 @@ def sock(network: Network) -> Iterator[socket.socket]:
         yield made
 
 
-@pytest.fixture(params=[claim, claim_releasable])
+@pytest.fixture(params=[claim, partial(claim, releasable=True)], ids=["bound", "from a window"])
 def claims(request: pytest.FixtureRequest) -> Callable[..., None]:
     function: Callable[..., None] = request.param
     return function

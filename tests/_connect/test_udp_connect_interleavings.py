@@ -7,6 +7,7 @@ runs on a real kernel (tests/test_udp_race.py) is met here for certain.
 
 import contextlib
 import errno
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectx._connect.udp_connect import Contested, claim, claim_releasable
+from connectx._connect.udp_connect import Contested, claim
 from connectx.addresses import Address, Endpoint, PortRange
 from connectx.lab.kernel_model import KernelModel
 from connectx.linux import uapi
@@ -29,6 +30,8 @@ PORT: Final = 20000
 FIRST, SECOND = Endpoint(HOST, 9000), Endpoint(HOST, 9001)
 
 Claim = Callable[..., None]
+
+claim_from_a_window: Final = functools.partial(claim, releasable=True)
 
 
 class Killed(BaseException):
@@ -188,8 +191,8 @@ def all_orders() -> Iterator[list[int]]:
         yield [0 if at in mine else 1 for at in range(2 * STEPS)]
 
 
-@pytest.mark.parametrize("other", [claim, claim_releasable])
-@pytest.mark.parametrize("one", [claim, claim_releasable])
+@pytest.mark.parametrize("other", [claim, claim_from_a_window])
+@pytest.mark.parametrize("one", [claim, claim_from_a_window])
 def test_of_two_exactly_one_gets_the_4_tuple_in_every_order(one: Claim, other: Claim) -> None:
     for order in all_orders():
         race = Race([(one, FIRST), (other, FIRST)])
@@ -225,7 +228,7 @@ def test_nobody_gets_a_4_tuple_that_is_taken_in_any_order() -> None:
     releasable=st.lists(st.booleans(), min_size=4, max_size=4),
 )
 def test_of_four_exactly_one_gets_it(order: list[int], releasable: list[bool]) -> None:
-    race = Race([(claim_releasable if each else claim, FIRST) for each in releasable])
+    race = Race([(claim_from_a_window if each else claim, FIRST) for each in releasable])
     assert race.run(order).count("connected") == race.holders(FIRST) == 1
 
 

@@ -13,8 +13,8 @@ from connectx._connect.connection import Connection
 from connectx._connect.namespace import identity_of
 from connectx._connect.plan import absence
 from connectx._connect.request import PLAIN, Options, parse, request_with, require_served
-from connectx._connect.udp_connect import claim_by_placeholder, claim_releasable
-from connectx.addresses import SOCK_DGRAM, SOCK_STREAM
+from connectx._connect.udp_connect import claim, claim_by_placeholder
+from connectx.addresses import AF_INET, AF_INET6, PROTOCOL_OF, SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
 from connectx.linux.uapi import (
@@ -25,6 +25,7 @@ from connectx.linux.uapi import (
     IPPROTO_MPTCP,
     MSG_FASTOPEN,
     SO_BINDTOIFINDEX,
+    SO_MARK,
     SO_REUSEADDR,
     SOL_SOCKET,
 )
@@ -43,6 +44,7 @@ _OFF: Final = bytes(4)
 _NO_WINDOW: Final = bytes(4)
 
 _WILDCARDS: Final = ("0.0.0.0", "::")
+_FAMILIES: Final = (AF_INET, AF_INET6)
 
 #: Seconds for which ports are tried with a socket that is thrown away, after a window was
 #: refused: that costs 2.4 ms, and so happens for 1 % of the time at most.
@@ -87,7 +89,8 @@ class CallersConnection(Connection):
             self._family, self._kind, self._proto = int(sock.family), int(sock.type), sock.proto
         else:
             raise TypeError(f"connectx() takes a socket, not {sock!r}")
-        require_served(self._family, self._kind, self._proto)
+        if self._family not in _FAMILIES or (self._kind, self._proto) not in PROTOCOL_OF:
+            require_served(self._family, self._kind, self._proto)
         self.sock = sock
         self.retries = self.taken = 0
         self.under_way = self.reports = False
@@ -134,7 +137,7 @@ class CallersConnection(Connection):
         # Only a route depends on the mark, and the kernel finds a stream's.
         mark = 0
         if not request.origin.stream or request.origin.source.port:
-            mark = sockopts.get_so_mark(self.sock)
+            mark = self.sock.getsockopt(SOL_SOCKET, SO_MARK) and sockopts.get_so_mark(self.sock)
         interface = self.sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX)
         if mark or interface or ports:
             self.request = request_with(request, Options(mark, interface, ports))
@@ -201,7 +204,7 @@ class CallersConnection(Connection):
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
             self._require_sharable(source)
         try:
-            claim_releasable(self.sock, plan.lookup, netlink, source, request.address)
+            claim(self.sock, plan.lookup, netlink, source, request.address, releasable=True)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 namespace.crowded_until = monotonic() + _CROWDED

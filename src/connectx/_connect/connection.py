@@ -306,7 +306,7 @@ class Connection:
             # gets in beside us, and can take over our TIME_WAIT. Never for datagrams:
             # the kernel would then not look at the 4-tuple.
             sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        if plan.any_port is not None:
+        if plan.terms.binds:
             # For TCP the port is then connect()'s to choose and to share. UDP knows the
             # option as well, but chooses an exclusive port all the same.
             sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)

@@ -238,7 +238,8 @@ class Ledger:
     def held(self, port: int) -> None:
         """A proposed port is in use by a socket whose end nobody will report."""
         self._given -= 1
-        self._mark(port, TAKEN)
+        if self._states is not self._shelf.template:
+            self._mark(port, TAKEN)
 
     def survey(self, taken: Iterable[int]) -> bool:
         """Begin again from what the kernel says is in use; whether any port is left.

@@ -52,6 +52,7 @@ class Terms:
         search: The window in which the kernel searches it.
         asked: The source port asked for, 0 for any.
         shares: Whether the first proposal sets SO_REUSEADDR on a stream socket.
+        binds: Whether it binds the source.
         releasable: Whether a caller's datagram socket gets its port from a window, and so can
             give it back.
         verifies: Whether the kernel may have chosen a port that nobody asked for.
@@ -62,6 +63,7 @@ class Terms:
         "_routes",
         "_shelves",
         "asked",
+        "binds",
         "lookup",
         "namespace",
         "origin",
@@ -90,6 +92,7 @@ class Terms:
         self.ports = ports or namespace.ports or FULL_RANGE
         self.search = ports or FULL_RANGE
         self.asked = origin.source.port
+        self.binds = bool(origin.source.host)
         self.shares = origin.stream and origin.strategy != "kernel"
         self.releasable = (
             not origin.options.replaceable
@@ -134,8 +137,7 @@ class Plan:
         request: What is asked for.
         source: The source's octets as they go on the wire; b"" for any.
         host: The same as bind() takes it; "" for any.
-        any_port: The source as bind() takes it, for a port that is yet to be chosen; None if
-            the source is left to the kernel.
+        any_port: The source as bind() takes it, for a port that is yet to be chosen.
         ledger: What is known of the source ports toward the destination.
         opening: The ledger, if a call may begin with a port of it without an `Attempt`.
         lookup: Finds the socket on one of the 4-tuples; unset where the source is the
@@ -151,11 +153,9 @@ class Plan:
         self.request = request
         self.source = source
         self.host = terms.origin.source.host
-        self.any_port: Address | None = None
-        if self.host:
-            self.any_port = (self.host, 0, *request.source_suffix)  # type: ignore[assignment] # two or four
-        elif source:
+        if source and not self.host:
             self.host = request.source_host(source)
+        self.any_port: Address = (self.host, 0) + request.source_suffix  # type: ignore[assignment] # noqa: RUF005 - which takes twice as long
         to = request.destination
         key = request.wire_destination, to.port, terms.origin.options.interface or to.scope_id
         self.ledger: Ledger = terms.shelf(source).ledger(key)

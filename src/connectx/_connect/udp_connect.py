@@ -18,11 +18,8 @@ A process that dies anywhere in between leaves nothing: its socket goes with it.
 Measured (tests/test_udp_race.py): without the lock, without the lookup, or with the
 lookup after connect() there are duplicates; like this none.
 
-The three functions differ in what bind() leaves behind when the section fails:
-
-- `claim` binds the port. The socket is stuck on it, so it has to be replaced.
-- `claim_releasable` binds a one-port window, which connect(AF_UNSPEC) gives back.
-- `claim_by_placeholder` has another socket go through the section.
+`claim` is that. `claim_by_placeholder` has another socket go through it, for one that must
+not be lost and cannot take its port from a window.
 
 Source: "How to stop running out of ephemeral ports" (2022), and
 udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.c.
@@ -80,44 +77,29 @@ def claim(
     netlink: NetlinkSocket,
     source: Address,
     destination: Address,
+    *,
+    releasable: bool = False,
 ) -> None:
-    """Bind and connect a socket that may be thrown away, if nobody has the 4-tuple.
+    """Bind and connect a socket, if nobody has the 4-tuple.
 
-    Raises OSError as bind() and connect() do, `Contested`, `NotVisible`; after
-    all of these but a refused bind() the socket is bound for good, since
-    connect(AF_UNSPEC) does not release a port that was bound explicitly.
+    A port that bind() was given explicitly stays bound after a failure, since
+    connect(AF_UNSPEC) does not release it: such a socket has to be replaced. A releasable
+    claim takes the port from a one-port window with a bind to port 0, which puts no lock on
+    it (SOCK_BINDPORT_LOCK). That is not for every claim: a refused window costs milliseconds
+    (the search ignores its size), a refused explicit bind less than one microsecond. The port
+    must then lie in the range in force and not be reserved.
+
+    Raises OSError as bind() and connect() do, `Contested`, `NotVisible`.
     """
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    sock.bind(source)
+    if releasable:
+        sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(source[1]))
+        sock.bind((source[0], 0, *source[2:]))
+    else:
+        sock.bind(source)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
     if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise _contested(lookup, netlink, source[1])
-    sock.connect(destination)
-    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-
-
-def claim_releasable(
-    sock: socket.socket,
-    lookup: TupleLookup,
-    netlink: NetlinkSocket,
-    source: Address,
-    destination: Address,
-) -> None:
-    """Do the same for a socket that must not be lost: its port can be released again.
-
-    A one-port window and a bind to port 0 take the same port without the lock
-    that bind() puts on an explicit one (SOCK_BINDPORT_LOCK), so connect(AF_UNSPEC)
-    gives it back. Not for every claim: a refused window costs milliseconds (the
-    search ignores its size), a refused explicit bind less than one microsecond.
-    The port must lie in the range in force and not be reserved.
-    """
-    port = source[1]
-    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(port))
-    sock.bind((source[0], 0, *source[2:]))
-    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
-    if not lookup.shows(netlink, port, sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
-        raise _contested(lookup, netlink, port)
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
 
