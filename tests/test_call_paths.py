@@ -15,6 +15,8 @@ SCRIPT: Final = Path(__file__).parents[1] / "scripts" / "trace-calls"
 #: that is known and to a new one.
 DEPTH: Final = 8
 FILES: Final = {"warm": 6, "new destination": 10, "refused once": 10}
+#: The same over UDP from a port that another connection has.
+SHARED: Final = {"warm, shared port": 6, "new destination, shared port": 10}
 #: What a Dialer may add.
 MORE_FILES: Final = 3
 MORE_DEPTH: Final = 3
@@ -35,8 +37,11 @@ def traces() -> dict[str, Any]:
     return {trace.name: trace for trace in script().traces()}
 
 
-@pytest.mark.parametrize("state", FILES)
-@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize(
+    "protocol, state",
+    [(protocol, state) for protocol in ("TCP", "UDP") for state in FILES]
+    + [("UDP", state) for state in SHARED],
+)
 @pytest.mark.parametrize("way", ["create_connection", "Dialer"])
 def test_a_call_takes_a_short_way(
     traces: dict[str, Any], way: str, protocol: str, state: str
@@ -44,7 +49,7 @@ def test_a_call_takes_a_short_way(
     trace = traces[f"{way}, {protocol}, {state}"]
     more = way == "Dialer"
     assert trace.depth <= DEPTH + more * MORE_DEPTH
-    assert len(trace.files) <= FILES[state] + more * MORE_FILES
+    assert len(trace.files) <= (FILES | SHARED)[state] + more * MORE_FILES
     again = {file: count for file, count in trace.files.items() if count > 2}
     assert again == {}, "left and entered again more than once"
 
@@ -54,3 +59,4 @@ def test_the_script_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "create_connection, UDP, new destination" in printed
     assert "claim  (_connect/udp_connect.py)" in printed
+    assert "claim_alone  (_connect/udp_connect.py)" in printed

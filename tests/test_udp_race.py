@@ -41,7 +41,7 @@ PORT: Final = 20003
 #: Where no window reaches, so that a caller's socket takes another way.
 OUTSIDE: Final = 40000
 FIRST, SECOND = DESTINATIONS
-THIRD: Final = (HOST, 9002)
+THIRD, FOURTH = (HOST, 9002), (HOST, 9003)
 
 WAYS: Final = {
     "create_connection": [by_create_connection],
@@ -224,7 +224,15 @@ class TestOneStopsUntilTheOtherIsDone:
 
 @calls
 class TestInTheSection:
-    """What others get while a process is at a certain moment of it, and afterwards."""
+    """What others get while a process is at a certain moment of it, and afterwards.
+
+    The port is in use to another destination, so that all have to share it.
+    """
+
+    @pytest.fixture(autouse=True)
+    def _shared(self, call: Call) -> Iterator[None]:
+        with call(FOURTH):
+            yield
 
     @pytest.mark.parametrize("moment", MOMENTS)
     def test_a_killed_process_leaves_nothing(self, call: Call, moment: str) -> None:
@@ -288,3 +296,58 @@ class TestInTheSection:
         stopped.resume()
         stopped.finish()
         call.assert_free(FIRST)
+
+
+@pytest.mark.parametrize("call", [Call(way, PORT) for way in WAYS["both"]], ids=str)
+class TestAlone:
+    """The same with a port that nobody has: bind() itself takes the lock."""
+
+    @pytest.fixture
+    def stopped(self, call: Call, moment: str) -> Iterator[Child]:
+        with children() as start:
+            child = start(functools.partial(contend, call, moment))
+            child.wait_until_stopped()
+            yield child
+
+    @pytest.mark.parametrize("moment", ["before bind", "bound", "before connect", "unlocked"])
+    def test_a_killed_process_leaves_nothing(self, call: Call, moment: str) -> None:
+        def task(_: object) -> None:
+            interrupt(moment, signal.SIGKILL)
+            call(FIRST)
+
+        with children() as start:
+            start(task).finish(killed=True)
+        for destination in DESTINATIONS:
+            call.assert_free(destination)
+
+    @pytest.mark.parametrize("moment", ["before bind"])
+    def test_before_it_has_the_port_others_may_be_quicker(self, call: Call, stopped: Child) -> None:
+        with call(FIRST):
+            stopped.resume()
+            assert stopped.receive(4) == b"lost"
+            stopped.finish()
+            call.assert_free(SECOND)
+
+    @pytest.mark.parametrize("moment", ["before bind"])
+    def test_nor_does_it_keep_others_from_other_destinations(
+        self, call: Call, stopped: Child
+    ) -> None:
+        with call(SECOND):
+            TestInTheSection.assert_it_wins(stopped, call)
+
+    @pytest.mark.parametrize("moment", ["bound", "before connect", "connected"])
+    def test_while_it_has_the_port_nobody_else_gets_it(self, call: Call, stopped: Child) -> None:
+        for destination in DESTINATIONS:
+            with pytest.raises(connectx.PortHeld):
+                call(destination)
+            with call.way((HOST, 0), destination) as sock:
+                assert sock.getsockname()[1] != call.port
+        TestInTheSection.assert_it_wins(stopped, call)
+
+    @pytest.mark.parametrize("moment", ["unlocked"])
+    def test_then_its_4_tuple_is_taken_and_the_port_is_shared(
+        self, call: Call, stopped: Child
+    ) -> None:
+        call.assert_taken(FIRST)
+        call.assert_free(SECOND)
+        TestInTheSection.assert_it_wins(stopped, call)

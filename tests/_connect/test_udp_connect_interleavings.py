@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectx._connect.udp_connect import Contested, claim
+from connectx._connect.udp_connect import Contested, claim, claim_alone
 from connectx.addresses import Address, Endpoint, PortRange
 from connectx.lab.kernel_model import KernelModel
 from connectx.linux import uapi
@@ -32,6 +32,17 @@ FIRST, SECOND = Endpoint(HOST, 9000), Endpoint(HOST, 9001)
 Claim = Callable[..., None]
 
 claim_from_a_window: Final = functools.partial(claim, releasable=True)
+
+
+def alone_or_shared(
+    sock: Any, lookup: Any, netlink: Any, source: Address, destination: Address
+) -> None:
+    """As connectx connects: a port that nobody has without a lookup, any other by the lock."""
+    if not claim_alone(sock, source, destination):
+        claim(sock, lookup, netlink, source, destination)
+
+
+CLAIMS: Final = [claim, claim_from_a_window, alone_or_shared]
 
 
 class Killed(BaseException):
@@ -191,8 +202,8 @@ def all_orders() -> Iterator[list[int]]:
         yield [0 if at in mine else 1 for at in range(2 * STEPS)]
 
 
-@pytest.mark.parametrize("other", [claim, claim_from_a_window])
-@pytest.mark.parametrize("one", [claim, claim_from_a_window])
+@pytest.mark.parametrize("other", CLAIMS)
+@pytest.mark.parametrize("one", CLAIMS)
 def test_of_two_exactly_one_gets_the_4_tuple_in_every_order(one: Claim, other: Claim) -> None:
     for order in all_orders():
         race = Race([(one, FIRST), (other, FIRST)])
@@ -225,10 +236,10 @@ def test_nobody_gets_a_4_tuple_that_is_taken_in_any_order() -> None:
 @settings(deadline=None)
 @given(
     order=st.lists(st.integers(0, 3), max_size=4 * STEPS),
-    releasable=st.lists(st.booleans(), min_size=4, max_size=4),
+    claims=st.lists(st.sampled_from(CLAIMS), min_size=4, max_size=4),
 )
-def test_of_four_exactly_one_gets_it(order: list[int], releasable: list[bool]) -> None:
-    race = Race([(claim_from_a_window if each else claim, FIRST) for each in releasable])
+def test_of_four_exactly_one_gets_it(order: list[int], claims: list[Claim]) -> None:
+    race = Race([(each, FIRST) for each in claims])
     assert race.run(order).count("connected") == race.holders(FIRST) == 1
 
 

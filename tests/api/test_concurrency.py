@@ -33,7 +33,7 @@ from tests.api.calls import (
     port_of,
     reset_on_close,
 )
-from tests.kernel.raw import FIRST, MPTCP, SECOND, TCP, TCP6, UDP, UDP6, Transport
+from tests.kernel.raw import FIRST, MPTCP, SECOND, TCP, TCP6, THIRD, UDP, UDP6, Transport
 
 LOW, HIGH = 20001, 20256
 SIZE: Final = HIGH - LOW + 1
@@ -226,22 +226,27 @@ class TestFork:
         assert len(set(others)) == len(others)
 
     @pytest.mark.parametrize("transport", [UDP], ids=str)
-    def test_netlink_sockets_are_not_shared(self, client: Client, call: Call) -> None:
+    def test_netlink_sockets_are_not_shared(
+        self, client: Client, call: Call, network: Network
+    ) -> None:
         transport = client.transport
+        # One port is all there is: it is shared, which takes a lookup.
+        network.port_range(LOW, LOW)
         client.open(FIRST)
+        client.open(SECOND)
         parent = netlink_sockets()
         assert parent
 
         def look() -> list[int]:
             left = netlink_sockets()
-            call(transport, None, (transport.source, FIRST), "auto")
+            call(transport, None, (transport.source, THIRD), "auto")
             return [len(left & parent), len(netlink_sockets() & parent), len(netlink_sockets())]
 
         inherited, shared, own = in_child(look)
         assert (inherited, shared) == (0, 0)
         assert own >= 1
         assert netlink_sockets() == parent
-        client.open(FIRST)
+        client.open(THIRD)
 
     @pytest.mark.parametrize("transport", [TCP, UDP], ids=str)
     def test_a_child_that_closes_what_it_inherited_frees_nothing(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeAlias
 
 import connectx
-from connectx._connect import connection, udp_connect
+from connectx._connect import callers_socket, connection, udp_connect
 from connectx.linux import uapi
 
 Address: TypeAlias = tuple[str, int]
@@ -36,6 +36,7 @@ def by_stream(source: Address, destination: Address) -> socket.socket:
 
 def replace_claim(variant: Callable[..., None]) -> None:
     """Put another function in the place of the UDP lock, in this process."""
+    share_every_port()
     replaced = 0
     for module in (connection, udp_connect):
         if getattr(module, "claim", None) is not None:
@@ -44,7 +45,13 @@ def replace_claim(variant: Callable[..., None]) -> None:
     assert replaced > 1
 
 
-#: The moments of a claim, in order.
+def share_every_port() -> None:
+    """Have no port tried alone in this process: each goes through the lock."""
+    for module in (connection, callers_socket):
+        module.claim_alone = lambda *_, **__: False  # type: ignore[attr-defined]
+
+
+#: The moments of a claim, in order. Alone there is no option to set before connect().
 MOMENTS: Final = (
     "before bind",
     "bound",

@@ -13,7 +13,7 @@ from connectx._connect.connection import Connection
 from connectx._connect.namespace import identity_of
 from connectx._connect.plan import absence
 from connectx._connect.request import PLAIN, Options, parse, request_with, require_served
-from connectx._connect.udp_connect import claim, claim_by_placeholder
+from connectx._connect.udp_connect import claim, claim_alone, claim_by_placeholder
 from connectx.addresses import AF_INET, AF_INET6, PROTOCOL_OF, SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
@@ -27,6 +27,7 @@ from connectx.linux.uapi import (
     SO_BINDTOIFINDEX,
     SO_MARK,
     SO_REUSEADDR,
+    SO_REUSEPORT,
     SOL_SOCKET,
 )
 
@@ -46,8 +47,8 @@ _NO_WINDOW: Final = bytes(4)
 _WILDCARDS: Final = ("0.0.0.0", "::")
 _FAMILIES: Final = (AF_INET, AF_INET6)
 
-#: Seconds for which ports are tried with a socket that is thrown away, after a window was
-#: refused: that costs 2.4 ms, and so happens for 1 % of the time at most.
+#: Seconds for which ports are shared at once, or tried with a socket that is thrown away, after
+#: a window was refused: that costs 2.4 ms, and so happens for 1 % of the time at most.
 _CROWDED: Final = 0.25
 
 
@@ -69,6 +70,7 @@ class CallersConnection(Connection):
         "_ports",
         "_proto",
         "_reuse",
+        "_reuse_port",
         "_window",
         "taken",
     )
@@ -104,6 +106,7 @@ class CallersConnection(Connection):
         if self._name[1]:
             self._name = self._unbound_name()
         self._reuse = sock.getsockopt(SOL_SOCKET, SO_REUSEADDR)
+        self._reuse_port = self._kind == SOCK_DGRAM and sock.getsockopt(SOL_SOCKET, SO_REUSEPORT)
         self._window = self._option(IP_LOCAL_PORT_RANGE)
 
     def ask(self, source: Address | None, destination: Address, strategy: str) -> Request:
@@ -151,9 +154,15 @@ class CallersConnection(Connection):
 
     def begin(self) -> Steps[None] | None:
         """As for a socket of our own."""
-        if self._kind == SOCK_DGRAM and self._no_port not in (None, _OFF):
-            # The lock is on a port, so bind() has to take one.
-            sockopts.set_ip_bind_address_no_port(self.sock, on=False)
+        if self._kind == SOCK_DGRAM:
+            if self._no_port not in (None, _OFF):
+                # The lock is on a port, so bind() has to take one.
+                sockopts.set_ip_bind_address_no_port(self.sock, on=False)
+            # With either of these the kernel may give one 4-tuple to two sockets.
+            if self._reuse:
+                self.sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+            if self._reuse_port:
+                self.sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 0)
         return super().begin()
 
     def _connect(self) -> None:
@@ -185,27 +194,34 @@ class CallersConnection(Connection):
         """Connect a datagram socket from a port; it must not get stuck on it."""
         plan, request = self.plan, self.request
         namespace = plan.terms.namespace
-        try:
-            netlink = namespace.sockets.diag
-        except AttributeError:
-            netlink = namespace.diag
-        source: Address = (plan.host, port, *request.source_suffix)  # type: ignore[assignment]
+        source = plan.source_at(port)
+        if plan.terms.releasable and (
+            not namespace.shared_until or namespace.shared_until < monotonic()
+        ):
+            if claim_alone(self.sock, source, request.address, releasable=True):
+                if plan.terms.verifies:
+                    self._verify()
+                return
+            namespace.shared_until = monotonic() + _CROWDED
+        ends, netlink = plan.ends(), namespace.diag
+        source = (ends.host, port, *request.source_suffix)  # type: ignore[assignment] # two or four
         if not plan.terms.releasable:
             # A port that bind() was given cannot be released again.
             with self._twin() as placeholder:
                 try:
                     claim_by_placeholder(
-                        self.sock, placeholder, plan.lookup, netlink, source, request.address
+                        self.sock, placeholder, ends.lookup, netlink, source, request.address
                     )
                 except OSError as error:
-                    self._require_local(error)
+                    self._require_local(error, ends.host)
                     raise
             return
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
             self._require_sharable(source)
         try:
-            claim(self.sock, plan.lookup, netlink, source, request.address, releasable=True)
+            claim(self.sock, ends.lookup, netlink, source, request.address, releasable=True)
         except OSError as error:
+            self._require_local(error, ends.host)
             if error.errno == errno.EADDRINUSE:
                 namespace.crowded_until = monotonic() + _CROWDED
             raise
@@ -255,6 +271,11 @@ class CallersConnection(Connection):
         if self._kind == SOCK_DGRAM:
             if self._no_port not in (None, _OFF):
                 sockopts.set_ip_bind_address_no_port(self.sock, on=True)
+            # What a socket shares its port by.
+            if self._reuse:
+                self.sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            if self._reuse_port:
+                self.sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
             if self._data:
                 self.taken = self.sock.send(self._data)
         self._restore_window()
@@ -283,6 +304,8 @@ class CallersConnection(Connection):
             self._renew()
         self._restore_window()
         self._set(SOL_SOCKET, SO_REUSEADDR, self._reuse)
+        if self._reuse_port:
+            sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         name = sock.getsockname()
         if name[1] and self._kind == SOCK_STREAM:
             self._takes_a_bind(self._name)

@@ -23,7 +23,13 @@ from connectx._connect.plan import make_plan
 from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
-from connectx._connect.udp_connect import Contested, NotVisible, claim, one_port
+from connectx._connect.udp_connect import (
+    Contested,
+    NotVisible,
+    claim,
+    claim_alone,
+    one_port,
+)
 from connectx.addresses import PortRange
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
 from connectx.linux.sockopts import set_ip_freebind, set_ip_local_port_range
@@ -54,6 +60,10 @@ _STANDARD_SOCKET: Final = socket.socket
 
 #: States in which a socket holds a port but no 4-tuple.
 _UNCONNECTED_STATES: Final = (TCP_LISTEN, TCP_CLOSE, TCP_BOUND_INACTIVE)
+
+#: Calls that share a UDP port at once, before one is tried alone again, where all are in use:
+#: so few tries cost nothing that one could measure.
+_MOST_SHARED: Final = 255
 
 #: What the errno of a failed step means. EADDRINUSE comes from bind(), the others
 #: from connect(): EADDRNOTAVAIL for streams, EAGAIN for datagrams.
@@ -316,7 +326,7 @@ class Connection:
         try:
             self.sock.bind(source)
         except OSError as error:
-            self._require_local(error)
+            self._require_local(error, self.plan.host)
             raise
 
     def _connect(self) -> None:
@@ -331,17 +341,29 @@ class Connection:
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port, if nobody has the 4-tuple."""
-        plan = self.plan
-        namespace = plan.terms.namespace
+        plan, request = self.plan, self.request
+        shelf = plan.shelf
+        if shelf.shared_calls:
+            shelf.shared_calls -= 1
+        else:
+            # Not unpacked, which would take twice the time.
+            source: Any = (plan.host, port) + request.source_suffix  # noqa: RUF005
+            if claim_alone(self.sock, source, request.address):
+                shelf.in_vain = 0
+                return
+            # Others are the likelier to have the next ones, too.
+            shelf.shared_calls = shelf.in_vain = min(2 * shelf.in_vain + 1, _MOST_SHARED)
+        ends = plan.ends()
         try:
-            netlink = namespace.sockets.diag
+            netlink = plan.terms.namespace.sockets.diag
         except AttributeError:
-            netlink = namespace.diag
-        # Not unpacked, which would take twice the time.
-        source: Any = (plan.host, port) + self.request.source_suffix  # noqa: RUF005
-        claim(self.sock, plan.lookup, netlink, source, self.request.address)
-        if plan.terms.verifies:
-            self._verify()
+            netlink = plan.terms.namespace.diag
+        source = (ends.host, port) + request.source_suffix  # noqa: RUF005
+        try:
+            claim(self.sock, ends.lookup, netlink, source, request.address)
+        except OSError as error:
+            self._require_local(error, ends.host)
+            raise
 
     def _shake_hands(self, seconds: float | None) -> Steps[None]:
         """Have the driver wait for the end of the handshake."""
@@ -364,18 +386,23 @@ class Connection:
         if isinstance(error, ConnectxError):
             return None
         if not self.request.origin.stream:
-            self._require_local(error)
+            if self.plan.host:
+                self._require_local(error, self.plan.host)
+            elif error.errno == errno.EADDRNOTAVAIL:
+                # Of connect(), which has no source to take: routing may know why.
+                self.plan.terms.route(self.request, b"")
+                return None
             if self.plan.terms.asked:
                 # Whoever holds the lock on the port may have been preempted.
                 os.sched_yield()
         return _OUTCOMES.get(error.errno or 0)
 
-    def _require_local(self, error: OSError) -> None:
+    def _require_local(self, error: OSError, host: str) -> None:
         """Raise SourceNotLocal if that is what an error of bind() means."""
         if error.errno == errno.EADDRNOTAVAIL:
             raise self.request.error(
                 SourceNotLocal,
-                f"the source address {self.plan.host} is not local in this network namespace: "
+                f"the source address {host} is not local in this network namespace: "
                 "add it to an interface, or if it is routed here set IP_FREEBIND on the socket "
                 "(a Dialer: freebind=True)",
             ) from error
@@ -393,7 +420,7 @@ class Connection:
             plan.terms.namespace.diag,
             request.origin.table,
             request.origin.wire_family,
-            plan.source or None,
+            plan.ends().source,
             request.wire_destination,
             request.destination.port,
             interface=request.scope,
@@ -411,7 +438,7 @@ class Connection:
         if action is Action.RETRY:
             os.sched_yield()
             return Outcome.SOME_FREE if plan.ledger.retry() else Outcome.NONE_FREE
-        record = plan.lookup.find_record(plan.terms.namespace.diag, port)
+        record = plan.ends().lookup.find_record(plan.terms.namespace.diag, port)
         if record is None or record.state in _UNCONNECTED_STATES:
             return Outcome.NOTHING
         return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED

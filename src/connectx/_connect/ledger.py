@@ -97,14 +97,18 @@ class Shelf:
         low: The first port of the range.
         template: The states of its ports while nothing is open.
         numbers: What ports are drawn with.
+        shared_calls: How many calls are to share a UDP port at once, since few are left that
+            nobody has; see connectx._connect.connection.
+        in_vain: How many were after the last port that somebody had.
     """
 
-    __slots__ = ("__weakref__", "_kept", "low", "numbers", "template")
+    __slots__ = ("__weakref__", "_kept", "in_vain", "low", "numbers", "shared_calls", "template")
 
     def __init__(self, low: int, template: bytes, numbers: Numbers) -> None:
         self.low = low
         self.template = template
         self.numbers = numbers
+        self.shared_calls = self.in_vain = 0
         # Not a WeakValueDictionary, which costs a new destination another microsecond.
         self._kept: dict[Hashable, weakref.ref[Ledger]] = {}
 

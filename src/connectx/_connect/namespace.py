@@ -87,7 +87,8 @@ class Namespace:
         fresh_until: When to look again, on the monotonic clock.
         plans: How the requests of the last second are carried out here.
         terms: What the plans of an origin have in common.
-        crowded_until: Until when UDP ports are likely to be held, on the same clock.
+        shared_until: Until when UDP ports are likely to be in use, on the same clock.
+        crowded_until: Until when they are likely to be held.
         sockets: A thread's `diag` and `route`, unset until they are opened.
     """
 
@@ -102,6 +103,7 @@ class Namespace:
         self.ports = ports
         self.reserved = reserved
         self.fresh_until = monotonic() + FRESH
+        self.shared_until = 0.0
         self.crowded_until = 0.0
         self.plans: dict[Hashable, Plan] = {}
         self.terms: dict[Hashable, Terms] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final, overload
+from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 from connectx._connect import strategies
 from connectx._connect.namespace import MOST_PLANS, windows_work
@@ -56,15 +56,13 @@ class Terms:
         releasable: Whether a caller's datagram socket gets its port from a window, and so can
             give it back.
         verifies: Whether the kernel may have chosen a port that nobody asked for.
-        lookup: Makes a plan's `lookup`; unset where the program does not look.
+        shelf: Where the ledgers toward all destinations are kept.
     """
 
     __slots__ = (
         "_routes",
-        "_shelves",
         "asked",
         "binds",
-        "lookup",
         "namespace",
         "origin",
         "ports",
@@ -73,10 +71,9 @@ class Terms:
         "releasable",
         "search",
         "shares",
+        "shelf",
         "verifies",
     )
-
-    lookup: type[TupleLookup]
 
     def __init__(
         self,
@@ -100,21 +97,9 @@ class Terms:
             and (not self.asked or namespace.honours(origin.protocol, self.asked))
         )
         self.verifies = bool(self.asked or origin.options.ports)
-        self._shelves: dict[bytes, Shelf] = {}
+        self.shelf: Shelf = namespace.shelf(origin.table, origin.wire_source, self.ports)
         # By interface.
         self._routes: dict[int, RouteLookup] = {}
-        if program.looks:
-            from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
-
-            self.lookup = TupleLookup
-
-    def shelf(self, source: bytes) -> Shelf:
-        """Return where the ledgers of a source are kept."""
-        shelf = self._shelves.get(source)
-        if shelf is None:
-            shelf = self.namespace.shelf(self.origin.table, source, self.ports)
-            self._shelves[source] = shelf
-        return shelf
 
     def route(self, request: Request, source: bytes) -> Route:
         """Return the route to a destination; source: b"" for the one that routing chooses.
@@ -122,11 +107,45 @@ class Terms:
         Raises:
             OSError: As connect() would.
         """
-        interface = self.origin.options.interface or request.destination.scope_id
-        routes = self._routes.get(interface)
-        if routes is None:
-            routes = self._routes[interface] = _routes(self.origin, interface)
-        return _find(self.namespace, routes, request, source)
+        origin = self.origin
+        interface = origin.options.interface or request.destination.scope_id
+        lookup = self._routes.get(interface)
+        if lookup is None:
+            from connectx.linux.route import RouteLookup  # noqa: PLC0415 - as in namespace.py
+
+            lookup = self._routes[interface] = RouteLookup(
+                origin.wire_family,
+                mark=origin.options.mark,
+                interface=interface,
+                uid=os.geteuid(),
+                protocol=origin.table,
+            )
+        try:
+            netlink = self.namespace.sockets.route
+        except AttributeError:
+            netlink = self.namespace.route
+        try:
+            return lookup.find(netlink, request.wire_destination, request.destination.port, source)
+        except OSError as error:
+            number = error.errno or 0
+            if origin.wire_family == AF_INET6 and number == errno.ENETUNREACH:
+                _require_ipv6(error)
+            # In the class that connect() would raise it in: PermissionError and so on.
+            raise OSError(number, os.strerror(number)) from error
+
+
+class Ends(NamedTuple):
+    """Both ends of a plan's 4-tuples: what it takes to look one up.
+
+    Attributes:
+        source: The octets of the source that was asked for, or that routing chooses.
+        host: The same as bind() takes it.
+        lookup: Finds the socket on one of the 4-tuples.
+    """
+
+    source: bytes
+    host: str
+    lookup: TupleLookup
 
 
 class Plan:
@@ -135,31 +154,27 @@ class Plan:
     Attributes:
         terms: What it has in common with others of the same origin.
         request: What is asked for.
-        source: The source's octets as they go on the wire; b"" for any.
-        host: The same as bind() takes it; "" for any.
-        any_port: The source as bind() takes it, for a port that is yet to be chosen.
+        host: The source that was asked for, as bind() takes it; "" for any.
+        any_port: The same for a port that is yet to be chosen.
+        shelf: Where the ledger is kept.
         ledger: What is known of the source ports toward the destination.
         opening: The ledger, if a call may begin with a port of it without an `Attempt`.
-        lookup: Finds the socket on one of the 4-tuples; unset where the source is the
-            kernel's to choose, as it is for TCP unless a port was asked for.
+        looked: The plan's `ends`, once somebody has needed them.
     """
 
-    __slots__ = ("any_port", "host", "ledger", "lookup", "opening", "request", "source", "terms")
+    __slots__ = ("any_port", "host", "ledger", "looked", "opening", "request", "shelf", "terms")
 
-    lookup: TupleLookup
-
-    def __init__(self, terms: Terms, request: Request, source: bytes) -> None:
+    def __init__(self, terms: Terms, request: Request) -> None:
         self.terms = terms
         self.request = request
-        self.source = source
         self.host = terms.origin.source.host
-        if source and not self.host:
-            self.host = request.source_host(source)
         self.any_port: Address = (self.host, 0) + request.source_suffix  # type: ignore[assignment] # noqa: RUF005 - which takes twice as long
+        self.shelf = terms.shelf
         to = request.destination
         key = request.wire_destination, to.port, terms.origin.options.interface or to.scope_id
-        self.ledger: Ledger = terms.shelf(source).ledger(key)
+        self.ledger: Ledger = self.shelf.ledger(key)
         self.opening = self.ledger if terms.program.opens else None
+        self.looked: Ends | None = None
 
     def __repr__(self) -> str:
         ports = self.terms.ports
@@ -168,6 +183,31 @@ class Plan:
     def source_at(self, port: int) -> Address:
         """Return the source as bind() takes it."""
         return (self.host, port, *self.request.source_suffix)  # type: ignore[return-value] # two or four
+
+    def ends(self) -> Ends:
+        """Return what a lookup needs. Most calls need no lookup, so it is not made before.
+
+        Raises:
+            OSError: As connect() would, where there is no route.
+            NotSupported: The thread is in another namespace.
+        """
+        if self.looked is None:
+            terms, request = self.terms, self.request
+            origin = terms.origin
+            _require_presence(terms.namespace, request)
+            source = origin.wire_source or terms.route(request, b"").source
+            from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
+
+            lookup = TupleLookup(
+                origin.table,
+                origin.wire_family,
+                source,
+                request.wire_destination,
+                request.destination.port,
+                _interface(terms, request, source),
+            )
+            self.looked = Ends(source, self.host or request.source_host(source), lookup)
+        return self.looked
 
 
 @overload
@@ -184,39 +224,37 @@ def make_plan(namespace: Namespace, request: Request, *, unlike: Plan | None = N
 
     Raises:
         ConnectxError: The request cannot be carried out there.
-        OSError: As routing and reading sysctls do.
+        OSError: As reading sysctls does; for `unlike` as routing does.
     """
     origin = request.origin
     terms: Terms | None = namespace.terms.get(origin)  # type: ignore[assignment] # that it keeps
     if terms is None:
-        ports = origin.options.ports
-        if namespace.ports is None and (origin.source.port or ports):
-            raise absence(request)
-        program = _program(namespace, request)
-        terms = Terms(namespace, origin, program, within(namespace, request, ports))
-        namespace.terms[origin] = terms
-    source = origin.wire_source
-    interface = 0
-    if terms.program.looks:
-        _require_presence(namespace, request)
-        source = source or terms.route(request, b"").source
-        interface = _interface(terms, request, source)
-    if unlike is not None and (unlike.terms.namespace, unlike.source) == (namespace, source):
+        terms = _terms(namespace, request)
+    plan = Plan(terms, request)
+    if (
+        unlike is not None
+        and unlike.terms.namespace is namespace
+        and (unlike.looked is None or unlike.looked.source == plan.ends().source)
+    ):
         return None
-    plan = Plan(terms, request, source)
-    if terms.program.looks:
-        plan.lookup = terms.lookup(
-            origin.table,
-            origin.wire_family,
-            source,
-            request.wire_destination,
-            request.destination.port,
-            interface,
-        )
     if len(namespace.plans) >= MOST_PLANS:
         namespace.begin()
     namespace.plans[request] = plan
     return plan
+
+
+def _terms(namespace: Namespace, request: Request) -> Terms:
+    """Settle how requests of an origin are carried out, and have the namespace keep that."""
+    origin = request.origin
+    program = _program(namespace, request)
+    ports = origin.options.ports
+    if namespace.ports is None and (
+        origin.source.port or ports or (program.proposes and not origin.stream)
+    ):
+        raise absence(request)
+    terms = Terms(namespace, origin, program, within(namespace, request, ports))
+    namespace.terms[origin] = terms
+    return terms
 
 
 def within(namespace: Namespace, request: Request, ports: PortRange | None) -> PortRange | None:
@@ -245,9 +283,7 @@ def routed_source(namespace: Namespace, request: Request) -> bytes:
     Raises:
         OSError: As connect() would.
     """
-    origin = request.origin
-    interface = origin.options.interface or request.destination.scope_id
-    return _find(namespace, _routes(origin, interface), request, b"").source
+    return _terms(namespace, request).route(request, b"").source
 
 
 def absence(request: Request) -> ConnectxError:
@@ -333,33 +369,6 @@ def _interface(terms: Terms, request: Request, source: bytes) -> int:
         # No route, which connect() will say itself; or a source that is not
         # local, with IP_FREEBIND, about which routing tells nothing.
         return 0
-
-
-def _routes(origin: Origin, interface: int) -> RouteLookup:
-    from connectx.linux.route import RouteLookup  # noqa: PLC0415 - as in namespace.py
-
-    return RouteLookup(
-        origin.wire_family,
-        mark=origin.options.mark,
-        interface=interface,
-        uid=os.geteuid(),
-        protocol=origin.table,
-    )
-
-
-def _find(namespace: Namespace, routes: RouteLookup, request: Request, source: bytes) -> Route:
-    try:
-        netlink = namespace.sockets.route
-    except AttributeError:
-        netlink = namespace.route
-    try:
-        return routes.find(netlink, request.wire_destination, request.destination.port, source)
-    except OSError as error:
-        number = error.errno or 0
-        if request.origin.wire_family == AF_INET6 and number == errno.ENETUNREACH:
-            _require_ipv6(error)
-        # In the class that connect() would raise it in: PermissionError and so on.
-        raise OSError(number, os.strerror(number)) from error
 
 
 def _require_ipv6(error: OSError) -> None:

@@ -14,6 +14,9 @@ without an error to anybody. So the check is ours, and it needs a lock:
    can have passed step 1 together, so the lock is not enough without this.
 4. Connect, and SO_REUSEADDR on, so that the port can be shared again.
 
+A port that nobody has needs no lookup: without SO_REUSEADDR bind() refuses any other, so
+`claim_alone` tries that first. Only a port that is to be shared takes the four steps.
+
 A process that dies anywhere in between leaves nothing: its socket goes with it.
 Measured (tests/test_udp_race.py): without the lock, without the lookup, or with the
 lookup after connect() there are duplicates; like this none.
@@ -27,6 +30,7 @@ udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 from connectx.linux.uapi import (
@@ -71,6 +75,31 @@ class NotVisible(Exception):  # noqa: N818 - as above
     """The lookup does not find our own socket: it looks into another namespace."""
 
 
+def claim_alone(
+    sock: socket.socket, source: Address, destination: Address, *, releasable: bool = False
+) -> bool:
+    """Bind and connect a socket, if nobody else has the port; whether that was so.
+
+    Without SO_REUSEADDR bind() refuses a port that anybody has: whoever it is connected to,
+    and whether it shares. So there is nobody to look for, and no source address to know:
+    the wildcard address leaves it to connect(). The port is locked all the while, as in
+    `claim`. If it is refused, the socket is as it was, but for a window.
+
+    SO_REUSEADDR and SO_REUSEPORT have to be off. releasable: as for `claim`.
+
+    Raises OSError as bind() and connect() do.
+    """
+    try:
+        _bind(sock, source, releasable=releasable)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    sock.connect(destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    return True
+
+
 def claim(
     sock: socket.socket,
     lookup: TupleLookup,
@@ -92,12 +121,11 @@ def claim(
     Raises OSError as bind() and connect() do, `Contested`, `NotVisible`.
     """
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    if releasable:
-        sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(source[1]))
-        sock.bind((source[0], 0, *source[2:]))
-    else:
-        sock.bind(source)
-    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+    try:
+        _bind(sock, source, releasable=releasable)
+    finally:
+        # Also where bind() is refused: the next port may be tried alone.
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
     if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise _contested(lookup, netlink, source[1])
     sock.connect(destination)
@@ -122,6 +150,14 @@ def claim_by_placeholder(
     sock.bind(source)
     # No lock: whoever looks the 4-tuple up finds the placeholder on it.
     sock.connect(destination)
+
+
+def _bind(sock: socket.socket, source: Address, *, releasable: bool) -> None:
+    if releasable:
+        sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(source[1]))
+        sock.bind((source[0], 0, *source[2:]))
+    else:
+        sock.bind(source)
 
 
 def one_port(port: int) -> int:
