@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
@@ -217,9 +218,14 @@ class _Waiter:
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def wake(self) -> None:
-        """Have the thread look again, which no child process has."""
+        """Have the thread look again, which no child process has.
+
+        Nor may a child wait for the lock: the thread that held it is not there to give it back.
+        """
+        if self._owner != os.getpid():
+            return
         with self._open:
-            if self.descriptor >= 0 and self._owner == os.getpid():
+            if self.descriptor >= 0:
                 os.eventfd_write(self.descriptor, 1)
 
     @property
@@ -229,7 +235,7 @@ class _Waiter:
 
     def close(self) -> None:
         """Wait no more."""
-        with self._open:
+        with self._open if self._owner == os.getpid() else contextlib.nullcontext():
             descriptor, self.descriptor = self.descriptor, -1
             if descriptor >= 0:
                 os.close(descriptor)
