@@ -11,7 +11,7 @@ from connectx._diagnosis import causes
 from connectx._diagnosis.facts import Call, Census, Facts, Holder, Overshadowing, Row, WatchedPair
 from connectx._diagnosis.finding import Severity, duration
 from connectx._diagnosis.rules import RULES, find
-from connectx._diagnosis.verdict import verdict
+from connectx._diagnosis.verdict import together, verdict
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux.nat_rules import Translation
 from connectx.linux.proc_net import Table
@@ -61,12 +61,14 @@ def pair(
     *,
     capacity: int = 28_232,
     reusable: int = 0,
+    source: str = "192.0.2.7",
+    protocol: str = "tcp",
     **states: int,
 ) -> WatchedPair:
     named = {
         name.replace("_", "-"): number for name, number in (states or {"ESTAB": in_use}).items()
     }
-    row = Row("tcp", "192.0.2.7", TO, in_use, capacity, named, {PROXY: in_use}, reusable)
+    row = Row(protocol, source, TO, in_use, capacity, named, {PROXY: in_use}, reusable)
     return WatchedPair(row, rate, idle)
 
 
@@ -194,15 +196,35 @@ def test_the_worst_comes_first() -> None:
             pairs=(pair(28_232, ESTAB=1000, TIME_WAIT=27_232),),
         )
     )
-    assert [each.severity for each in found] == [C, W, W, N]
+    assert [each.severity for each in found] == [C, W, N]
     assert found[0].cause is causes.TIME_WAIT
-    assert "tcp_tw_reuse would not help" in found[1].evidence[2]
+    assert "tcp_tw_reuse would not help" in found[0].evidence[2]
+    (other,) = found[0].also
+    assert other.severity is W
+    assert other.title == "27,232 source ports rest in TIME_WAIT"
 
 
-def test_many_full_pairs_are_not_all_told() -> None:
-    found = find(HEALTHY._replace(pairs=tuple(pair(28_000) for _ in range(9))))
-    assert len(found) == 6
-    assert found[-1].title.startswith("4 more pairs")
+def test_several_full_pairs_are_one_finding() -> None:
+    pairs = (pair(20_000, source="192.0.2.8"), pair(28_000), pair(28_100, source="192.0.2.9"))
+    (finding,) = find(HEALTHY._replace(pairs=pairs))
+    assert [each.severity for each in (finding, *finding.also)] == [C, C, W]
+    assert [each.title.split()[0] for each in (finding, *finding.also)] == [
+        "28,000",
+        "28,100",
+        "20,000",
+    ]
+
+
+def test_one_pair_is_found_once() -> None:
+    """By the rule about the call, which knows best what keeps the ports."""
+    call = CALL._replace(census=Census(PORTS, 100, 0, 28_132, 0))
+    (finding,) = find(HEALTHY._replace(call=call, pairs=(pair(28_000),)))
+    assert finding.cause is causes.HELD
+    (first, second) = find(
+        HEALTHY._replace(call=call, pairs=(pair(28_000), pair(28_000, source="192.0.2.8")))
+    )
+    assert (first.cause, second.cause) == (causes.HELD, causes.CONNECTED)
+    assert "192.0.2.8" in second.title
 
 
 @pytest.mark.parametrize(
@@ -278,8 +300,8 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
 )
 def test_verdicts(call: dict[str, Any], says: str) -> None:
     facts = HEALTHY._replace(call=CALL._replace(**call))
-    said = verdict(facts, find(facts))
-    assert said.startswith(says) if says == "" else says in said
+    said = verdict(facts, find(facts)).text
+    assert said == "" if says == "" else says in said
 
 
 @pytest.mark.parametrize(
@@ -291,20 +313,20 @@ def test_verdicts(call: dict[str, Any], says: str) -> None:
 )
 def test_errnos_that_come_from_elsewhere(number: int, differing: dict[str, Any]) -> None:
     facts = HEALTHY._replace(call=CALL._replace(number=number), **differing)
-    assert "may well come from this" in verdict(facts, find(facts))
+    assert "may well come from this" in verdict(facts, find(facts)).text
 
 
 def test_without_ipv6() -> None:
     facts = HEALTHY._replace(call=CALL._replace(needs_ipv6=True), ipv6=False)
-    assert "here means that IPv6 is switched off" in verdict(facts, find(facts))
+    assert "here means that IPv6 is switched off" in verdict(facts, find(facts)).text
     facts = facts._replace(call=CALL._replace(destination=None))
-    assert "or the address is an IPv6 one, and IPv6 is off here" in verdict(facts, find(facts))
+    assert "or the address is an IPv6 one, and IPv6 is off here" in verdict(facts, find(facts)).text
 
 
 def test_udp_sockets_that_do_not_share() -> None:
     call = CALL._replace(number=errno.EAGAIN, protocol="udp", census=Census(PORTS, 1, 0, 0, 0))
     facts = HEALTHY._replace(call=call, udp_unused=0)
-    said = verdict(facts, find(facts))
+    said = verdict(facts, find(facts)).text
     assert "exhaustion for sockets that do not share ports" in said
     assert "28,231 of 28,232 source ports are free" in said
 
@@ -312,19 +334,52 @@ def test_udp_sockets_that_do_not_share() -> None:
 def test_a_note_is_no_reason() -> None:
     call = CALL._replace(destination=None)
     facts = HEALTHY._replace(call=call, holders=holders(1, "connected"))
-    assert "does not look like exhaustion" in verdict(facts, find(facts))
+    assert "does not look like exhaustion" in verdict(facts, find(facts)).text
 
 
 def test_another_source_that_is_full() -> None:
-    call = CALL._replace(census=Census(PORTS, 1, 0, 0, 0), census_source="192.0.2.8")
-    facts = HEALTHY._replace(call=call, pairs=(pair(28_232),))
-    assert "It is exhaustion from 192.0.2.7" in verdict(facts, find(facts))
+    """The verdict comes first, whichever address connect() would have chosen."""
+    call = CALL._replace(
+        source=Endpoint("", 0), census=Census(PORTS, 1, 0, 0, 0), census_source="192.0.2.8"
+    )
+    full = CALL._replace(census=Census(PORTS, 28_232, 0, 0, 0))
+    calls = (full, call, full._replace(census_source="192.0.2.9"))
+    views = [HEALTHY._replace(call=each) for each in calls]
+    answers = [verdict(view, find(view)) for view in views]
+    assert [each.rank for each in answers] == [0, 2, 0]
+    assert together(answers, calls).splitlines() == [
+        (
+            "99 (EADDRNOTAVAIL) here means exhaustion: no source port of 32768-60999 is free from "
+            "192.0.2.7 to 198.51.100.9:443 (tcp), because of 28,232 connections to it."
+        ),
+        (
+            "Without a source address, connect() uses 192.0.2.8 toward 198.51.100.9:443: 28,231 of "
+            "28,232 source ports are free from there."
+        ),
+        "No source port is free from 192.0.2.9 to 198.51.100.9:443, either.",
+    ]
+
+
+def test_the_protocol_of_the_call_counts() -> None:
+    """What TCP connections take says nothing about a UDP call, and the other way round."""
+    call = CALL._replace(number=errno.EAGAIN, protocol="udp", destination=None)
+    facts = HEALTHY._replace(call=call, pairs=(pair(28_232),), holders=holders(9_000, "connected"))
+    said = verdict(facts, find(facts)).text
+    assert "does not look like exhaustion: no UDP source port of the range is in use" in said
+    facts = facts._replace(pairs=(pair(28_232), pair(28_100, source="192.0.2.8", protocol="udp")))
+    answer = verdict(facts, find(facts))
+    assert "may well come from exhaustion: 28,100 of" in answer.text
+    assert answer.because == (causes.CONNECTED,)
+    in_use = facts._replace(call=call._replace(number=errno.EADDRINUSE))
+    assert "IP_BIND_ADDRESS_NO_PORT" not in verdict(in_use, find(in_use)).text
 
 
 def test_a_kernel_that_does_not_tell_binds_apart() -> None:
     facts = HEALTHY._replace(call=CALL._replace(census=FULL_CENSUS._replace(connected=1)))
-    assert "locked" not in verdict(facts, [])
-    assert "bound before they connected" in verdict(facts._replace(tells_binds_apart=False), [])
+    assert "locked" not in verdict(facts, []).text
+    assert (
+        "bound before they connected" in verdict(facts._replace(tells_binds_apart=False), []).text
+    )
 
 
 def test_verdicts_without_a_destination_look_at_the_machine() -> None:
@@ -332,12 +387,12 @@ def test_verdicts_without_a_destination_look_at_the_machine() -> None:
     facts = HEALTHY._replace(call=call, pairs=(pair(28_000),))
     assert (
         "may well come from exhaustion: 28,000 of 28,232 source ports (99 %) are in use from "
-        in verdict(facts, find(facts))
+        in verdict(facts, find(facts)).text
     )
     facts = HEALTHY._replace(call=call, holders=holders(9000, "connected"))
-    assert "closed to connect()" in verdict(facts, find(facts))
+    assert "closed to connect()" in verdict(facts, find(facts)).text
     facts = facts._replace(call=call._replace(number=errno.EADDRINUSE))
-    assert "IP_BIND_ADDRESS_NO_PORT" in verdict(facts, find(facts))
+    assert "IP_BIND_ADDRESS_NO_PORT" in verdict(facts, find(facts)).text
 
 
 counts = st.integers(0, 400_000)

@@ -2,13 +2,11 @@
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -394,53 +392,6 @@ class TestErrors:
 def test_wrong_use(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"protocol|address|port"):
         look(**wrong)
-
-
-class TestCommand:
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "connectx", "doctor", "--seconds", "0", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=limits.COMMAND_LIMIT,
-        )
-
-    def test_says_what_is_wrong_and_exits_1(self, connect: Callable[..., socket.socket]) -> None:
-        for _ in range(SIZE):
-            connect()
-        done = self.run("--errno", "EADDRNOTAVAIL", "--destination", "127.0.0.1:9000")
-        assert (done.returncode, done.stderr) == (1, "")
-        assert "99 (EADDRNOTAVAIL) here means exhaustion:" in done.stdout
-        assert "\ncritical: " in done.stdout
-        assert "it breaks: " in done.stdout
-        assert "tcp_tw_recycle" in done.stdout
-        assert "\x1b" not in done.stdout
-
-    def test_exits_0_where_all_is_well(self, network: Network) -> None:
-        del network
-        done = self.run()
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("Nothing is wrong")
-
-    def test_exits_2_where_it_cannot_look(self, network: Network) -> None:
-        del network
-        done = self.run("--netns", "no-such-name")
-        assert done.returncode == 2
-        assert "no such network namespace" in done.stderr
-        assert self.run("--errno", "EWHAT").returncode == 2
-
-    def test_json(self, network: Network) -> None:
-        network.sysctl("net.ipv4.tcp_timestamps", 0)
-        done = self.run("--json", "--errno", "99")
-        assert done.returncode == 1
-        report = json.loads(done.stdout)
-        assert report.keys() == {"taken_at", "netns", "verdict", "findings", "unseen"}
-        (finding,) = report["findings"]
-        assert finding["name"] == "timestamps off"
-        assert finding["severity"] == "warning"
-        assert finding["remedies"][0]["command"] == "sysctl -w net.ipv4.tcp_timestamps=1"
-        assert all(finding[field] for field in ("title", "evidence", "why"))
 
 
 class TestRules:

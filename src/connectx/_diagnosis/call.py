@@ -18,8 +18,10 @@ from connectx.addresses import (
     family_of,
     needs_scope,
     packed,
+    resolve_scope,
     text,
     unmapped,
+    with_scope,
 )
 from connectx.linux import proc_net, sysctl
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
@@ -72,8 +74,10 @@ def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
             # A link-local source is on the destination's device.
             scope = source.scope_id or destination.scope_id
             connection = FourTuple(call.protocol, Endpoint(chosen, 0, 0, scope), destination)
+            link_local = needs_scope(packed(chosen) or b"")
             call = call._replace(
-                census=census.take(netlink, connection, ports), census_source=chosen
+                census=census.take(netlink, connection, ports),
+                census_source=with_scope(chosen, scope if link_local else 0),
             )
         except OSError as error:
             call = call._replace(unreachable=f"connect() would meet with {error}")
@@ -118,7 +122,7 @@ def _routed_source(call: Call, destination: Endpoint) -> str:
 def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
     """Add the sockets that keep the call from the source port it asked for."""
     port = call.source.port
-    chosen = call.source.host or call.census_source
+    chosen = call.source.host or resolve_scope(call.census_source)[0]
     sockets = with_v6only(netlink, Filter(PROTOCOLS[call.protocol].table, source_port=port))
     to = call.destination
     wanted = to and (packed(chosen), packed(to.host), to.port)

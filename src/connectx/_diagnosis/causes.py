@@ -370,6 +370,9 @@ UNSHARED: Final = Cause(
     ),
 )
 
+#: Why a source address cannot be used at all.
+OF_A_SOURCE: Final = (NOT_LOCAL, NOT_YET_LOCAL, IPV6_OFF)
+
 #: Why a source port that was asked for by number cannot be had.
 OF_A_PORT: Final = (TUPLE_IN_USE, PORT_LEFT, PORT_HELD)
 
@@ -390,34 +393,49 @@ OF_EADDRNOTAVAIL: Final = (
     IPV6_OFF,
 )
 
-#: The causes that people try to cure with what `FOLKLORE` lists.
+
+#: The causes that are exhaustion.
 OF_EXHAUSTION: Final = frozenset(
     {CONNECTED, TIME_WAIT, HELD, HELD_DATAGRAM, RESERVED, BOUND_FIRST, POLLUTED, UNSHARED}
 )
 
-#: What is often recommended or said, and the truth about it.
+
+class Folklore(NamedTuple):
+    """What is often recommended or said, and does not help.
+
+    Attributes:
+        name: What people say.
+        truth: The rest of the sentence that begins with the name.
+        against: The causes that it is recommended against.
+    """
+
+    name: str
+    truth: str
+    against: frozenset[Cause]
+
+
 FOLKLORE: Final = (
-    (
+    Folklore(
         "net.ipv4.tcp_tw_recycle=1",
         "no longer exists: Linux 4.12 removed it, because it broke clients behind a NAT",
+        frozenset({TIME_WAIT}),
     ),
-    (
+    Folklore(
         "net.ipv4.tcp_fin_timeout",
-        (
-            "does not shorten TIME_WAIT, which lasts 60 seconds; it limits FIN_WAIT_2 of sockets "
-            "that have no owner any more"
-        ),
+        "does not shorten TIME_WAIT, which lasts 60 seconds; it limits FIN_WAIT_2 of sockets "
+        "that have no owner any more",
+        frozenset({TIME_WAIT}),
     ),
-    (
+    Folklore(
         "SO_REUSEADDR on a client",
         "has no effect before bind((address, 0)), neither on exhaustion nor on TIME_WAIT",
+        frozenset({TIME_WAIT, HELD, BOUND_FIRST, POLLUTED}),
     ),
-    (
+    Folklore(
         "65,535 connections",
-        (
-            "is the size of the port field and not a limit: each source address has the whole "
-            "port range toward each destination"
-        ),
+        "is the size of the port field and not a limit: each source address has the whole "
+        "port range toward each destination",
+        frozenset({CONNECTED}),
     ),
 )
 

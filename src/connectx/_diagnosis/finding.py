@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from connectx._diagnosis.causes import Cause, Remedy
 
@@ -35,6 +35,10 @@ class Finding(NamedTuple):
         title: What was found, with its figures, in one line.
         evidence: What shows it, in one line each.
         values: What the {names} in the commands of the remedies stand for.
+        details: More that shows it, in one line each, for a reader who wants to check.
+        about: The connections it is about, where another rule may find the same ones; "" for
+            none in particular.
+        also: The other findings of the same cause, the worst first.
     """
 
     severity: Severity
@@ -42,6 +46,9 @@ class Finding(NamedTuple):
     title: str
     evidence: tuple[str, ...] = ()
     values: Mapping[str, str] = {}
+    details: tuple[str, ...] = ()
+    about: str = ""
+    also: tuple[Finding, ...] = ()
 
     def command(self, remedy: Remedy) -> str:
         """Return a remedy's command, ready to paste; "" if a value for it is not known."""
@@ -49,6 +56,28 @@ class Finding(NamedTuple):
             return remedy.command.format_map(self.values)
         except KeyError:
             return ""
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by severity, and otherwise leave their order."""
+    return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
+
+
+def one_per_cause(findings: Iterable[Finding]) -> list[Finding]:
+    """Return one finding for each cause, with the others of that cause in it, the worst first.
+
+    Two rules that find the same connections are reported once, by the worse of the two.
+    """
+    of_cause: dict[Cause, list[Finding]] = {}
+    seen: set[str] = set()
+    each_by_itself = (one for each in findings for one in (each._replace(also=()), *each.also))
+    for finding in worst_first(each_by_itself):
+        some = of_cause.setdefault(finding.cause, [])
+        if finding.about not in seen and finding.title not in [each.title for each in some]:
+            some.append(finding)
+        if finding.about:
+            seen.add(finding.about)
+    return [some[0]._replace(also=tuple(some[1:])) for some in of_cause.values() if some]
 
 
 def duration(seconds: float) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 from connectx._diagnosis import snapshot
 from connectx._diagnosis.call import holder, investigate
 from connectx._diagnosis.census import locked, tells_binds_apart
-from connectx._diagnosis.facts import Facts, Holder, Overshadowing, WatchedPair
-from connectx.addresses import Endpoint, ports_in, text, unmapped
+from connectx._diagnosis.facts import Call, Facts, Holder, Overshadowing, WatchedPair
+from connectx._diagnosis.finding import SHOWN
+from connectx.addresses import PROTOCOLS, Endpoint, ports_in, resolve_scope, text, unmapped
 from connectx.linux import features, proc_net, processes, sysctl
 from connectx.linux.features import Probe, probe
 from connectx.linux.nat_rules import read_translations
@@ -29,9 +30,9 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from connectx._diagnosis.facts import Call, Row
+    from connectx._diagnosis.facts import Row
     from connectx.addresses import PortRange
     from connectx.linux.processes import Descriptors, Owners, Process
     from connectx.linux.sock_diag import SocketRecord
@@ -49,7 +50,11 @@ _WORTH_ASKING: Final = 0.3
 
 
 def look(
-    calls: Sequence[Call], *, seconds: float, idle_after: float
+    calls: Sequence[Call],
+    *,
+    seconds: float,
+    idle_after: float,
+    progress: Callable[[str], object],
 ) -> tuple[Facts, tuple[Call, ...]]:
     """Look at the calling thread's network namespace, and at calls that failed in it.
 
@@ -58,6 +63,7 @@ def look(
             no IPv6.
         seconds: The time between two counts, from which rates follow.
         idle_after: The time without data, in seconds, after which a connection is idle.
+        progress: Called with what is being done, whenever that changes.
 
     Returns:
         The facts, and the calls with what was found out about them.
@@ -81,12 +87,15 @@ def look(
     before = {row[:3]: row for row in snapshot.take(("tcp", "udp")).rows}
     overflowed = overflows()
     begun = time.monotonic()
+    progress(f"watching {sum(row.in_use for row in before.values()):,} sockets for {seconds:g} s")
     _wait(seconds)
+    progress("finding the owners of sockets")
     owners = processes.owners()
     taken = snapshot.take(("tcp", "udp"), owners=owners)
     passed = max(time.monotonic() - begun, 0.001)
     overflowed_now = overflows()
     reserved = sysctl.read_reserved_ports()
+    progress(f"counting {sum(row.in_use for row in taken.rows):,} sockets")
     with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         pairs = tuple(
             WatchedPair(
@@ -104,7 +113,14 @@ def look(
         ):
             unseen.append("the owners of some sockets, which only root may see")
         holders = _holders(streams, reserved, owners, unseen)
-        answers = tuple(investigate(each, netlink, owners) for each in calls)
+        progress("counting ports toward the destination")
+        answers = tuple(
+            answer
+            for call in calls
+            for answer in _from_each_full_source(
+                investigate(call, netlink, owners), pairs, holders, netlink, owners
+            )
+        )
     ipv6 = bool(proc_net.ipv6_addresses())
     if not ipv6:
         answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
@@ -153,6 +169,47 @@ def look(
         call=None,
     )
     return facts, answers
+
+
+def _from_each_full_source(
+    call: Call,
+    pairs: Iterable[WatchedPair],
+    holders: Collection[Holder],
+    netlink: NetlinkSocket,
+    owners: Owners,
+) -> Iterator[Call]:
+    """The call, and the same call from each other source that has no port toward its destination.
+
+    A call that names no source may have been one from any: a program that asks for a source
+    and reports an errno does not say which it asked for.
+    """
+    yield call
+    if call.census is None or call.source.host:
+        return
+    table = PROTOCOLS[call.protocol].table
+    # Locked ports, too, are lost to every source; a row does not count them.
+    locked = len(holders) if call.stream else 0
+    full = 0
+    for row in (pair.row for pair in pairs):
+        if (
+            PROTOCOLS[row.protocol].table == table
+            and row.destination == call.destination
+            and row.source != call.census_source
+            and row.taken + locked >= row.capacity
+            and full < SHOWN
+        ):
+            host, scope = resolve_scope(row.source)
+            asked = Call(
+                call.protocol,
+                call.number,
+                Endpoint(host, call.source.port, 0, scope),
+                call.destination,
+                call.ports,
+            )
+            other = investigate(asked, netlink, owners)
+            if other.census is not None and not other.census.free and not other.census.untold:
+                full += 1
+                yield other
 
 
 def _wait(seconds: float) -> None:

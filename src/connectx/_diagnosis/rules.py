@@ -21,6 +21,7 @@ from connectx._diagnosis.finding import (
     Severity,
     duration,
     numbers,
+    one_per_cause,
     owners,
 )
 from connectx.addresses import PROTOCOLS, Endpoint, FourTuple, PortRange, ports_in, ranges_of
@@ -66,13 +67,8 @@ _NR_OPEN: Final = 1 << 20
 
 
 def find(facts: Facts) -> list[Finding]:
-    """Return all findings, the worst first."""
-    return worst_first(finding for rule in RULES for finding in rule(facts))
-
-
-def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings by severity, and otherwise leave their order."""
-    return sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
+    """Return all findings, one for each cause, the worst first."""
+    return one_per_cause(finding for rule in RULES for finding in rule(facts))
 
 
 # The call that was asked about.
@@ -138,21 +134,17 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
         return
     source, destination = Endpoint(call.census_source, 0), call.destination or Endpoint("", 0)
     cause, _ = call.census.by_cause(stream=call.stream)[0]
+    counted = call.census.describe(FourTuple(call.protocol, source, destination))
+    seen = [line for pair in facts.pairs if _is_asked(facts, pair) for line in _told(facts, pair)]
     yield Finding(
         Severity.CRITICAL,
         cause,
         f"no source port of {call.census.ports} is free from {source.host} to {destination} "
         f"({call.protocol})",
-        (
-            call.census.describe(FourTuple(call.protocol, source, destination)),
-            *(
-                line
-                for pair in facts.pairs
-                if _is_asked(facts, pair)
-                for line in _told(facts, pair)
-            ),
-        ),
+        (*(seen or [counted]), *_of_time_wait(facts, cause)),
         _values(facts),
+        (counted,) if seen else (),
+        _about(call.protocol, source.host, destination),
     )
 
 
@@ -178,28 +170,19 @@ def not_honoured(facts: Facts) -> Iterator[Finding]:
 
 def full(facts: Facts) -> Iterator[Finding]:
     """A source has no port left toward a destination, or soon will have none."""
-    told = any(True for _ in exhausted(facts))
-    filling = [
-        pair
-        for pair in facts.pairs
-        if _is_filling(pair, facts.seconds) and not (told and _is_asked(facts, pair))
-    ]
-    for pair in filling[:SHOWN]:
+    for pair in facts.pairs:
+        if not _is_filling(pair, facts.seconds):
+            continue
         row = pair.row
+        cause = causes.TIME_WAIT if _resting(row) > row.taken / 2 else causes.CONNECTED
         yield Finding(
             Severity.CRITICAL if _share(row) >= FULL else Severity.WARNING,
-            causes.TIME_WAIT if _resting(row) > row.taken / 2 else causes.CONNECTED,
+            cause,
             f"{row.taken:,} of {row.capacity:,} source ports ({int(100 * _share(row))} %) are in "
             f"use from {row.source} to {row.destination} ({row.protocol})",
-            _told(facts, pair),
+            (*_told(facts, pair), *_of_time_wait(facts, cause)),
             _values(facts),
-        )
-    if len(filling) > SHOWN:
-        yield Finding(
-            Severity.WARNING,
-            causes.CONNECTED,
-            f"{len(filling) - SHOWN} more pairs of a source and a destination are as full",
-            ("`connectx usage` lists them all",),
+            about=_about(row.protocol, row.source, row.destination),
         )
 
 
@@ -237,8 +220,9 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
                 f"{numbers(Counter(each.state for each in held))}; "
                 f"{owners(Counter(each.owner for each in held))}"
             ),
-            f"ports {', '.join(ranges[: 2 * SHOWN])}{', …' * (len(ranges) > 2 * SHOWN)}",
         ),
+        {},
+        (f"ports {', '.join(ranges[: 2 * SHOWN])}{', …' * (len(ranges) > 2 * SHOWN)}",),
     )
 
 
@@ -307,11 +291,17 @@ def time_wait(facts: Facts) -> Iterator[Finding]:
                 f"{worst.states['TIME-WAIT']:,} of {worst.capacity:,} from {worst.source} to "
                 f"{worst.destination}"
             ),
-            "this host closes first: otherwise the peer would keep the TIME_WAITs",
-            _reuse(facts),
+            *_of_time_wait(facts, causes.TIME_WAIT),
         ),
         _values(facts),
     )
+
+
+def _of_time_wait(facts: Facts, cause: Cause) -> tuple[str, ...]:
+    """What is known of every TIME_WAIT here; nothing for another cause."""
+    if cause is not causes.TIME_WAIT:
+        return ()
+    return "this host closes first: otherwise the peer would keep the TIME_WAITs", _reuse(facts)
 
 
 def _reuse(facts: Facts) -> str:
@@ -498,10 +488,15 @@ def _is_asked(facts: Facts, pair: WatchedPair) -> bool:
     )
 
 
+def _about(protocol: str, source: str, destination: Endpoint) -> str:
+    """Which connections a finding is about, whichever rule finds them."""
+    return f"{PROTOCOLS[protocol].table} {source} {destination}"
+
+
 def _told(facts: Facts, pair: WatchedPair) -> tuple[str, ...]:
     """Lines with the owners of a pair's connections, and where their number is going."""
     owned = f"{numbers(pair.row.states)}; {_owners_of(pair.row)}"
-    if facts.seconds < _A_RATE_TAKES:
+    if facts.seconds < _A_RATE_TAKES or not pair.rate:
         return (owned,)
     left = pair.row.capacity - pair.row.taken
     until = f": none is left in {duration(left / pair.rate)}" if left > 0 and pair.rate > 0 else ""

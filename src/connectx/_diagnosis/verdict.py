@@ -6,14 +6,16 @@ The verdict on a call comes from the findings about it, so the two cannot disagr
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis import causes
 from connectx._diagnosis.finding import Severity
+from connectx.addresses import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from connectx._diagnosis.causes import Cause
     from connectx._diagnosis.facts import Call, Census, Facts
     from connectx._diagnosis.finding import Finding
 
@@ -39,35 +41,90 @@ _KEPT: Final = {
 _TAKES: Final = "which takes Linux 6.3 and TCP Fast Open for clients to find out"
 
 
-def verdict(facts: Facts, findings: Sequence[Finding]) -> str:
-    """Return what the call that was asked about failed from; "" if none was."""
+class Answer(NamedTuple):
+    """What a call failed from.
+
+    Attributes:
+        text: One or two sentences, the first of which is the verdict; "" where nobody asked.
+        because: The causes that the verdict rests on; none where nothing was found.
+        doubtful: Whether there may be a cause that nothing shows.
+        beside: The answer in one sentence, for its place below the answer about another
+            source or destination.
+    """
+
+    text: str
+    because: tuple[Cause, ...] = ()
+    doubtful: bool = False
+    beside: str = ""
+
+    @property
+    def rank(self) -> int:
+        """Where it belongs among the answers about several addresses: lower is earlier."""
+        return 0 if self.because else 1 if self.doubtful else 2
+
+
+def verdict(facts: Facts, findings: Sequence[Finding]) -> Answer:
+    """Return what the call that was asked about failed from."""
     call = facts.call
     if call is None:
-        return ""
+        return Answer("")
     if not call.number:
-        return _of_destination(call)
-    # A note has too small a share in anything to be the reason.
-    serious = [each for each in findings if each.severity is not Severity.NOTE]
-    return f"{_named(call.number)} {_of_number(call, facts, serious)}"
+        answer = _of_question(call, findings)
+    else:
+        # A note has too small a share in anything to be the reason.
+        serious = [each for each in findings if each.severity is not Severity.NOTE]
+        answer = _of_number(call, facts, serious)
+        answer = answer._replace(text=f"{_named(call.number)} {answer.text}")
+    return answer._replace(beside=_beside(call, answer))
 
 
-def _of_number(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+def together(answers: Sequence[Answer], calls: Sequence[Call]) -> str:
+    """Return the answers about several addresses as one, a line each, the verdict first.
+
+    Args:
+        answers: The answers, the one to begin with first.
+        calls: The calls that they are about.
+    """
+    lines = [answers[0].text, *(each.beside for each in answers[1:])]
+    several = len({call.destination for call in calls}) > 1
+    if several and calls[0].destination and str(calls[0].destination) not in lines[0]:
+        lines[0] = f"{calls[0].destination}: {lines[0]}"
+    return "\n".join(line for line in lines if line)
+
+
+def _beside(call: Call, answer: Answer) -> str:
+    census = call.census
+    if census is None or census.untold:
+        return f"{call.destination}: {answer.text}" if call.destination else answer.text
+    if not census.free:
+        return f"No source port is free {_way(call)}, either."
+    if not call.source.host:
+        return (
+            f"Without a source address, connect() uses {call.census_source} toward "
+            f"{call.destination}: {census.free:,} of {census.ports.size:,} source ports are free "
+            "from there."
+        )
+    return f"{_free(call, census)}."
+
+
+def _of_number(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     found = {each.cause: each for each in reversed(findings)}
     if call.number not in OF_EXHAUSTION:
         cause = _ELSEWHERE.get(call.number)
         if cause in found:
-            return f"may well come from this: {_inside(cause.summary)}"
-        return f"is not exhaustion, which gives {', '.join(map(_named, OF_EXHAUSTION))}."
-    for cause in (causes.NOT_LOCAL, causes.NOT_YET_LOCAL, causes.IPV6_OFF):
+            return Answer(f"may well come from this: {found[cause].title}.", (cause,))
+        return Answer(f"is not exhaustion, which gives {', '.join(map(_named, OF_EXHAUSTION))}.")
+    for cause in causes.OF_A_SOURCE:
         if cause in found and (call.needs_ipv6 or cause is not causes.IPV6_OFF):
-            return f"here means that {_inside(cause.summary)}"
+            return Answer(f"here means that {_inside(cause.summary)}", (cause,))
     if call.on_port and (
         call.number == errno.EADDRINUSE or (call.number == errno.EADDRNOTAVAIL and call.stream)
     ):
-        taken = next(found[cause] for cause in causes.OF_A_PORT if cause in found)
-        return f"here means that {taken.title}: {taken.evidence[0]}."
+        cause = next(cause for cause in causes.OF_A_PORT if cause in found)
+        taken = found[cause]
+        return Answer(f"here means that {taken.title}: {taken.evidence[0]}.", (cause,))
     if call.unreachable:
-        return f"does not look like exhaustion: {call.unreachable}."
+        return Answer(f"does not look like exhaustion: {call.unreachable}.")
     of_errno = {
         errno.EADDRNOTAVAIL: _not_available,
         errno.EADDRINUSE: _in_use,
@@ -80,14 +137,28 @@ def _named(number: int) -> str:
     return f"{number} ({errno.errorcode.get(number, 'unknown')})"
 
 
-def _of_destination(call: Call) -> str:
-    if call.census is None:
-        return ""
-    if call.census.free:
-        return f"{_free(call, call.census)}: this is not exhaustion."
-    if call.census.untold:
-        return _untold(call, call.census)
-    return f"No source port is free {_way(call)}: this is exhaustion."
+def _of_question(call: Call, findings: Sequence[Finding]) -> Answer:
+    """About a call that nobody has an errno of."""
+    for cause in (*causes.OF_A_SOURCE, *causes.OF_A_PORT):
+        for each in findings:
+            if each.cause is cause:
+                return Answer(f"{_first_upper(each.title)}: {each.evidence[0]}.", (cause,))
+    census = call.census
+    if census is None:
+        if call.unreachable:
+            return Answer(f"The destination cannot be reached: {call.unreachable}.")
+        port = call.source.port
+        return Answer(f"{call.protocol} port {port} has no socket." if port else "")
+    if census.free:
+        return Answer(f"{_free(call, census)}: this is not exhaustion.")
+    if census.untold:
+        return Answer(_untold(call, census), doubtful=True)
+    cause, _ = census.by_cause(stream=call.stream)[0]
+    return Answer(
+        f"No source port of {census.ports} is free {_way(call)} ({call.protocol}): this is "
+        "exhaustion.",
+        (cause,),
+    )
 
 
 def _way(call: Call) -> str:
@@ -105,24 +176,26 @@ def _untold(call: Call, census: Census) -> str:
     )
 
 
-def _exhausted(call: Call, census: Census) -> str:
+def _exhausted(call: Call, census: Census) -> Answer:
     cause, number = census.by_cause(stream=call.stream)[0]
-    return (
+    return Answer(
         f"here means exhaustion: no source port of {census.ports} is free {_way(call)} "
-        f"({call.protocol}), because of {number:,} {_KEPT[cause]}."
+        f"({call.protocol}), because of {number:,} {_KEPT[cause]}.",
+        (cause,),
     )
 
 
-def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     ipv6 = "" if facts.ipv6 else ", or the address is an IPv6 one, and IPv6 is off here"
     if not call.stream:
-        return (
+        return Answer(
             "from UDP is not exhaustion, which gives 11 (EAGAIN) there: the source address is not "
             f"one of this host's (name it with --source){ipv6}."
         )
     census = call.census
     if census is None:
         return _of_machine(
+            call,
             facts,
             findings,
             "Exhaustion is per destination: name it with --destination, and the source address "
@@ -135,30 +208,17 @@ def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> str
             else " Or sockets that were bound before they connected have locked these ports, "
             f"{_TAKES}."
         )
-        return (
+        return Answer(
             f"is not exhaustion here and now: {_free(call, census)}. It may be over, or the call "
             "asked for a source address that is not this host's, or for a port that is taken: "
-            f"name them with --source ADDRESS:PORT.{_elsewhere(call, facts)}{locked}"
+            f"name them with --source ADDRESS:PORT.{locked}"
         )
     if census.untold:
-        return f"may be exhaustion: {_inside(_untold(call, census))}"
+        return Answer(f"may be exhaustion: {_inside(_untold(call, census))}", doubtful=True)
     return _exhausted(call, census)
 
 
-def _elsewhere(call: Call, facts: Facts) -> str:
-    """Another source that is full toward the same destination."""
-    for row in (pair.row for pair in facts.pairs):
-        if (
-            row.protocol == "tcp"
-            and row.destination == call.destination
-            and row.source != call.census_source
-            and not row.free
-        ):
-            return f" It is exhaustion from {row.source}, which has no free port."
-    return ""
-
-
-def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     text = (
         "comes from bind(), not from connect(): another socket has the port that was asked for "
         "(name it with --source ADDRESS:PORT), or, for bind((address, 0)), every port of the "
@@ -166,17 +226,18 @@ def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
     )
     if not call.stream:
         text = f"{text} {facts.udp_unused:,} ports have no UDP socket at all."
-    if _closed(findings):
-        return (
+    if closed := _closed(call, findings):
+        return Answer(
             f"{text} Sockets that are bound before they connect lock their ports here, as listed "
-            "below: IP_BIND_ADDRESS_NO_PORT ends that."
+            "below: IP_BIND_ADDRESS_NO_PORT ends that.",
+            closed,
         )
-    return f"{text} {_fullness(facts)}"
+    return Answer(f"{text} {_fullness(call, facts)}")
 
 
-def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
+def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     if call.stream:
-        return (
+        return Answer(
             "from a TCP connect() is not exhaustion: the call was non-blocking, or the socket is a "
             "Unix one whose listener's queue is full. For UDP it is exhaustion: say --protocol udp."
         )
@@ -185,37 +246,53 @@ def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> str:
         return _exhausted(call, census)
     sharing = "" if census is None else f" {_free(call, census)} for sockets that share ports."
     if not facts.udp_unused:
-        return (
+        return Answer(
             "here means exhaustion for sockets that do not share ports: a plain UDP connect() or "
             "sendto() needs a port that no other UDP socket has, and there is none."
-            f"{sharing}"
+            f"{sharing}",
+            (causes.UNSHARED,),
         )
     unused = f"{facts.udp_unused:,} ports have no UDP socket at all."
     if census is not None:
-        return f"is not exhaustion here and now: {unused}{sharing}"
+        return Answer(f"is not exhaustion here and now: {unused}{sharing}")
     return _of_machine(
-        facts, findings, f"{unused} Name the destination with --destination to be sure."
+        call, facts, findings, f"{unused} Name the destination with --destination to be sure."
     )
 
 
-def _of_machine(facts: Facts, findings: Sequence[Finding], hint: str) -> str:
-    for finding in findings:
-        if finding.severity is Severity.CRITICAL and finding.cause in causes.OF_A_DESTINATION:
-            return f"may well come from exhaustion: {finding.title}. {hint}"
-    if _closed(findings):
-        return f"may come from ports that are closed to connect(), as listed below. {hint}"
-    return f"does not look like exhaustion: {_inside(_fullness(facts))} {hint}"
+def _of_machine(call: Call, facts: Facts, findings: Sequence[Finding], hint: str) -> Answer:
+    """About a call whose destination is not known: what the machine's sockets make likely."""
+    table = PROTOCOLS[call.protocol].table
+    for finding in (one for each in findings for one in (each, *each.also)):
+        if (
+            finding.severity is Severity.CRITICAL
+            and finding.cause in causes.OF_A_DESTINATION
+            and finding.about.startswith(f"{table} ")
+        ):
+            return Answer(
+                f"may well come from exhaustion: {finding.title}. {hint}", (finding.cause,)
+            )
+    if closed := _closed(call, findings):
+        return Answer(
+            f"may come from ports that are closed to connect(), as listed below. {hint}", closed
+        )
+    return Answer(f"does not look like exhaustion: {_inside(_fullness(call, facts))} {hint}")
 
 
-def _closed(findings: Sequence[Finding]) -> bool:
-    """Whether ports are closed to connect(), which only a look at the machine shows."""
-    return any(each.cause in (causes.BOUND_FIRST, causes.POLLUTED) for each in findings)
+def _closed(call: Call, findings: Sequence[Finding]) -> tuple[Cause, ...]:
+    """The causes for which TCP ports are closed to connect(), which only a look at all shows."""
+    if not call.stream:
+        return ()
+    return tuple(
+        each.cause for each in findings if each.cause in (causes.BOUND_FIRST, causes.POLLUTED)
+    )
 
 
-def _fullness(facts: Facts) -> str:
-    if not facts.pairs:
-        return "No source port of the range is in use."
-    row = facts.pairs[0].row
+def _fullness(call: Call, facts: Facts) -> str:
+    table = PROTOCOLS[call.protocol].table
+    row = next((row for row, *_ in facts.pairs if PROTOCOLS[row.protocol].table == table), None)
+    if row is None:
+        return f"No {PROTOCOLS[call.protocol].title} source port of the range is in use."
     return (
         f"The fullest pair, {row.source} to {row.destination}, has {row.taken:,} of "
         f"{row.capacity:,} ports in use."
@@ -226,3 +303,8 @@ def _inside(sentence: str) -> str:
     """A sentence after a colon, which begins in lower case but for names such as IPv6."""
     first, _, rest = sentence.partition(" ")
     return f"{first.lower() if first.istitle() else first} {rest}"
+
+
+def _first_upper(title: str) -> str:
+    """A title as a sentence begins; names of commands and protocols stay as they are."""
+    return title if title.startswith(("tcp", "mptcp", "udp")) else title[:1].upper() + title[1:]

@@ -10,12 +10,17 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx._diagnosis.causes import FOLKLORE
+from connectx._diagnosis.finding import SHOWN, Severity
 from connectx.addresses import HIGHEST_PORT, Endpoint
 from connectx.cli.arguments import add_json, add_netns, endpoint, port_range, seconds
 from connectx.cli.command import CommandError, errors_reported
-from connectx.cli.output import error_text
+from connectx.cli.output import error_text, plural
+from connectx.cli.progress import spinner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from connectx._diagnosis.finding import Finding
     from connectx.observe.doctor import Diagnosis
 
@@ -79,6 +84,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="count a connection as idle after so long without data (default: 300)",
     )
+    parser.add_argument(
+        "--verbose",
+        "-v",
+        action="store_true",
+        help="show every finding in full, and what does not help",
+    )
     add_json(parser)
     parser.epilog = (
         f"{parser.epilog}\n\nexit status:\n"
@@ -93,20 +104,22 @@ def run(arguments: argparse.Namespace) -> int:
     from connectx.observe.doctor import examine  # noqa: PLC0415 - --help needs none of it
 
     with errors_reported(COULD_NOT_LOOK):
-        diagnosis = examine(
-            protocol=arguments.protocol,
-            number=arguments.errno,
-            source=arguments.source,
-            destination=_destinations(arguments.destination),
-            ports=arguments.port_range,
-            netns=arguments.netns,
-            seconds=arguments.seconds,
-            idle_after=arguments.idle,
-        )
+        with spinner("looking for sockets") as progress:
+            diagnosis = examine(
+                protocol=arguments.protocol,
+                number=arguments.errno,
+                source=arguments.source,
+                destination=_destinations(arguments.destination),
+                ports=arguments.port_range,
+                netns=arguments.netns,
+                seconds=arguments.seconds,
+                idle_after=arguments.idle,
+                progress=progress,
+            )
         if arguments.json:
             print(json.dumps(_as_json(diagnosis), indent=2))
         else:
-            _show(diagnosis)
+            _show(diagnosis, verbose=arguments.verbose)
         # Now: the exit status of a lost output must not be that of findings.
         sys.stdout.flush()
     return NOTHING_FOUND if diagnosis.healthy else FOUND
@@ -142,7 +155,8 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
                 "name": finding.cause.name,
                 "severity": finding.severity.value,
                 "title": finding.title,
-                "evidence": list(finding.evidence),
+                "evidence": [*finding.evidence, *finding.details],
+                "also": [each.title for each in finding.also],
                 "why": finding.cause.summary,
                 "remedies": [
                     {
@@ -159,45 +173,94 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _show(diagnosis: Diagnosis) -> None:
-    from connectx._diagnosis.causes import OF_EXHAUSTION  # noqa: PLC0415 - as above
-
+def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:
+    """Print the verdict first, then what it rests on, and the rest as a list of titles."""
     page = _Page()
-    for line in filter(None, diagnosis.verdict.split("\n")):
-        page.paragraph(line, style="bold")
-        page.paragraph("")
-    explained: set[str] = set()
-    for finding in diagnosis.findings:
-        _show_finding(finding, page, brief=finding.cause.summary in explained)
-        explained.add(finding.cause.summary)
-    if not diagnosis.findings:
-        page.paragraph("Nothing is wrong with the source ports of this network namespace.")
-    elif any(finding.cause in OF_EXHAUSTION for finding in diagnosis.findings):
-        _show_folklore(page)
+    first, *others = (diagnosis.verdict or _headline(diagnosis)).split("\n")
+    page.paragraph(first, style="bold")
+    for line in others:
+        page.paragraph(line)
+    page.paragraph("")
+    if diagnosis.verdict:
+        main = diagnosis.because
+    else:
+        main = tuple(each for each in diagnosis.findings if each.severity is not Severity.NOTE)
+    rest = [each for each in diagnosis.findings if each not in main]
+    for finding in (*main, *(rest if verbose else ())):
+        _show_finding(finding, page, said=diagnosis.verdict, verbose=verbose)
+    if verbose:
+        _show_folklore(main if diagnosis.verdict else diagnosis.findings, page)
+    elif rest:
+        page.paragraph("Also found (--verbose shows all of it):")
+        for finding in rest:
+            page.paragraph(_title(finding), "  ", "    ", style=_COLOURS[finding.severity.value])
     for line in diagnosis.unseen:
         page.paragraph(f"not seen: {line}", rest="  ", style="dim")
 
 
-def _show_finding(finding: Finding, page: _Page, *, brief: bool) -> None:
-    """Print a finding; a brief one leaves out what another of the same cause has said."""
-    severity = finding.severity.value
-    page.paragraph(f"{severity}: {finding.title}", rest="  ", style=_COLOURS[severity])
-    for line in finding.evidence if brief else (*finding.evidence, finding.cause.summary):
-        page.paragraph(line, "  ")
-    for remedy in () if brief else finding.cause.remedies:
+def _headline(diagnosis: Diagnosis) -> str:
+    """Return the verdict on a machine, where nobody has asked about a call."""
+    counts = {
+        severity: sum(each.severity is severity for each in diagnosis.findings)
+        for severity in Severity
+    }
+    notes = plural(counts[Severity.NOTE], "note") if counts[Severity.NOTE] else ""
+    if diagnosis.healthy:
+        nothing = "Nothing is wrong with the source ports of this network namespace"
+        return f"{nothing}; {notes}." if notes else f"{nothing}."
+    words = [
+        plural(counts[Severity.CRITICAL], "critical problem") if counts[Severity.CRITICAL] else "",
+        plural(counts[Severity.WARNING], "warning") if counts[Severity.WARNING] else "",
+        notes,
+    ]
+    return f"Found in this network namespace: {', '.join(filter(None, words))}."
+
+
+def _title(finding: Finding) -> str:
+    return f"{finding.severity.value}: {finding.title}"
+
+
+def _show_finding(finding: Finding, page: _Page, *, said: str, verbose: bool) -> None:
+    """Print a finding without what the verdict has said already."""
+    style = _COLOURS[finding.severity.value]
+    if finding.title.lower() in said.lower():
+        page.paragraph(f"cause: {finding.cause.summary}", rest="  ", style=style)
+    else:
+        page.paragraph(_title(finding), rest="  ", style=style)
+        if finding.cause.summary.lower() not in said.lower():
+            page.paragraph(finding.cause.summary, "  ")
+    for line in (*finding.evidence, *(finding.details if verbose else ())):
+        if line not in said:
+            page.paragraph(line, "  ", "    ")
+    _show_others(finding, page, verbose=verbose)
+    for remedy in finding.cause.remedies:
         page.paragraph(remedy.text, "  - ")
-        if command := finding.command(remedy):
+        commands = [each.command(remedy) for each in (finding, *finding.also)]
+        for command in filter(None, dict.fromkeys(commands)):
             page.unbroken(f"      {command}")
+        if any(commands):
             page.paragraph(f"it breaks: {remedy.breaks}", "    ", style="dim")
     page.paragraph("")
 
 
-def _show_folklore(page: _Page) -> None:
-    from connectx._diagnosis.causes import FOLKLORE  # noqa: PLC0415 - as above
+def _show_others(finding: Finding, page: _Page, *, verbose: bool) -> None:
+    """Print the other findings of the same cause: their titles, or all that shows them."""
+    shown = finding.also if verbose else finding.also[:SHOWN]
+    for other in shown:
+        page.paragraph(f"also: {other.title}", "  ", "    ")
+        for line in (*other.evidence, *other.details) if verbose else ():
+            page.paragraph(line, "    ", "      ")
+    if more := len(finding.also) - len(shown):
+        page.paragraph(f"also: {more:,} more, which --verbose lists", "  ", "    ")
 
-    page.paragraph("What does not help:")
-    for name, truth in FOLKLORE:
-        page.paragraph(f"{name} {truth}", "  - ")
+
+def _show_folklore(findings: Iterable[Finding], page: _Page) -> None:
+    causes = {finding.cause for finding in findings}
+    fitting = [each for each in FOLKLORE if causes & each.against]
+    if fitting:
+        page.paragraph("What does not help:")
+    for each in fitting:
+        page.paragraph(f"{each.name} {each.truth}", "  - ")
     page.paragraph("")
 
 

@@ -1,22 +1,59 @@
-"""Progress bars for experiments: on standard error, and only if that is a terminal."""
+"""Progress of what takes long: on standard error, and only if that is a terminal."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from connectx.lab.progress import Watch
 
 #: The seconds between two redraws.
 _REDRAW_EVERY: Final = 0.1
 
+#: Erases the rest of a terminal's line.
+_CLEAR: Final = "\x1b[K"
+
 #: How many tasks are shown besides the first: the latest ones.
 _SHOWN: Final = 8
+
+
+@contextlib.contextmanager
+def spinner(doing: str) -> Iterator[Callable[[str], None]]:
+    """Show that a command works, and at what; yield a function that says what it does now.
+
+    Args:
+        doing: What it does at first.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    finished = threading.Event()
+
+    def report(now: str) -> None:
+        nonlocal doing
+        doing = now
+
+    def draw() -> None:
+        for frame in itertools.cycle("|/-\\"):
+            print(f"\r{_CLEAR}{frame} {doing}", end="", file=sys.stderr, flush=True)
+            if finished.wait(_REDRAW_EVERY):
+                break
+        print(f"\r{_CLEAR}", end="", file=sys.stderr, flush=True)
+
+    drawing = threading.Thread(target=draw, name="spinner", daemon=True)
+    drawing.start()
+    try:
+        yield report
+    finally:
+        finished.set()
+        drawing.join()
 
 
 @contextlib.contextmanager

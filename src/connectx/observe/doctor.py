@@ -11,10 +11,10 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis.facts import Call
-from connectx._diagnosis.finding import Finding, Severity
+from connectx._diagnosis.finding import Finding, Severity, one_per_cause
 from connectx._diagnosis.machine import look
-from connectx._diagnosis.rules import find, worst_first
-from connectx._diagnosis.verdict import verdict
+from connectx._diagnosis.rules import find
+from connectx._diagnosis.verdict import together, verdict
 from connectx.addresses import (
     PROTOCOLS,
     Endpoint,
@@ -28,7 +28,7 @@ from connectx.errors import ConnectxError
 from connectx.observe.namespace import visiting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: Seconds between the two counts that rates come from.
 SECONDS: Final = 1.0
@@ -43,10 +43,12 @@ class Diagnosis(NamedTuple):
     Attributes:
         taken_at: When, in UTC.
         netns: The name that the namespace's file links to, such as "net:[4026531833]".
-        verdict: What the call that was asked about failed from, one line for each
-            destination; "" if none was.
-        findings: What is wrong, the worst first.
+        verdict: What the call that was asked about failed from; "" if none was. The first
+            line is the answer; further lines are about other sources and destinations.
+        findings: What is wrong, one finding for each cause. The one that the verdict rests on
+            comes first, then the worst.
         unseen: What could not be looked at, and why.
+        because: The findings that the verdict rests on; none where nothing was found.
     """
 
     taken_at: dt.datetime
@@ -54,6 +56,7 @@ class Diagnosis(NamedTuple):
     verdict: str
     findings: tuple[Finding, ...]
     unseen: tuple[str, ...]
+    because: tuple[Finding, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -71,6 +74,7 @@ def examine(
     netns: str | None = None,
     seconds: float = SECONDS,
     idle_after: float = IDLE_AFTER,
+    progress: Callable[[str], object] = str,
 ) -> Diagnosis:
     """Look for everything that is wrong, and at a call that failed, if one is described.
 
@@ -88,6 +92,7 @@ def examine(
         netns: Another network namespace, by name, path or pid, which takes CAP_SYS_ADMIN.
         seconds: How long to watch, in seconds, for rates.
         idle_after: The time without data, in seconds, after which a connection is idle.
+        progress: Called with what is being done, whenever that changes.
 
     Raises:
         ValueError: The protocol is unknown, or an address or a port is none.
@@ -111,19 +116,28 @@ def examine(
         about: list[Endpoint | None] = [*fitting] or [None] * asked
         calls = [Call(protocol, number, source, each, ports) for each in about]
         taken_at = dt.datetime.now(dt.UTC)
-        facts, calls_answered = look(calls, seconds=seconds, idle_after=idle_after)
+        facts, calls_answered = look(
+            calls, seconds=seconds, idle_after=idle_after, progress=progress
+        )
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
-    findings: dict[tuple[str, str], Finding] = {}
-    verdicts = []
-    for view in [facts._replace(call=call) for call in calls_answered] or [facts]:
-        found = find(view)
-        findings.update({(each.cause.name, each.title): each for each in found})
-        said = verdict(view, found)
-        if view.call is not None and len(calls_answered) > 1:
-            said = f"{view.call.destination}: {said}"
-        verdicts.append(said)
+    views = [facts._replace(call=call) for call in calls_answered] or [facts]
+    found = [find(view) for view in views]
+    answers = [verdict(view, some) for view, some in zip(views, found, strict=True)]
+    order = sorted(range(len(views)), key=lambda number: answers[number].rank)
+    findings = one_per_cause(each for number in order for each in found[number])
+    because = answers[order[0]].because
+    findings.sort(key=lambda each: each.cause not in because)
     return Diagnosis(
-        taken_at, where, "\n".join(verdicts), tuple(worst_first(findings.values())), facts.unseen
+        taken_at,
+        where,
+        together(
+            [answers[number] for number in order], [calls_answered[number] for number in order]
+        )
+        if calls_answered
+        else "",
+        tuple(findings),
+        facts.unseen,
+        tuple(each for each in findings if each.cause in because),
     )
 
 
