@@ -1,6 +1,8 @@
 """Rules with facts made up for them; tests/observe/test_doctor.py has them from the kernel."""
 
 import errno
+from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from connectx._diagnosis.finding import Severity, duration
 from connectx._diagnosis.rules import RULES, find
 from connectx._diagnosis.verdict import together, verdict
 from connectx.addresses import Endpoint, PortRange
-from connectx.linux.nat_rules import Translation
+from connectx.linux.nat_rules import Rule, Rules, Translation
 from connectx.linux.proc_net import Table
 from connectx.linux.processes import Descriptors, Process
 
@@ -25,10 +27,14 @@ HEALTHY = Facts(
     ports=PORTS,
     reserved=(),
     ipv6=True,
+    addresses=("192.0.2.7", "192.0.2.8", "2001:db8::7"),
+    has_ipv6_switch=True,
+    link_local=("eth0", "eth1"),
     unprivileged_port_start=1024,
     udp_unused=28_000,
     pairs=(),
     holders=(),
+    services=frozenset(),
     tells_binds_apart=True,
     overshadowed=(),
     close_wait={},
@@ -38,9 +44,11 @@ HEALTHY = Facts(
     overflows_gain=0,
     tcp_tw_reuse=2,
     tcp_timestamps=1,
-    descriptors={PROXY: Descriptors(100, 1024)},
+    descriptors={PROXY: Descriptors(100, 1024, 4096)},
     conntrack=Table(1000, 262144),
-    translations=(Translation("to :1024-65535", PortRange(1024, 65535)),),
+    rules=Rules(translations=(Translation(Rule("to :1024-65535"), PortRange(1024, 65535)),)),
+    offset_by_port=None,
+    conntrack_is_ours=True,
     kernel="6.18.5",
     lacking=(),
     seconds=1.0,
@@ -78,6 +86,14 @@ def holders(number: int, state: str) -> tuple[Holder, ...]:
     )
 
 
+def translating(ports: PortRange, **conditions: Any) -> Rules:
+    return Rules(translations=(Translation(Rule("x", **conditions), ports),))
+
+
+def redirecting(ports: PortRange, **conditions: Any) -> Rules:
+    return Rules(redirections=(Rule("x", ports=(ports,), **conditions),))
+
+
 C, W, N = Severity.CRITICAL, Severity.WARNING, Severity.NOTE
 
 #: What differs from a healthy machine, and what that gives: nothing is None.
@@ -112,16 +128,39 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"udp_unused": 1411}, (causes.UNSHARED, W)),
     ({"udp_unused": 0}, (causes.UNSHARED, C)),
     ({"overshadowed": (Overshadowing(TO, TO, ("a", "b")),)}, (causes.OVERSHADOWED, C)),
-    ({"descriptors": {PROXY: Descriptors(820, 1024)}}, (causes.DESCRIPTORS, W)),
-    ({"descriptors": {PROXY: Descriptors(1000, 1024)}}, (causes.DESCRIPTORS, C)),
+    ({"descriptors": {PROXY: Descriptors(820, 1024, 4096)}}, (causes.DESCRIPTORS, W)),
+    ({"descriptors": {PROXY: Descriptors(1000, 1024, 4096)}}, (causes.DESCRIPTORS, C)),
     ({"conntrack": None}, None),
     ({"conntrack": Table(1000, 0)}, None),
     ({"conntrack": Table(220_000, 262_144)}, (causes.CONNTRACK, W)),
     ({"conntrack": Table(262_144, 262_144)}, (causes.CONNTRACK, C)),
-    ({"translations": (Translation("x", PortRange(1, 28_231)),)}, (causes.TRANSLATED, W)),
+    ({"rules": translating(PortRange(1, 28_231))}, (causes.TRANSLATED, W)),
     (
-        {"translations": (Translation("x", PortRange(1, 9), forwarded=True),)},
+        {"rules": translating(PortRange(1, 9), sources=(ip_network("10.0.0.0/8"),))},
         (causes.TRANSLATED, N),
+    ),
+    ({"rules": Rules(random=(Rule("x"),)), "offset_by_port": False}, None),
+    ({"rules": Rules(random=(Rule("x"),))}, None),
+    (
+        {"rules": Rules(random=(Rule("x"),)), "offset_by_port": True},
+        (causes.RANDOM_TRANSLATION, W),
+    ),
+    (
+        {"rules": Rules(random=(Rule("x", ("udp",)),)), "offset_by_port": True, "call": CALL},
+        (causes.RANDOM_TRANSLATION, N),
+    ),
+    ({"rules": redirecting(PortRange(30000, 32767))}, None),
+    ({"rules": redirecting(PortRange(30000, 32768))}, (causes.SWALLOWED, W)),
+    (
+        {
+            "rules": redirecting(PortRange(30000, 32768)),
+            "reserved": (PortRange(32768, 32768),),
+        },
+        None,
+    ),
+    (
+        {"rules": redirecting(PortRange(40000, 40000), destinations=(ip_network("10.96.0.1/32"),))},
+        None,
     ),
     ({"time_wait": None, "time_wait_overflows": 5}, None),
     ({"time_wait": Table(210_000, 262_144)}, (causes.TIME_WAIT_OVERFLOW, W)),
@@ -136,7 +175,14 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
         (causes.NOT_YET_LOCAL, C),
     ),
     ({"call": CALL, "ipv6": False}, None),
-    ({"call": CALL._replace(needs_ipv6=True), "ipv6": False}, (causes.IPV6_OFF, C)),
+    (
+        {"call": CALL._replace(needs_ipv6=True, without_ipv6="all"), "ipv6": False},
+        (causes.IPV6_OFF, C),
+    ),
+    ({"call": CALL._replace(needs_ipv6=True, without_ipv6="lo")}, (causes.IPV6_OFF, C)),
+    ({"call": CALL._replace(devices=(("fe80::7", ""),))}, (causes.LINK_LOCAL, C)),
+    ({"call": CALL._replace(devices=(("fe80::7", "a"), ("fe80::9", "a")))}, None),
+    ({"call": CALL._replace(devices=(("fe80::7", "a"), ("fe80::9", "b")))}, (causes.LINK_LOCAL, C)),
     ({"call": CALL._replace(destination=None), "ipv6": False}, (causes.IPV6_OFF, W)),
     ({"call": CALL._replace(on_port=ON_PORT)}, (causes.PORT_HELD, C)),
     ({"call": CALL._replace(on_port=ON_PORT, on_tuple=True)}, (causes.TUPLE_IN_USE, C)),
@@ -307,7 +353,7 @@ def test_verdicts(call: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     "number, differing",
     [
-        (errno.EMFILE, {"descriptors": {PROXY: Descriptors(1024, 1024)}}),
+        (errno.EMFILE, {"descriptors": {PROXY: Descriptors(1024, 1024, 4096)}}),
         (errno.ETIMEDOUT, {"conntrack": Table(262_144, 262_144)}),
     ],
 )
@@ -317,7 +363,7 @@ def test_errnos_that_come_from_elsewhere(number: int, differing: dict[str, Any])
 
 
 def test_without_ipv6() -> None:
-    facts = HEALTHY._replace(call=CALL._replace(needs_ipv6=True), ipv6=False)
+    facts = HEALTHY._replace(call=CALL._replace(needs_ipv6=True, without_ipv6="all"), ipv6=False)
     assert "here means that IPv6 is switched off" in verdict(facts, find(facts)).text
     facts = facts._replace(call=CALL._replace(destination=None))
     assert "or the address is an IPv6 one, and IPv6 is off here" in verdict(facts, find(facts)).text
@@ -406,7 +452,7 @@ def test_any_numbers_make_readable_findings(numbers: list[int], rate: float) -> 
         time_wait=Table(numbers[5], numbers[6]),
         time_wait_overflows=numbers[7],
         overflows_gain=numbers[8],
-        descriptors={PROXY: Descriptors(numbers[9], numbers[10])},
+        descriptors={PROXY: Descriptors(numbers[9], numbers[10], 1 << 30)},
         conntrack=Table(numbers[11], numbers[0]),
     )
     for finding in find(facts):
@@ -425,7 +471,9 @@ def test_no_command_that_does_harm() -> None:
     assert not any(finding.command(each) for each in finding.cause.remedies)
     call = CALL._replace(census=Census(PORTS, 0, 0, 28_232, 0))
     (finding,) = find(HEALTHY._replace(call=call))
-    assert not any(finding.command(each) for each in finding.cause.remedies)
+    assert [each for each in map(finding.command, finding.cause.remedies) if each] == [
+        "sysctl -w net.ipv4.ip_local_port_range='10240 65535'"
+    ]
     call = CALL._replace(census=Census(PORTS, 28_232, 0, 0, 0))
     for ports, start, wider in (
         (PORTS, 1024, "10240 65535"),
@@ -433,7 +481,81 @@ def test_no_command_that_does_harm() -> None:
         (PortRange(1024, 65535), 1024, ""),
     ):
         (finding,) = find(
-            HEALTHY._replace(call=call, ports=ports, unprivileged_port_start=start, translations=())
+            HEALTHY._replace(call=call, ports=ports, unprivileged_port_start=start, rules=Rules())
         )
         command = finding.command(finding.cause.remedies[-1])
         assert command == (f"sysctl -w net.ipv4.ip_local_port_range='{wider}'" if wider else "")
+
+
+WIDEN = causes.CONNECTED.remedies[-1]
+
+
+@pytest.mark.parametrize(
+    "services, reserved, redirected, first",
+    [
+        ({80, 9999}, (), (), ""),
+        ({11211, 11212, 15000}, (), (), "net.ipv4.ip_local_reserved_ports=11211-11212,15000 "),
+        ({11211}, (PortRange(11211, 11211),), (), ""),
+        ({11211}, (PortRange(50, 60),), (), "net.ipv4.ip_local_reserved_ports=50-60,11211 "),
+        ((), (), (PortRange(30000, 32767),), "net.ipv4.ip_local_reserved_ports=30000-32767 "),
+        # More than one write(2) takes: nothing would be better than half of it.
+        (range(10241, 20000, 2), (), (), None),
+    ],
+)
+def test_services_are_reserved_before_the_range_is_widened(
+    services: Iterable[int],
+    reserved: tuple[PortRange, ...],
+    redirected: tuple[PortRange, ...],
+    first: str | None,
+) -> None:
+    facts = HEALTHY._replace(
+        call=CALL._replace(census=Census(PORTS, 28_232, 0, 0, 0)),
+        services=frozenset(services),
+        reserved=reserved,
+        rules=Rules(redirections=(Rule("x", ports=redirected),)),
+    )
+    (finding,) = find(facts)
+    widen = "net.ipv4.ip_local_port_range='10240 65535'"
+    assert finding.command(WIDEN) == ("" if first is None else f"sysctl -w {first}{widen}")
+
+
+def test_commands_run_in_the_namespace_that_was_looked_at() -> None:
+    facts = HEALTHY._replace(
+        call=CALL._replace(census=Census(PORTS, 28_232, 0, 0, 0)),
+        descriptors={PROXY: Descriptors(1000, 1024, 4096)},
+        within="nsenter --net=/run/netns/blue ",
+    )
+    commands = {
+        command: remedy
+        for finding in find(facts)
+        for remedy in finding.cause.remedies
+        if (command := finding.command(remedy))
+    }
+    assert sorted(commands) == [
+        "nsenter --net=/run/netns/blue sysctl -w net.ipv4.ip_local_port_range='10240 65535'",
+        # A process is the same one in every network namespace.
+        "prlimit --pid 7 --nofile=4096:",
+    ]
+
+
+@pytest.mark.parametrize(
+    "limit, hard, more",
+    [(1024, 1024, "4096"), (1024, 2000, "2000:"), (1024, 1 << 20, "4096:"), (1 << 20, 1 << 21, "")],
+)
+def test_a_limit_of_descriptors_is_raised_as_far_as_no_privilege_is_needed(
+    limit: int, hard: int, more: str
+) -> None:
+    facts = HEALTHY._replace(descriptors={PROXY: Descriptors(limit, limit, hard)})
+    (finding,) = find(facts)
+    command = finding.command(finding.cause.remedies[0])
+    assert command == (f"prlimit --pid 7 --nofile={more}" if more else "")
+
+
+def test_the_table_of_connections_is_made_larger_only_where_that_can_be() -> None:
+    """A container sees the machine's limit, and cannot change it."""
+    full = HEALTHY._replace(conntrack=Table(262_144, 262_144))
+    (finding,) = find(full)
+    assert finding.command(finding.cause.remedies[0]).endswith("_max=524288")
+    (finding,) = find(full._replace(conntrack_is_ours=False))
+    assert finding.command(finding.cause.remedies[0]) == ""
+    assert "set only on the machine itself" in finding.evidence[0]

@@ -52,9 +52,19 @@ def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
     """
     source, destination = call.source, call.destination
     hosts = [source.host, destination.host if destination else ""]
-    call = call._replace(needs_ipv6=any(":" in host for host in hosts))
+    devices = tuple(
+        _device(each) for each in (source, destination) if each and _is_link_local(each)
+    )
+    call = call._replace(needs_ipv6=any(":" in host for host in hosts), devices=devices)
     addresses = proc_net.ipv6_addresses()
-    if call.needs_ipv6 and not addresses:
+    off = proc_net.devices_without_ipv6()
+    belong = [device for _, device in devices] + ["lo"] * ("::1" in hosts)
+    if call.needs_ipv6 and not addresses and (off is None or off):
+        return call._replace(without_ipv6="all")
+    if without := [each for each in belong if each in (off or ())]:
+        return call._replace(without_ipv6=without[0])
+    if "" in (device for _, device in devices):
+        # bind() and connect() refuse it (EINVAL), whatever else there is.
         return call
     if source.host:
         flags = addresses.get(packed(source.host) or b"", 0)
@@ -82,6 +92,20 @@ def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
         except OSError as error:
             call = call._replace(unreachable=f"connect() would meet with {error}")
     return _with_port(call, netlink, owners) if source.port else call
+
+
+def _is_link_local(endpoint: Endpoint) -> bool:
+    return needs_scope(packed(endpoint.host) or b"")
+
+
+def _device(endpoint: Endpoint) -> tuple[str, str]:
+    """A link-local address, and its device's name; "" for one that is not said."""
+    if not endpoint.scope_id:
+        return endpoint.host, ""
+    try:
+        return endpoint.host, socket.if_indextoname(endpoint.scope_id)
+    except OSError:
+        return endpoint.host, str(endpoint.scope_id)
 
 
 def holder(record: SocketRecord, state: str, owners: Owners) -> Holder:

@@ -22,11 +22,13 @@ class Remedy(NamedTuple):
         command: The same as a shell command, with {names} for what the finding knows; ""
             where no single command does it.
         breaks: What the command breaks; "" without a command.
+        anywhere: Whether the command does the same in every network namespace.
     """
 
     text: str
     command: str = ""
     breaks: str = ""
+    anywhere: bool = False
 
 
 class Cause(NamedTuple):
@@ -55,11 +57,14 @@ _RESERVE: Final = Remedy(
     "one in force, and includes its ports",
 )
 
+_MOVE_SERVICES: Final = Remedy("have services listen on ports outside of the range")
+
 _WIDEN: Final = Remedy(
-    "widen net.ipv4.ip_local_port_range, and keep the ports of services out of it with "
+    "widen net.ipv4.ip_local_port_range, and first keep the ports of services out of it with "
     "net.ipv4.ip_local_reserved_ports",
-    "sysctl -w net.ipv4.ip_local_port_range='{wider}'",
-    "a service that starts later may find its port taken, if it is one of those added",
+    "sysctl -w {reserve_first}net.ipv4.ip_local_port_range='{wider}'",
+    "a service that does not run now may find its port taken when it starts, if it is one of "
+    "those added and not reserved",
 )
 
 _CLOSE_SECOND: Final = Remedy(
@@ -89,8 +94,7 @@ TIME_WAIT: Final = Cause(
             "set net.ipv4.tcp_tw_reuse to 1: with TCP timestamps, connect() may then take over "
             "a TIME_WAIT that is older than one second",
             "sysctl -w net.ipv4.tcp_tw_reuse={reuse}",
-            "nothing where both sides have timestamps; behind a NAT that keeps TIME_WAITs of its "
-            "own, it does not help",
+            "nothing; a TIME_WAIT of a peer without timestamps stays",
         ),
     ),
 )
@@ -99,7 +103,7 @@ HELD: Final = Cause(
     "held",
     "Listeners, and sockets that were bound before they connected, hold ports against every "
     "destination.",
-    (_NO_PORT, _RESERVE),
+    (_NO_PORT, _MOVE_SERVICES, _WIDEN),
 )
 
 HELD_DATAGRAM: Final = Cause(
@@ -110,7 +114,8 @@ HELD_DATAGRAM: Final = Cause(
             "open them with connectx, which shares ports: a plain UDP connect() or bind() takes "
             "a whole port",
         ),
-        _RESERVE,
+        _MOVE_SERVICES,
+        _WIDEN,
     ),
 )
 
@@ -197,7 +202,13 @@ CLOSE_WAIT: Final = Cause(
     "keeps its port for as long as the program runs.",
     (
         Remedy("have the program close a connection once recv() returns nothing"),
-        Remedy("until it does, restart it, which also ends its other connections"),
+        Remedy(
+            "until it does, close them for it, which takes CAP_NET_ADMIN",
+            "connectx kill --state CLOSE-WAIT --destination {leaked} --yes",
+            "the program gets ECONNABORTED from these connections, and what it was still sending "
+            "is lost",
+        ),
+        Remedy("or restart it, which also ends its other connections"),
     ),
 )
 
@@ -229,14 +240,17 @@ NOT_LOCAL: Final = Cause(
     "The source address is not one of this host's, so it has no ports here. This is not "
     "exhaustion.",
     (
+        Remedy("use one of the host's own addresses (`ip -brief address` lists them)"),
         Remedy(
-            "give the address to a device",
-            "ip address add {source} dev lo",
-            "nothing on this host; its network has to route the address here",
+            "if a service is to wait on the address before it comes here, as with failover, set "
+            "IP_FREEBIND in the service, or",
+            "sysctl -w {nonlocal}=1",
+            "every program may then bind any address, and a mistyped one is not refused; nothing "
+            "arrives there until the address is this host's",
         ),
         Remedy(
-            "use one of the host's own addresses (`ip -brief address` lists them), or set "
-            "IP_FREEBIND"
+            "if the address is meant to be this host's, first make sure that no other host has it, "
+            "then add it to a device: a host that has it too cannot be reached from here any more"
         ),
     ),
 )
@@ -257,15 +271,29 @@ NOT_YET_LOCAL: Final = Cause(
 
 IPV6_OFF: Final = Cause(
     "IPv6 off",
-    "IPv6 is switched off in this network namespace, so no IPv6 address can be used. This is not "
-    "exhaustion.",
+    "IPv6 is switched off, in this network namespace or on the device that the address belongs "
+    "to, so the address cannot be used. This is not exhaustion.",
     (
         Remedy("connect over IPv4"),
         Remedy(
             "switch IPv6 on",
-            "sysctl -w net.ipv6.conf.all.disable_ipv6=0",
-            "the host then has IPv6 addresses, for which its firewall needs rules",
+            "sysctl -w {ipv6_switch}=0",
+            "the host then has IPv6 addresses, for which its firewall needs rules; those that "
+            "were added by hand have to be added again",
         ),
+    ),
+)
+
+LINK_LOCAL: Final = Cause(
+    "link-local without its device",
+    "A link-local address belongs to one link, so bind() and connect() have to know the device "
+    "(the scope), and fail with EINVAL without it. This is not exhaustion.",
+    (
+        Remedy(
+            "name the device behind the address, as in fe80::7%eth0; `ip -6 neighbour` lists the "
+            "neighbours that each device has seen"
+        ),
+        Remedy("use a source and a destination of the same device"),
     ),
 )
 
@@ -275,8 +303,8 @@ NOT_HONOURED: Final = Cause(
     "separately and without an error: a program that asks for other ports gets any port.",
     (
         Remedy(
-            "widen the range until it includes the window",
-            "sysctl -w net.ipv4.ip_local_port_range='{wider}'",
+            "widen the range until it includes the window, and first reserve the ports of services",
+            _WIDEN.command,
             _WIDEN.breaks,
         ),
         Remedy("ask for ports within the range"),
@@ -291,7 +319,7 @@ TIMESTAMPS_OFF: Final = Cause(
         Remedy(
             "switch them on",
             "sysctl -w net.ipv4.tcp_timestamps=1",
-            "each segment grows by 12 octets; a peer may learn the host's uptime from them",
+            "each segment carries 12 octets less",
         ),
     ),
 )
@@ -304,7 +332,7 @@ TIME_WAIT_OVERFLOW: Final = Cause(
         Remedy(
             "allow more",
             "sysctl -w net.ipv4.tcp_max_tw_buckets={more}",
-            "each takes about 250 octets of memory",
+            "each takes some 250 octets of memory",
         ),
         _CLOSE_SECOND,
     ),
@@ -316,9 +344,10 @@ DESCRIPTORS: Final = Cause(
     "EMFILE, long before it runs out of ports.",
     (
         Remedy(
-            "raise the limit: LimitNOFILE= of its systemd unit, or",
+            "raise the limit: LimitNOFILE= of its systemd unit, or until it ends",
             "prlimit --pid {pid} --nofile={more}",
-            "programs that use select(2)",
+            "select(2) in that program, which takes no descriptor above 1,023",
+            anywhere=True,
         ),
         Remedy("spread the connections over several processes"),
     ),
@@ -349,6 +378,25 @@ TRANSLATED: Final = Cause(
         Remedy("widen the rule's range of ports, or add addresses to translate to"),
         Remedy("exempt traffic that needs no translation"),
     ),
+)
+
+RANDOM_TRANSLATION: Final = Cause(
+    "translated to random ports",
+    "A rule on this host translates source ports at random, and this kernel begins the TCP "
+    "timestamps of each pair of ports at another value. A translated 4-tuple that comes back may "
+    "seem older than before: the other side then drops or resets the new connection.",
+    (
+        Remedy("have the rule keep the port where it can: without `random` and `fully-random`"),
+        Remedy("exempt traffic that needs no translation"),
+    ),
+)
+
+SWALLOWED: Final = Cause(
+    "source ports that are translated",
+    "Rules on this host translate what arrives at these ports (NodePorts, DNAT), without a socket "
+    "that would keep connect() from choosing them. A reply that connection tracking does not know, "
+    "or knows no more, goes astray: the call times out, or the connection falls silent.",
+    (Remedy(_RESERVE.text.replace("services", "the rules"), _RESERVE.command, _RESERVE.breaks),),
 )
 
 OLD_KERNEL: Final = Cause(

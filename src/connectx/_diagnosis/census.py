@@ -34,6 +34,7 @@ from connectx.linux.socket_dump import (
     source_ports,
 )
 from connectx.linux.sockopts import (
+    get_tcp_timestamp,
     set_ip_bind_address_no_port,
     set_ip_freebind,
     set_ip_local_port_range,
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 #: Destinations to which hardly anybody is connected, and to both of them nobody: a port that
 #: is in use toward the one that is tried would look locked.
 _UNUSED_DESTINATIONS: Final = (Endpoint("127.255.255.254", 9), Endpoint("127.255.255.253", 9))
+
+#: Milliseconds between two calls, at most: a random offset is less only once in 400,000.
+_A_CALL_TAKES: Final = 10_000
 
 _ANY_SOURCE: Final = Endpoint("", 0)
 
@@ -180,6 +184,27 @@ def tells_binds_apart() -> bool:
     """
     with socket.socket() as scratch:
         return _defers_connect(scratch)
+
+
+def offset_depends_on_port() -> bool | None:
+    """Try whether the offset of a connection's TCP timestamps depends on its ports.
+
+    Returns:
+        None where that cannot be tried, because connect() would send something.
+
+    Raises:
+        OSError: No socket can be had, or the loopback device is down.
+    """
+    read = []
+    for _ in range(2):
+        with socket.socket() as scratch:
+            if not _defers_connect(scratch):
+                return None
+            # Another port each time: toward one destination, connect() goes on from the last.
+            scratch.connect(_UNUSED_DESTINATIONS[0].sockaddr(AF_INET))
+            read.append(get_tcp_timestamp(scratch))
+    # Otherwise they are as far apart as the two calls; wherever one falls, 2**31 is most.
+    return (read[1] - read[0]) % (1 << 32) > _A_CALL_TAKES
 
 
 def _defers_connect(scratch: socket.socket) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from connectx._diagnosis.causes import Cause
     from connectx.addresses import FourTuple
-    from connectx.linux.nat_rules import Translation
+    from connectx.linux.nat_rules import Rules
     from connectx.linux.proc_net import Table
     from connectx.linux.processes import Descriptors, Process
 
@@ -212,6 +212,10 @@ class Call(NamedTuple):
         on_port: The sockets that keep the call from the source port it asked for.
         on_tuple: Whether one of them is connected to the destination.
         unreachable: The error of connect() where there is no route; "" where there is one.
+        without_ipv6: The device with IPv6 off that one of the two addresses belongs on; "all"
+            where no device has IPv6, "" for none.
+        devices: For each of the two addresses that is link-local, its text and the name of
+            its device; the name is "" where the call has not said it.
     """
 
     protocol: str
@@ -227,6 +231,8 @@ class Call(NamedTuple):
     on_port: tuple[Holder, ...] = ()
     on_tuple: bool = False
     unreachable: str = ""
+    without_ipv6: str = ""
+    devices: tuple[tuple[str, str], ...] = ()
 
     @property
     def stream(self) -> bool:
@@ -241,10 +247,15 @@ class Facts(NamedTuple):
         ports: net.ipv4.ip_local_port_range.
         reserved: net.ipv4.ip_local_reserved_ports.
         ipv6: Whether any device has an IPv6 address.
+        addresses: The namespace's own addresses, without those of the loopback device and
+            link-local ones.
+        has_ipv6_switch: Whether there are sysctls that switch IPv6 on and off.
+        link_local: The devices that have a link-local address.
         unprivileged_port_start: net.ipv4.ip_unprivileged_port_start.
         udp_unused: The ports of the range on which IPv4 has no UDP socket.
         pairs: The pairs of a source and a destination, the fullest first.
         holders: The sockets on TCP ports of the range that refuse to be shared.
+        services: The ports of services, in the range and out of it.
         tells_binds_apart: Whether `holders` includes sockets that were bound before they
             connected, which not every kernel lets us find out.
         overshadowed: UDP 4-tuples with more than one socket.
@@ -257,21 +268,30 @@ class Facts(NamedTuple):
         tcp_timestamps: net.ipv4.tcp_timestamps.
         descriptors: The open files of the processes with the most connections.
         conntrack: The table of tracked connections; None if there is none.
-        translations: Firewall rules that translate to a range of ports.
+        rules: Firewall rules that translate.
+        offset_by_port: Whether the offset of TCP timestamps depends on the ports; None if
+            that could not be found out.
+        conntrack_is_ours: Whether nf_conntrack_max can be set in this namespace.
         kernel: The kernel's version.
         lacking: Features that this kernel lacks.
         seconds: The time between the two counts.
         unseen: What could not be looked at, and why.
         call: The call that was asked about; None for none.
+        within: What a command has to begin with to run in the namespace; "" where it is the
+            asker's own.
     """
 
     ports: PortRange
     reserved: tuple[PortRange, ...]
     ipv6: bool
+    addresses: tuple[str, ...]
+    has_ipv6_switch: bool
+    link_local: tuple[str, ...]
     unprivileged_port_start: int
     udp_unused: int
     pairs: tuple[WatchedPair, ...]
     holders: tuple[Holder, ...]
+    services: frozenset[int]
     tells_binds_apart: bool
     overshadowed: tuple[Overshadowing, ...]
     close_wait: Mapping[str, int]
@@ -283,9 +303,12 @@ class Facts(NamedTuple):
     tcp_timestamps: int
     descriptors: Mapping[Process, Descriptors]
     conntrack: Table | None
-    translations: tuple[Translation, ...]
+    rules: Rules
+    offset_by_port: bool | None
+    conntrack_is_ours: bool
     kernel: str
     lacking: tuple[str, ...]
     seconds: float
     unseen: tuple[str, ...]
     call: Call | None
+    within: str = ""

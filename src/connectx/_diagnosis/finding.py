@@ -53,9 +53,11 @@ class Finding(NamedTuple):
     def command(self, remedy: Remedy) -> str:
         """Return a remedy's command, ready to paste; "" if a value for it is not known."""
         try:
-            return remedy.command.format_map(self.values)
+            command = remedy.command.format_map(self.values)
         except KeyError:
             return ""
+        within = "" if remedy.anywhere else self.values.get("within", "")
+        return f"{within}{command}" if command else ""
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

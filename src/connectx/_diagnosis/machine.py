@@ -9,17 +9,32 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis import snapshot
+from connectx._diagnosis import census, snapshot
 from connectx._diagnosis.call import holder, investigate
 from connectx._diagnosis.census import locked, tells_binds_apart
 from connectx._diagnosis.facts import Call, Facts, Holder, Overshadowing, WatchedPair
 from connectx._diagnosis.finding import SHOWN
-from connectx.addresses import PROTOCOLS, Endpoint, ports_in, resolve_scope, text, unmapped
-from connectx.linux import features, proc_net, processes, sysctl
+from connectx.addresses import (
+    PROTOCOLS,
+    Endpoint,
+    needs_scope,
+    packed,
+    ports_in,
+    resolve_scope,
+    text,
+    unmapped,
+)
+from connectx.linux import features, nat_rules, proc_net, processes, sysctl
 from connectx.linux.features import Probe, probe
-from connectx.linux.nat_rules import read_translations
 from connectx.linux.netlink import NetlinkSocket
-from connectx.linux.socket_dump import UNCONNECTED, Filter, filter_between, idle, records
+from connectx.linux.socket_dump import (
+    UNCONNECTED,
+    Filter,
+    filter_between,
+    idle,
+    records,
+    source_ports,
+)
 from connectx.linux.uapi import (
     IPPROTO_TCP,
     IPPROTO_UDP,
@@ -107,6 +122,7 @@ def look(
         )
         streams = records(netlink, Filter(IPPROTO_TCP, ports=(taken.ports,)))
         datagrams = records(netlink, Filter(IPPROTO_UDP))
+        listening = source_ports(netlink, Filter(IPPROTO_TCP, 1 << TCP_LISTEN))
         # A socket without an inode has no process: one in TIME_WAIT, or not yet accepted.
         if owners.hidden and any(
             each.inode and owners.of(each.inode) is None for each in (*streams, *datagrams)
@@ -124,8 +140,8 @@ def look(
     ipv6 = bool(proc_net.ipv6_addresses())
     if not ipv6:
         answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
-    translations, not_listed = read_translations()
-    unseen += not_listed
+    rules = nat_rules.read()
+    unseen += rules.unseen
     buckets = tracked = None
     try:
         buckets = proc_net.time_wait()
@@ -136,12 +152,16 @@ def look(
         ports=taken.ports,
         reserved=reserved,
         ipv6=ipv6,
+        addresses=_addresses(),
+        has_ipv6_switch=proc_net.devices_without_ipv6() is not None,
+        link_local=proc_net.link_local_devices(),
         unprivileged_port_start=seen(
             "ip_unprivileged_port_start", sysctl.read_unprivileged_port_start, 1024
         ),
         udp_unused=_count_unused(datagrams, taken.ports, reserved),
         pairs=pairs,
         holders=holders,
+        services=frozenset(listening) | _unconnected_out_of(taken.ports, datagrams),
         tells_binds_apart=tells_binds_apart(),
         overshadowed=_overshadowed(datagrams, owners),
         close_wait=Counter(
@@ -157,7 +177,9 @@ def look(
         tcp_timestamps=seen("tcp_timestamps", lambda: sysctl.read_int("tcp_timestamps"), 1),
         descriptors=_descriptors(taken.rows),
         conntrack=tracked,
-        translations=translations,
+        rules=rules,
+        offset_by_port=census.offset_depends_on_port() if rules.random else None,
+        conntrack_is_ours=proc_net.conntrack_is_ours(),
         kernel=os.uname().release.partition("-")[0],
         lacking=tuple(
             f"{feature.name} (Linux {feature.since[0]}.{feature.since[1]}): {feature.gives}"
@@ -273,6 +295,25 @@ def _count_unused(
         if len(unmapped(each.source)) == 4 or not any(each.source)
     }
     return len(set(range(ports.low, ports.high + 1)) - used - ports_in(reserved))
+
+
+def _unconnected_out_of(ports: PortRange, datagrams: Iterable[SocketRecord]) -> set[int]:
+    """The ports of UDP services: nothing else is on a port that connect() does not give out."""
+    return {
+        each.source_port
+        for each in datagrams
+        if 1 << each.state & UNCONNECTED and not ports.contains(each.source_port)
+    }
+
+
+def _addresses() -> tuple[str, ...]:
+    """The namespace's own addresses but for loopback and link-local ones, IPv4 first."""
+    own = [*proc_net.ipv4_addresses(), *map(text, proc_net.ipv6_addresses())]
+    return tuple(
+        each
+        for each in own
+        if not each.startswith("127.") and each != "::1" and not needs_scope(packed(each) or b"")
+    )
 
 
 def _overshadowed(datagrams: Iterable[SocketRecord], owners: Owners) -> tuple[Overshadowing, ...]:

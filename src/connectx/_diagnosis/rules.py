@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis import causes
+from connectx._diagnosis import causes, commands, firewall
 from connectx._diagnosis.finding import (
     FILLING,
     FULL,
@@ -24,7 +24,7 @@ from connectx._diagnosis.finding import (
     one_per_cause,
     owners,
 )
-from connectx.addresses import PROTOCOLS, Endpoint, FourTuple, PortRange, ports_in, ranges_of
+from connectx.addresses import PROTOCOLS, Endpoint, FourTuple, PortRange, ports_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,9 +39,6 @@ _SOON_SHARE: Final = 0.3
 
 #: Seconds between two counts from which on their difference is a rate.
 _A_RATE_TAKES: Final = 0.1
-
-#: A range that excludes the ports of most services.
-_WIDE: Final = PortRange(10240, 65535)
 
 #: Shares of the range from which on held ports are critical, and more than a note.
 _MANY: Final = 0.3
@@ -62,13 +59,14 @@ _IDLE: Final = 0.5
 _NEARLY: Final = 0.8
 _LAST: Final = 0.95
 
-#: The default of fs.nr_open, above which no process may raise its limit.
-_NR_OPEN: Final = 1 << 20
-
 
 def find(facts: Facts) -> list[Finding]:
     """Return all findings, one for each cause, the worst first."""
-    return one_per_cause(finding for rule in RULES for finding in rule(facts))
+    return one_per_cause(
+        finding._replace(values={**finding.values, "within": facts.within})
+        for rule in RULES
+        for finding in rule(facts)
+    )
 
 
 # The call that was asked about.
@@ -92,23 +90,73 @@ def not_local(facts: Facts) -> Iterator[Finding]:
             Severity.CRITICAL,
             causes.NOT_LOCAL,
             f"{host} is not an address of this host",
-            (f"no device of this network namespace has {host}",),
-            {"source": host},
+            (f"no device of this network namespace has {host}", _own(facts, host)),
+            # It lets a service bind the address. A client would get no answers.
+            {} if call.destination else {"nonlocal": f"net.{_version(host)}.ip_nonlocal_bind"},
         )
+
+
+def _own(facts: Facts, host: str) -> str:
+    """The namespace's own addresses of an IP version, in words."""
+    own = [each for each in facts.addresses if (":" in each) == (":" in host)]
+    shown = ", ".join(own[:SHOWN])
+    if len(own) > SHOWN:
+        shown = f"{shown} and {len(own) - SHOWN:,} more"
+    if not own:
+        return f"it has no {'IPv6' if ':' in host else 'IPv4'} address but those of the loopback"
+    return f"its own are {shown}"
+
+
+def _version(host: str) -> str:
+    return "ipv6" if ":" in host else "ipv4"
 
 
 def ipv6_off(facts: Facts) -> Iterator[Finding]:
     """There is no IPv6, and the call needs it, or may need it."""
     call = facts.call
-    if facts.ipv6 or call is None:
+    if call is None:
         return
     unknown = call.number == errno.EADDRNOTAVAIL and call.destination is None
-    if call.needs_ipv6 or unknown:
+    if call.without_ipv6 or (unknown and not facts.ipv6):
+        device = call.without_ipv6 or "all"
+        everywhere = device == "all"
+        # A dot separates names, and is in those of VLAN devices: sysctl(8) takes slashes as well.
+        switch = f"net.ipv6.conf.{device.replace('.', '/')}.disable_ipv6"
         yield Finding(
-            Severity.CRITICAL if call.needs_ipv6 else Severity.WARNING,
+            Severity.CRITICAL if call.without_ipv6 else Severity.WARNING,
             causes.IPV6_OFF,
-            "IPv6 is off in this network namespace",
-            ("no device has an IPv6 address, not even ::1 on the loopback",),
+            f"IPv6 is off {'in this network namespace' if everywhere else f'on device {device}'}",
+            (
+                "no device has an IPv6 address, not even ::1 on the loopback"
+                if everywhere
+                else f"{switch} is 1",
+            ),
+            {"ipv6_switch": switch} if facts.has_ipv6_switch else {},
+        )
+
+
+def link_local(facts: Facts) -> Iterator[Finding]:
+    """A link-local address comes without its device, or two come with different ones."""
+    call = facts.call
+    if call is None:
+        return
+    for host, device in call.devices:
+        if not device:
+            possible = ", ".join(f"{host}%{each}" for each in facts.link_local[:SHOWN])
+            yield Finding(
+                Severity.CRITICAL,
+                causes.LINK_LOCAL,
+                f"{host} is link-local, and its device (the scope) is missing",
+                (f"it is one of {possible}",) if possible else (),
+            )
+    names = {device for _, device in call.devices if device}
+    if len(names) > 1:
+        yield Finding(
+            Severity.CRITICAL,
+            causes.LINK_LOCAL,
+            f"{' and '.join(f'{host}%{device}' for host, device in call.devices)} are on different "
+            "devices",
+            ("a link-local address reaches only its own link",),
         )
 
 
@@ -142,7 +190,7 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
         f"no source port of {call.census.ports} is free from {source.host} to {destination} "
         f"({call.protocol})",
         (*(seen or [counted]), *_of_time_wait(facts, cause)),
-        _values(facts),
+        commands.against_exhaustion(facts),
         (counted,) if seen else (),
         _about(call.protocol, source.host, destination),
     )
@@ -155,13 +203,12 @@ def not_honoured(facts: Facts) -> Iterator[Finding]:
     ports = call.ports if call is not None and call.number != errno.EADDRINUSE else None
     if ports and not facts.ports.covers(ports):
         wider = PortRange(min(ports.low, facts.ports.low), max(ports.high, facts.ports.high))
-        possible = wider.low >= facts.unprivileged_port_start
         yield Finding(
             Severity.CRITICAL,
             causes.NOT_HONOURED,
             f"the ports {ports} do not all lie within the range in force, {facts.ports}",
             (f"net.ipv4.ip_local_port_range is {facts.ports}",),
-            {"wider": f"{wider.low} {wider.high}"} if possible else {},
+            commands.widening(facts, wider),
         )
 
 
@@ -181,7 +228,7 @@ def full(facts: Facts) -> Iterator[Finding]:
             f"{row.taken:,} of {row.capacity:,} source ports ({int(100 * _share(row))} %) are in "
             f"use from {row.source} to {row.destination} ({row.protocol})",
             (*_told(facts, pair), *_of_time_wait(facts, cause)),
-            _values(facts),
+            commands.against_exhaustion(facts),
             about=_about(row.protocol, row.source, row.destination),
         )
 
@@ -210,7 +257,7 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
     if not held:
         return
     ports = {each.port for each in held}
-    ranges = _ranges(ports)
+    ranges = commands.listed(ports)
     yield Finding(
         _graded(len(ports) / facts.ports.size, _SOME, _MANY),
         cause,
@@ -258,7 +305,7 @@ def listeners(facts: Facts) -> Iterator[Finding]:
                 f"{Endpoint(each.address, each.port)} {each.owner}".rstrip()
                 for each in found[: 2 * SHOWN]
             ),
-            _values(facts),
+            commands.against_exhaustion(facts),
         )
 
 
@@ -293,7 +340,7 @@ def time_wait(facts: Facts) -> Iterator[Finding]:
             ),
             *_of_time_wait(facts, causes.TIME_WAIT),
         ),
-        _values(facts),
+        commands.against_exhaustion(facts),
     )
 
 
@@ -330,6 +377,7 @@ def leaks(facts: Facts) -> Iterator[Finding]:
                 owners(facts.close_wait),
                 f"{facts.close_wait_gain:+,} in {facts.seconds:.1f} s",
             ),
+            commands.closing_leaks(facts),
         )
     for pair in facts.pairs:
         if pair.idle > _IDLE * pair.row.capacity:
@@ -381,15 +429,15 @@ def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
 
 def descriptors(facts: Facts) -> Iterator[Finding]:
     """A process is about to run out of descriptors, before it runs out of ports."""
-    for process, (used, limit) in facts.descriptors.items():
+    for process, (used, limit, hard) in facts.descriptors.items():
         if used >= _NEARLY * limit:
             yield Finding(
                 _graded(used / max(1, limit), _NEARLY, _LAST),
                 causes.DESCRIPTORS,
                 f"{process} has {used:,} of {limit:,} descriptors open",
-                (f"/proc/{process.pid}/limits: Max open files {limit}",),
-                {"pid": str(process.pid), "more": str(min(4 * limit, _NR_OPEN))}
-                if limit < _NR_OPEN
+                (f"/proc/{process.pid}/limits: Max open files {limit}, at most {hard}",),
+                {"pid": str(process.pid), "more": commands.more_descriptors(limit, hard)}
+                if limit < commands.NR_OPEN
                 else {},
             )
 
@@ -401,26 +449,14 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
     count, limit = facts.conntrack
     # 0 stands for no limit.
     if limit and count >= _NEARLY * limit:
+        where = "" if facts.conntrack_is_ours else ", set only on the machine itself"
         yield Finding(
             _graded(count / limit, _NEARLY, _LAST),
             causes.CONNTRACK,
             f"conntrack has {count:,} entries of {limit:,}",
-            ("net.netfilter.nf_conntrack_count and nf_conntrack_max",),
-            {"more": str(2 * limit)},
+            (f"net.netfilter.nf_conntrack_max is {limit}{where}",),
+            {"more": str(2 * limit)} if facts.conntrack_is_ours else {},
         )
-
-
-def translated(facts: Facts) -> Iterator[Finding]:
-    """A firewall rule translates to fewer ports than the host has."""
-    for each in facts.translations:
-        if each.ports.size < facts.ports.size:
-            yield Finding(
-                Severity.NOTE if each.forwarded else Severity.WARNING,
-                causes.TRANSLATED,
-                f"a rule translates to {each.ports.size:,} ports, fewer than the "
-                f"{facts.ports.size:,} of the range",
-                (each.text,),
-            )
 
 
 def old_kernel(facts: Facts) -> Iterator[Finding]:
@@ -437,6 +473,7 @@ def old_kernel(facts: Facts) -> Iterator[Finding]:
 RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     not_local,
     ipv6_off,
+    link_local,
     port_taken,
     exhausted,
     full,
@@ -449,7 +486,7 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     leaks,
     descriptors,
     conntrack,
-    translated,
+    *firewall.RULES,
     time_wait_overflow,
     listeners,
     timestamps_off,
@@ -501,31 +538,6 @@ def _told(facts: Facts, pair: WatchedPair) -> tuple[str, ...]:
     left = pair.row.capacity - pair.row.taken
     until = f": none is left in {duration(left / pair.rate)}" if left > 0 and pair.rate > 0 else ""
     return owned, f"{pair.rate:+,.1f} ports a second over {facts.seconds:.1f} s{until}"
-
-
-def _values(facts: Facts) -> dict[str, str]:
-    """The values in the commands of remedies against exhaustion.
-
-    A value is left out where the command would do nothing, or harm.
-    """
-    values = {}
-    if facts.tcp_timestamps and facts.tcp_tw_reuse != 1:
-        values["reuse"] = "1"
-    # The kernel refuses a range that reaches into the privileged ports.
-    low = max(_WIDE.low, facts.unprivileged_port_start)
-    wider = PortRange(min(low, facts.ports.low), _WIDE.high)
-    if wider.size > facts.ports.size:
-        values["wider"] = f"{wider.low} {wider.high}"
-    ports = {each.port for each in facts.holders if each.state == "LISTEN"}
-    if ports:
-        # The value replaces the one in force, so it repeats the ports that are reserved now.
-        values["reserve"] = ",".join(_ranges(ports | ports_in(facts.reserved)))
-    return values
-
-
-def _ranges(ports: set[int]) -> list[str]:
-    """Ports as net.ipv4.ip_local_reserved_ports has them: "8080", "10000-20000"."""
-    return [str(each.low) if each.size == 1 else str(each) for each in ranges_of(ports)]
 
 
 def _is_filling(pair: WatchedPair, seconds: float) -> bool:

@@ -24,9 +24,20 @@ OF_EXHAUSTION: Final = (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN)
 
 #: What other errnos come from, if it is found.
 _ELSEWHERE: Final = {
-    errno.EINVAL: causes.NOT_HONOURED,
-    errno.EMFILE: causes.DESCRIPTORS,
-    errno.ETIMEDOUT: causes.CONNTRACK,
+    errno.EINVAL: (causes.LINK_LOCAL, causes.NOT_HONOURED),
+    errno.EMFILE: (causes.DESCRIPTORS,),
+    errno.ENETUNREACH: (causes.IPV6_OFF,),
+    errno.ETIMEDOUT: (
+        causes.CONNTRACK,
+        causes.TRANSLATED,
+        causes.SWALLOWED,
+        causes.RANDOM_TRANSLATION,
+    ),
+    # send() says so for UDP. For TCP, whose SYN is sent again, this is ETIMEDOUT.
+    errno.EPERM: (causes.CONNTRACK, causes.TRANSLATED),
+    # A peer resets a SYN whose timestamp is older than the last one's.
+    errno.ECONNREFUSED: (causes.RANDOM_TRANSLATION,),
+    errno.ECONNRESET: (causes.RANDOM_TRANSLATION,),
 }
 
 #: What keeps ports from a call, after their number.
@@ -110,9 +121,10 @@ def _beside(call: Call, answer: Answer) -> str:
 def _of_number(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     found = {each.cause: each for each in reversed(findings)}
     if call.number not in OF_EXHAUSTION:
-        cause = _ELSEWHERE.get(call.number)
-        if cause in found:
-            return Answer(f"may well come from this: {found[cause].title}.", (cause,))
+        for cause in _ELSEWHERE.get(call.number, ()):
+            if cause in found and (call.number != errno.EPERM or not call.stream):
+                shown = "".join(f" ({line})" for line in found[cause].evidence[:1])
+                return Answer(f"may well come from this: {found[cause].title}{shown}.", (cause,))
         return Answer(f"is not exhaustion, which gives {', '.join(map(_named, OF_EXHAUSTION))}.")
     for cause in causes.OF_A_SOURCE:
         if cause in found and (call.needs_ipv6 or cause is not causes.IPV6_OFF):

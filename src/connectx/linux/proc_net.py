@@ -7,11 +7,17 @@ the calling thread.
 
 from __future__ import annotations
 
+import os
 from typing import Final, NamedTuple
 
 from connectx.linux import sysctl
 
 _NET: Final = "/proc/thread-self/net/"
+
+_IPV6: Final = "/proc/sys/net/ipv6/conf/"
+
+#: The scope of link-local addresses in /proc/net/if_inet6: IFA_LINK (net/if_inet6.h).
+_LINK: Final = "20"
 
 _CONNTRACK: Final = "/proc/sys/net/netfilter/nf_conntrack_"
 
@@ -60,6 +66,14 @@ def conntrack() -> Table | None:
         return None
 
 
+def conntrack_is_ours() -> bool:
+    """Whether nf_conntrack_max can be set here: only in the machine's first namespace."""
+    try:
+        return bool(os.stat(f"{_CONNTRACK}max").st_mode & 0o200)  # noqa: PTH116 - a name is all
+    except FileNotFoundError:
+        return False
+
+
 def parse_time_wait(text: str) -> int:
     """Return the number after "tw" in the TCP line of /proc/net/sockstat; ValueError without."""
     for line in text.splitlines():
@@ -95,6 +109,54 @@ def ipv6_addresses() -> dict[bytes, int]:
         return {}
     fields = [line.split() for line in listing.splitlines()]
     return {bytes.fromhex(each[0]): int(each[4], 16) for each in fields}
+
+
+def link_local_devices() -> tuple[str, ...]:
+    """Return the names of the devices that have a link-local IPv6 address."""
+    try:
+        listing = _read(f"{_NET}if_inet6")
+    except FileNotFoundError:
+        return ()
+    found = [line.split() for line in listing.splitlines()]
+    return tuple(dict.fromkeys(each[5] for each in found if each[3] == _LINK))
+
+
+def ipv4_addresses() -> tuple[str, ...]:
+    """Return the namespace's own IPv4 addresses, those of the loopback device too."""
+    return parse_ipv4_addresses(_read(f"{_NET}fib_trie"))
+
+
+def parse_ipv4_addresses(text: str) -> tuple[str, ...]:
+    """Return the addresses of the local routes to one host in /proc/net/fib_trie."""
+    found = []
+    address = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("|-- "):
+            address = line.removeprefix("|-- ")
+        elif line == "/32 host LOCAL":
+            found.append(address)
+    return tuple(dict.fromkeys(found))
+
+
+def devices_without_ipv6() -> tuple[str, ...] | None:
+    """Return the devices whose disable_ipv6 is 1, which may include "all".
+
+    Returns:
+        None if there are no such sysctls: the kernel was started without IPv6, or has none.
+    """
+    try:
+        names = os.listdir(_IPV6)  # noqa: PTH208 - names are all it takes
+    except FileNotFoundError:
+        return None
+    return tuple(name for name in names if _is_off(name))
+
+
+def _is_off(device: str) -> bool:
+    try:
+        return _read(f"{_IPV6}{device}/disable_ipv6").strip() == "1"
+    except FileNotFoundError:
+        # It has gone.
+        return False
 
 
 def _read(path: str) -> str:

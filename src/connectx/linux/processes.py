@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import Final, NamedTuple
 
 #: A container's id, as runtimes name control groups after it.
@@ -54,10 +55,17 @@ class Owners(NamedTuple):
 
 
 class Descriptors(NamedTuple):
-    """A process's open files, and the limit (RLIMIT_NOFILE) that open() and socket() meet."""
+    """A process's open files, and the limits on them (RLIMIT_NOFILE).
+
+    Attributes:
+        used: How many it has open.
+        limit: The soft limit, which open() and socket() meet.
+        hard: The hard limit, up to which the soft one can be raised without a privilege.
+    """
 
     used: int
     limit: int
+    hard: int
 
 
 def owners() -> Owners:
@@ -97,8 +105,10 @@ def descriptors(pid: int) -> Descriptors | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     (line,) = (each for each in limits.splitlines() if each.startswith("Max open files"))
-    soft = line.split()[3]
-    return None if soft == "unlimited" else Descriptors(used, int(soft))
+    soft, hard = line.split()[3:5]
+    if soft == "unlimited":
+        return None
+    return Descriptors(used, int(soft), sys.maxsize if hard == "unlimited" else int(hard))
 
 
 def _inodes(directory: str) -> set[int]:

@@ -28,6 +28,7 @@ from connectx.linux.uapi import (
     SO_REUSEADDR,
     SOL_SOCKET,
     TCP_FASTOPEN_CONNECT,
+    TCP_TIMESTAMP,
 )
 
 if TYPE_CHECKING:
@@ -151,6 +152,14 @@ def get_ipv6_v6only(sock: socket.socket) -> bool:
 def set_ipv6_v6only(sock: socket.socket, *, on: bool) -> None:
     """Set IPV6_V6ONLY; EINVAL once the socket is bound."""
     sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, on)
+
+
+def get_tcp_timestamp(sock: socket.socket) -> int:
+    """Return TCP_TIMESTAMP: the timestamp that the socket would send now, in milliseconds.
+
+    It has the connection's own offset, which connect() sets, and is taken modulo 2**32.
+    """
+    return sock.getsockopt(IPPROTO_TCP, TCP_TIMESTAMP) & 0xFFFFFFFF
 
 
 def get_tcp_fastopen_connect(sock: socket.socket) -> bool:

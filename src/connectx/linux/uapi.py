@@ -39,6 +39,7 @@ IPV6_V6ONLY: Final = 26  # linux/in6.h, 2.4.21
 # Socket options, level IPPROTO_TCP (6).
 TCP_REPAIR: Final = 19  # linux/tcp.h, 3.5
 TCP_FASTOPEN: Final = 23  # linux/tcp.h, 3.7
+TCP_TIMESTAMP: Final = 24  # linux/tcp.h, 3.9
 TCP_FASTOPEN_CONNECT: Final = 30  # linux/tcp.h, 4.11
 TCP_FASTOPEN_NO_COOKIE: Final = 34  # linux/tcp.h, 4.15
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis.facts import Call
@@ -25,7 +26,7 @@ from connectx.addresses import (
     unmapped,
 )
 from connectx.errors import ConnectxError
-from connectx.observe.namespace import visiting
+from connectx.observe.namespace import path_of, visiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,6 +121,7 @@ def examine(
             calls, seconds=seconds, idle_after=idle_after, progress=progress
         )
         where = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - the text itself
+    facts = facts._replace(within=_within(netns))
     views = [facts._replace(call=call) for call in calls_answered] or [facts]
     found = [find(view) for view in views]
     answers = [verdict(view, some) for view, some in zip(views, found, strict=True)]
@@ -177,6 +179,11 @@ def diagnose(
         ports=ports,
         seconds=seconds,
     )
+
+
+def _within(netns: str | None) -> str:
+    """What a shell command has to begin with to run in a namespace; "" to stay."""
+    return "" if netns is None else f"nsenter --net={shlex.quote(path_of(netns))} "
 
 
 def _canonical(endpoint: Endpoint) -> Endpoint:
