@@ -314,28 +314,6 @@ class TestArguments:
         assert main(["exporter", option]) == 0
         assert capsys.readouterr().out == text
 
-    def test_files_and_help_need_no_client(self) -> None:
-        hide = "import sys; sys.modules['prometheus_client'] = None"
-        start = "from connectx.cli.main import main; sys.exit(main())"
-        for option in ("--help", "--rules"):
-            result = subprocess.run(
-                [sys.executable, "-c", f"{hide}; {start}", "exporter", option],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=limits.COMMAND_LIMIT,
-            )
-            assert (result.returncode, result.stderr) == (0, "")
-        result = subprocess.run(
-            [sys.executable, "-c", f"{hide}; {start}", "exporter"],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=limits.COMMAND_LIMIT,
-        )
-        assert result.returncode == 2
-        assert "pip install 'connectx[tools]'" in result.stderr
-
 
 #: As in /etc/prometheus/prometheus.yml, only that everything is quick.
 CONFIGURATION = {

@@ -88,6 +88,41 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["dry_run"], found["selected"], found["closed"]) == (False, 3, 3)
 
 
+@pytest.mark.usefixtures("time_waits")
+@pytest.mark.parametrize(
+    "spelled", ["TIME-WAIT", "TIME_WAIT", "time-wait", "time_wait", "timewait", "TCP_TIME_WAIT"]
+)
+def test_states_are_spelled_as_people_do(spelled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kill", "--json", "--state", spelled]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["states"], found["selected"]) == (["TIME-WAIT"], 3)
+
+
+@pytest.mark.parametrize(
+    "spelled, state",
+    [
+        ("estab", "ESTAB"),
+        ("ESTABLISHED", "ESTAB"),
+        ("TCP_ESTABLISHED", "ESTAB"),
+        ("FIN_WAIT1", "FIN-WAIT-1"),
+        ("fin-wait-2", "FIN-WAIT-2"),
+        ("SYN_RECV", "SYN-RECV"),
+        ("SYN-RECEIVED", "SYN-RECV"),
+        ("close_wait", "CLOSE-WAIT"),
+        ("listen", "LISTEN"),
+    ],
+)
+def test_other_states_too(spelled: str, state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kill", "--json", "--source", "127.0.0.1", "--state", spelled]) == 0
+    assert json.loads(capsys.readouterr().out)["states"] == [state]
+
+
+def test_states_of_udp(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--protocol", "udp", "--source", "127.0.0.1", "--state", "unconnected"]
+    assert main(["kill", "--json", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["states"] == ["UNCONN"]
+
+
 def test_listeners_only_by_name(servers: Servers, capsys: pytest.CaptureFixture[str]) -> None:
     listener = servers.listen("127.0.0.1", PORT)
     every = [word for state in STATES["tcp"][:-1] for word in ("--state", state)]
@@ -182,7 +217,7 @@ class TestWrongUsage:
             ["--destination", "a:b"],
             ["--limit", "0"],
             ["--limit", "-1"],
-            ["--state", "time-wait"],
+            ["--state", "waiting"],
             ["--protocol", "sctp"],
             ["--source-port-range", "2-1"],
         ],

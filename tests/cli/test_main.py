@@ -15,6 +15,7 @@ import connectx
 from connectx.cli import main as cli
 from connectx.cli.command import FAILED, INTERRUPTED, OK, WRONG_USAGE
 from tests import limits
+from tests.cli.bare import without_extras
 
 Run = Callable[[argparse.Namespace], int]
 Install = Callable[[Run], None]
@@ -92,10 +93,8 @@ class TestStarts:
         assert "connectx.cli.demo" not in result.stderr
 
     @pytest.mark.parametrize("option", ["--version", "--help"])
-    def test_without_the_tools_extra(self, option: str) -> None:
-        hide = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(',')))"
-        start = "from connectx.cli.main import main; sys.exit(main())"
-        result = run("-c", f"{hide}; {start}", ",".join(cli.TOOLS), option)
+    def test_without_any_extra(self, option: str) -> None:
+        result = without_extras(option)
         assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -141,6 +140,45 @@ class TestExitStatus:
             cli.main(arguments)
         assert stopped.value.code == WRONG_USAGE
 
+    @pytest.mark.parametrize(
+        "arguments, command, says",
+        [
+            ("usge", "connectx", "did you mean usage?"),
+            ("usage --destinaton=1.2.3.4", "connectx usage", "did you mean --destination?"),
+            ("usage --watchh 2", "connectx usage", "did you mean --watch?"),
+            ("usage --by proces", "connectx usage", "did you mean process?"),
+            ("kill --protocol tpc", "connectx kill", "did you mean tcp?"),
+            ("kill --state time-wiat", "connectx kill", "did you mean TIME-WAIT?"),
+            ("doctor --netn 1 --idel 3", "connectx doctor", "did you mean --idle?"),
+            ("kill 198.51.100.9", "connectx kill", "unrecognized arguments: 198.51.100.9\n"),
+            ("lab lateny", "connectx lab", "did you mean latency?"),
+            (
+                "lab latency --port 2000-3000 -x",
+                "connectx lab latency",
+                "unrecognized arguments: -x\n",
+            ),
+            ("--json usage", "connectx", "--json comes after the command, as in connectx usage"),
+            ("--zzz usage", "connectx", "unrecognized arguments: --zzz\n"),
+        ],
+    )
+    def test_wrong_usage_shows_the_commands_own_and_what_was_meant(
+        self, arguments: str, command: str, says: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments.split())
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"usage: {command} ")
+        assert f"{command}: error: " in shown
+        assert says in shown
+
+    def test_arguments_that_are_wrong_together_show_the_usage_too(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["kill", "--state", "ESTAB"]) == WRONG_USAGE
+        shown = capsys.readouterr().err
+        assert shown.startswith("usage: connectx kill ")
+        assert "connectx kill: sockets that are not in TIME-WAIT" in shown
+
     def test_interrupted(self, install: Install) -> None:
         def interrupt(_: argparse.Namespace) -> int:
             raise KeyboardInterrupt
@@ -148,10 +186,11 @@ class TestExitStatus:
         install(interrupt)
         assert cli.main(["fake-command"]) == INTERRUPTED
 
-    @pytest.mark.parametrize("package", sorted(cli.TOOLS))
-    def test_a_package_of_the_tools_extra_is_missing(
+    @pytest.mark.parametrize("package, extra", sorted(cli.EXTRAS.items()))
+    def test_a_package_of_an_extra_is_missing(
         self,
         package: str,
+        extra: str,
         install: Install,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -159,12 +198,55 @@ class TestExitStatus:
         install(lambda _: bool(importlib.import_module(package)))
         monkeypatch.setitem(sys.modules, package, None)
         assert cli.main(["fake-command"]) == WRONG_USAGE
-        assert "pip install 'connectx[tools]'" in capsys.readouterr().err
+        assert f"pip install 'connectx[{extra}]'" in capsys.readouterr().err
 
     def test_another_missing_module_is_a_bug_and_shows_as_one(self, install: Install) -> None:
         install(lambda _: bool(importlib.import_module("connectx.no_such_module")))
         with pytest.raises(ModuleNotFoundError):
             cli.main(["fake-command"])
+
+
+class TestEncodings:
+    """Where the output's encoding lacks a character, something like it is printed."""
+
+    TEXT = "µ ─ █ ✓ … é 漢 \\udcff"
+
+    @pytest.mark.parametrize(
+        "encoding, shown",
+        [
+            ("utf-8", "µ ─ █ ✓ … é 漢 ?"),
+            ("ascii", "u - # v . ? ? ?"),
+            ("latin-1", "µ - # v . é ? ?"),
+            ("cp437", "µ ─ █ v . é ? ?"),
+            ("ascii:strict", "u - # v . ? ? ?"),
+            ("utf-16", "µ ─ █ ✓ … é 漢 ?"),
+        ],
+    )
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_of_any_kind(self, stream: str, encoding: str, shown: str) -> None:
+        result = subprocess.run(
+            [
+                *(sys.executable, "-c", FAKE_MAIN),
+                *(f'return print("{self.TEXT}", end="", file=sys.{stream})', "fake"),
+            ],
+            check=False,
+            capture_output=True,
+            timeout=limits.COMMAND_LIMIT,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert result.returncode == 0, result.stderr
+        printed = result.stdout if stream == "stdout" else result.stderr
+        assert printed.decode(encoding.partition(":")[0]) == shown
+
+    def test_of_a_locale(self) -> None:
+        result = without_extras(
+            *("lab", "latency", "--ports", "40000-40063"),
+            LC_ALL="C",
+            PYTHONUTF8="0",
+            PYTHONCOERCECLOCALE="0",
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "mean us" in result.stdout
 
 
 class TestBrokenPipe:

@@ -3,5 +3,5 @@
 - ``main``: finds the command and returns its exit status.
 - ``command``: what a command's module defines, and how a command ends.
 - ``arguments``: the arguments that commands share, and the types of their values.
-- ``output``: numbers, errors and tables as commands print them; ``progress``: progress bars.
+- ``page``: what commands print on; ``output``: numbers and errors as text; ``progress``: bars.
 """

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connectx.cli.command import FAILED, OK, CommandError
 from connectx.cli.lab.arguments import add_ports
-from connectx.cli.lab.output import table
+from connectx.cli.page import Cell, Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
 from connectx.lab import demo
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 
 if TYPE_CHECKING:
     import argparse
-
-    from rich.table import Table
 
 NAME: Final = "demo"
 HELP: Final = "Open every connection one address can have, and show what stops the usual ways."
@@ -112,59 +110,56 @@ def _as_json(result: demo.Demonstration) -> dict[str, Any]:
 
 
 def _print_table(result: demo.Demonstration) -> None:
-    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
-
-    console = Console(highlight=False)
-    console.print(_table(result, min(console.width, _WIDEST)))
-    console.print()
+    page = Page(_WIDEST)
+    page.table(_table(result))
+    page.line()
     for way in result.ways:
         if way.technique == demo.CONNECTX:
-            console.print(
+            page.paragraph(
                 f"connectx: {way.opened:,} {way.protocol.upper()} connections from "
                 f"{demo.SOURCE}, {way.duplicates:,} duplicates, {way.echoed:,} echoing"
             )
-    console.print(
+    page.paragraph(
         f"Linux {result.kernel}, {result.cores} cores, {result.seconds:.1f} s", style="dim"
     )
 
 
-def _table(result: demo.Demonstration, width: int) -> Table:
+def _table(result: demo.Demonstration) -> Table:
     first, second = (f"{host}:{port}" for host, port in demo.DESTINATIONS)
-    drawn = table(
-        title=f"{result.ports.size:,} source ports ({result.ports}) of {demo.SOURCE}\n"
+    drawn = Table(
+        [
+            Column(),
+            Column("way"),
+            Column("opened", right=True),
+            Column("per\nsecond", right=True),
+            Column("errno"),
+            Column("stopped", folds=True),
+            Column("dupli-\ncates", right=True),
+            Column("echoing", right=True),
+        ],
+        f"{result.ports.size:,} source ports ({result.ports}) of {demo.SOURCE}\n"
         f"first line of each way: to {first}, second line: to {second}",
-        width=width,
+        rule=True,
+        gap=1,
     )
-    drawn.add_column()
-    drawn.add_column("way")
-    drawn.add_column("opened", justify="right")
-    drawn.add_column("per\nsecond", justify="right")
-    drawn.add_column("errno")
-    drawn.add_column("stopped")
-    drawn.add_column("dupli-\ncates", justify="right")
-    drawn.add_column("echoing", justify="right")
     for number, way in enumerate(result.ways):
         new = number == 0 or result.ways[number - 1].protocol != way.protocol
-        if new and number:
+        if new:
             drawn.add_section()
-        heads = [way.protocol.upper() if new else "", way.technique]
-        tails = [
-            _marked(f"{way.duplicates:,}", "red", where=way.duplicates > 0),
-            _marked(f"{way.echoed:,}", "red", where=way.echoed < way.opened),
+        heads: list[Cell] = [way.protocol.upper() if new else "", way.technique]
+        tails: list[Cell] = [
+            Piece(f"{way.duplicates:,}", "red" if way.duplicates else ""),
+            Piece(f"{way.echoed:,}", "red" if way.echoed < way.opened else ""),
         ]
         for opening in way.openings:
-            drawn.add_row(
+            drawn.add(
                 *heads,
                 f"{opening.opened:,}",
                 f"{opening.rate:,.0f}" if opening.opened else "",
                 errno.errorcode.get(opening.errno, "none"),
-                _marked(opening.stopped, "yellow", where=opening.stopped != demo.FULL),
+                Piece(opening.stopped, "yellow" if opening.stopped != demo.FULL else ""),
                 *tails,
-                style="bold" if way.technique == demo.CONNECTX else None,
+                style="bold" if way.technique == demo.CONNECTX else "",
             )
             heads, tails = ["", ""], ["", ""]
     return drawn
-
-
-def _marked(text: str, colour: str, *, where: bool) -> str:
-    return f"[{colour}]{text}[/]" if where else text

@@ -7,7 +7,6 @@ import errno
 import json
 import socket
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._diagnosis.causes import FOLKLORE
@@ -16,6 +15,7 @@ from connectx.addresses import HIGHEST_PORT, Endpoint
 from connectx.cli.arguments import add_json, add_netns, endpoint, port_range, seconds
 from connectx.cli.command import CommandError, errors_reported
 from connectx.cli.output import error_text, plural
+from connectx.cli.page import Page, Piece
 from connectx.cli.progress import spinner
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:
     """Print the verdict first, then what it rests on, and the rest as a list of titles."""
-    page = _Page()
+    page = Page(_WIDEST)
     first, *others = (diagnosis.verdict or _headline(diagnosis)).split("\n")
     page.paragraph(first, style="bold")
     for line in others:
@@ -220,7 +220,7 @@ def _title(finding: Finding) -> str:
     return f"{finding.severity.value}: {finding.title}"
 
 
-def _show_finding(finding: Finding, page: _Page, *, said: str, verbose: bool) -> None:
+def _show_finding(finding: Finding, page: Page, *, said: str, verbose: bool) -> None:
     """Print a finding without what the verdict has said already."""
     style = _COLOURS[finding.severity.value]
     if finding.title.lower() in said.lower():
@@ -237,13 +237,13 @@ def _show_finding(finding: Finding, page: _Page, *, said: str, verbose: bool) ->
         page.paragraph(remedy.text, "  - ")
         commands = [each.command(remedy) for each in (finding, *finding.also)]
         for command in filter(None, dict.fromkeys(commands)):
-            page.unbroken(f"      {command}")
+            page.line(Piece(f"      {command}", "bold"))
         if any(commands):
             page.paragraph(f"it breaks: {remedy.breaks}", "    ", style="dim")
     page.paragraph("")
 
 
-def _show_others(finding: Finding, page: _Page, *, verbose: bool) -> None:
+def _show_others(finding: Finding, page: Page, *, verbose: bool) -> None:
     """Print the other findings of the same cause: their titles, or all that shows them."""
     shown = finding.also if verbose else finding.also[:SHOWN]
     for other in shown:
@@ -254,7 +254,7 @@ def _show_others(finding: Finding, page: _Page, *, verbose: bool) -> None:
         page.paragraph(f"also: {more:,} more, which --verbose lists", "  ", "    ")
 
 
-def _show_folklore(findings: Iterable[Finding], page: _Page) -> None:
+def _show_folklore(findings: Iterable[Finding], page: Page) -> None:
     causes = {finding.cause for finding in findings}
     fitting = [each for each in FOLKLORE if causes & each.against]
     if fitting:
@@ -262,26 +262,6 @@ def _show_folklore(findings: Iterable[Finding], page: _Page) -> None:
     for each in fitting:
         page.paragraph(f"{each.name} {each.truth}", "  - ")
     page.paragraph("")
-
-
-class _Page:
-    """Standard output: text wrapped to its width, with colours on a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 - from the tools extra
-
-        self._console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
-        self._width = max(40, min(self._console.width, _WIDEST))
-
-    def paragraph(self, text: str, first: str = "", rest: str = "", style: str = "") -> None:
-        """Print wrapped text. `first` begins the first line, `rest` or blanks the others."""
-        rest = rest or " " * len(first)
-        lines = textwrap.wrap(text, self._width, initial_indent=first, subsequent_indent=rest)
-        self._console.print("\n".join(lines), style=style)
-
-    def unbroken(self, text: str) -> None:
-        """Print a line that is never wrapped, so that it can be copied."""
-        self._console.print(text, style="bold")
 
 
 def _errno(text: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint, needs_scope, text
 from connectx.cli.arguments import add_addresses, add_json, add_netns, port_range, whole_number
-from connectx.cli.command import FAILED, OK, WRONG_USAGE, CommandError, errors_reported
+from connectx.cli.command import FAILED, OK, UsageError, errors_reported
 from connectx.cli.output import error_text, plural
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ _LISTENER_WARNING: Final = (
     "Closing a listener drops the connections in its queue, and nothing listens on its port."
 )
 
+#: Other names of states, in the kernel, in RFC 9293 and in netstat(8), without their hyphens.
+_OTHER_NAMES: Final = {
+    "ESTABLISHED": "ESTAB",
+    "SYNRECEIVED": "SYNRECV",
+    "NEWSYNRECV": "SYNRECV",
+    "UNCONNECTED": "UNCONN",
+}
+
 #: How many lines of the list are printed: there may be thousands.
 _SHOWN: Final = 20
 
@@ -57,9 +65,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state",
         action="append",
+        type=_state_named,
         choices=states,
         metavar="STATE",
-        help="close only what is in this state; may be given several times "
+        help="close only what is in this state, however it is spelled; may be given several times "
         f"(default: TIME-WAIT). One of {', '.join(states)}; every state but TIME-WAIT needs "
         "--source or --destination",
     )
@@ -109,13 +118,24 @@ def run(arguments: argparse.Namespace) -> int:
     return FAILED if outcome and outcome.refused else OK
 
 
+def _state_named(text: str) -> str:
+    """Return the name of a state as ss(8) prints it: also for TIME_WAIT, established, FIN-WAIT1."""
+    from connectx.observe.kill import STATES  # noqa: PLC0415 - as above
+
+    word = _plain(text).removeprefix("TCP")
+    word = _OTHER_NAMES.get(word, word)
+    return next((each for some in STATES.values() for each in some if _plain(each) == word), text)
+
+
+def _plain(state: str) -> str:
+    return state.upper().replace("-", "").replace("_", "").replace(" ", "")
+
+
 def _wanted(arguments: argparse.Namespace) -> Wanted:
     from connectx.observe.kill import TIME_WAIT, Wanted  # noqa: PLC0415 - as above
 
     if arguments.protocol == "udp" and not arguments.state:
-        raise CommandError(
-            "UDP has no TIME-WAIT; choose --state ESTAB or --state UNCONN", WRONG_USAGE
-        )
+        raise UsageError("UDP has no TIME-WAIT; choose --state ESTAB or --state UNCONN")
     return Wanted(
         arguments.protocol,
         tuple(dict.fromkeys(arguments.state or TIME_WAIT)),
@@ -158,7 +178,6 @@ def _as_json(
 def _show(
     wanted: Wanted, selected: list[SocketRecord], outcome: Outcome | None, lacking: str
 ) -> None:
-    # Plain lines, since this must work without the tools extra.
     if not selected:
         print(f"No {wanted.protocol.upper()} socket in {' or '.join(wanted.states)} matches.")
         return

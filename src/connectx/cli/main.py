@@ -12,14 +12,31 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from connectx import __version__
-from connectx.cli.command import FAILED, INTERRUPTED, OK, WRONG_USAGE, Command, CommandError, add
-from connectx.cli.output import error_text, give_up_output, is_lost
+from connectx.cli.command import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    WRONG_USAGE,
+    Command,
+    CommandError,
+    Parser,
+    UsageError,
+    add,
+)
+from connectx.cli.output import accept_any_encoding, error_text, give_up_output, is_lost
 
 #: The subcommands, by module name; the command line has ``-`` for ``_``.
 COMMANDS: Final = ("demo", "doctor", "exporter", "kill", "lab", "top", "usage")
 
-#: The packages of the ``tools`` extra, by import name.
-TOOLS: Final = frozenset({"altair", "jinja2", "prometheus_client", "rich", "textual", "vl_convert"})
+#: The packages that some commands need, by import name, and the extras that bring them.
+EXTRAS: Final = {
+    "prometheus_client": "tools",
+    "rich": "tools",
+    "textual": "tools",
+    "altair": "lab",
+    "jinja2": "lab",
+    "vl_convert": "lab",
+}
 
 EPILOG: Final = f"""\
 exit status:
@@ -39,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: For ``--help``, ``--version`` and wrong usage, as argparse does it.
     """
+    accept_any_encoding()
     try:
         try:
             return _dispatch(sys.argv[1:] if argv is None else argv)
@@ -59,14 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         give_up_output()
         return _complain(f"cannot write to standard output: {error_text(error)}", FAILED)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in TOOLS:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
         return _complain(
-            f"this command needs {error.name}: pip install 'connectx[tools]'", WRONG_USAGE
+            f"this command needs {error.name}: pip install 'connectx[{extra}]'", WRONG_USAGE
         )
 
 
-def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
+def parser_for(argv: Sequence[str]) -> Parser:
     """Return the parser for a command line, with no more subcommands than it needs.
 
     Importing the subcommands costs more than everything else. If the command line names one,
@@ -79,7 +98,7 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
         names = [first]
     else:
         names = COMMANDS
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="connectx",
         description="Outgoing TCP and UDP connections limited by the 4-tuple, not the port range.",
         epilog=EPILOG,
@@ -100,6 +119,10 @@ def _dispatch(argv: Sequence[str]) -> int:
     command: Command = arguments.command
     try:
         return command.run(arguments)
+    except UsageError as error:
+        parser: Parser = arguments.parser
+        parser.print_usage(sys.stderr)
+        return _complain(str(error), error.status, command.NAME)
     except CommandError as error:
         return _complain(str(error), error.status, command.NAME)
 

@@ -1,22 +1,40 @@
-"""How commands print: numbers and errors as text, tables, and an output that takes no more."""
+"""How commands print: numbers and errors as text, and an output that takes no more."""
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
 import sys
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from rich.table import Table
-    from rich.text import Text
-
-Row = TypeVar("Row")
+from typing import Final
 
 #: Errors of write(2) that mean that nothing more can be written: disk full, terminal gone.
 _OUTPUT_LOST: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+#: What stands for a character that the output's encoding lacks, one for one, so that columns stay
+#: aligned.
+_INSTEAD: Final = {
+    **dict(zip("─━│·…µ→✓✗", "--|..u>vx", strict=True)),
+    **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
+    **dict(zip("▏▎▍▌▋▊▉", "---####", strict=True)),
+}
+
+
+def accept_any_encoding() -> None:
+    """Make the standard streams print something for every character, whatever their encoding."""
+    codecs.register_error("connectx", _instead)
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="connectx")
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_INSTEAD.get(each, "?") for each in lacking), error.end
 
 
 def percent(share: float) -> str:
@@ -35,40 +53,6 @@ def error_text(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
-
-
-class Column(NamedTuple, Generic[Row]):
-    """A column of a table.
-
-    Attributes:
-        title: What stands above it.
-        cell: Returns its text for a row.
-        numeric: Whether it is aligned to the right and never folded.
-        shown: Whether it is part of the table.
-    """
-
-    title: str
-    cell: Callable[[Row], str | Text]
-    numeric: bool = False
-    shown: bool = True
-
-
-def table(columns: Iterable[Column[Row]], rows: Iterable[Row]) -> Table:
-    """Return a table without borders, a line for each row, which a narrow terminal folds."""
-    from rich.table import Table  # noqa: PLC0415 - from the tools extra
-
-    columns = [column for column in columns if column.shown]
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        drawn.add_column(
-            column.title,
-            justify="right" if column.numeric else "left",
-            no_wrap=column.numeric,
-            overflow="fold",
-        )
-    for row in rows:
-        drawn.add_row(*(column.cell(row) for column in columns))
-    return drawn
 
 
 def is_lost(error: OSError) -> bool:

@@ -1,4 +1,4 @@
-"""Progress of what takes long: on standard error, and only if that is a terminal."""
+"""The progress of what takes long: a line on standard error, and only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import itertools
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from connectx._diagnosis.finding import duration
+from connectx.cli.page import Page, Piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,11 +20,7 @@ if TYPE_CHECKING:
 #: The seconds between two redraws.
 _REDRAW_EVERY: Final = 0.1
 
-#: Erases the rest of a terminal's line.
-_CLEAR: Final = "\x1b[K"
-
-#: How many tasks are shown besides the first: the latest ones.
-_SHOWN: Final = 8
+_BAR: Final = 20
 
 
 @contextlib.contextmanager
@@ -42,57 +41,76 @@ def spinner(doing: str) -> Iterator[Callable[[str], None]]:
 
     def draw() -> None:
         for frame in itertools.cycle("|/-\\"):
-            print(f"\r{_CLEAR}{frame} {doing}", end="", file=sys.stderr, flush=True)
+            show([Piece(f"{frame} {doing}"[: page.width - 1])])
             if finished.wait(_REDRAW_EVERY):
                 break
-        print(f"\r{_CLEAR}", end="", file=sys.stderr, flush=True)
+        show([])
 
+    page = Page(stream=sys.stderr)
     drawing = threading.Thread(target=draw, name="spinner", daemon=True)
-    drawing.start()
-    try:
-        yield report
-    finally:
-        finished.set()
-        drawing.join()
+    with page.animation() as show:
+        drawing.start()
+        try:
+            yield report
+        finally:
+            finished.set()
+            drawing.join()
+
+
+class _Task(NamedTuple):
+    """A task that an experiment has reported, and when its phase began."""
+
+    name: str
+    phase: str
+    done: int
+    total: int
+    since: float
 
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Watch]:
-    """Show a bar and the remaining time for each task that an experiment reports."""
-    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    """Show a bar and the remaining time for the latest task that an experiment reports.
 
-    # Without auto_refresh, which needs a thread: experiments fork, and only a process with a
-    # single thread may enter a user namespace.
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[phase]} {task.completed:,} of {task.total:,}"),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-        auto_refresh=False,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    tasks: dict[str, TaskID] = {}
+    The first task is shown too for as long as it lasts: it may be the sum of the others.
+    """
+    page = Page(stream=sys.stderr)
+    tasks: dict[str, _Task] = {}
+    began: dict[tuple[str, str], float] = {}
     drawn = time.monotonic()
 
-    def watch(task: str, phase: str, done: int, total: int) -> None:
-        nonlocal drawn
-        if task not in tasks:
-            tasks[task] = progress.add_task(task, total=total, phase=phase)
-            for former in list(tasks)[1:-_SHOWN]:
-                progress.update(tasks[former], visible=False)
-        progress.update(tasks[task], completed=done, total=total, phase=phase)
-        if time.monotonic() - drawn > _REDRAW_EVERY:
-            progress.refresh()
-            drawn = time.monotonic()
+    with page.animation() as show:
 
-    with progress:
-        yield watch
+        def watch(name: str, phase: str, done: int, total: int) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            begins = (name, phase) not in began
+            since = began.setdefault((name, phase), now)
+            tasks[name] = _Task(name, phase, done, total, since)
+            if begins or now - drawn > _REDRAW_EVERY:
+                first = next(iter(tasks.values()))
+                latest = tasks[name]
+                above = [first] if first is not latest and first.done < first.total else []
+                text = ", ".join(_text(task) for task in (*above, latest))
+                show([Piece(f"{_bar(latest)} {text}{_left(latest, now)}"[: page.width - 1])])
+                drawn = now
+
+        try:
+            yield watch
+        finally:
+            show([])
+
+
+def _bar(task: _Task) -> str:
+    full = _BAR * task.done // max(1, task.total)
+    return f"{'━' * full}{'·' * (_BAR - full)}"
+
+
+def _text(task: _Task) -> str:
+    return f"{task.name}: {task.phase} {task.done:,} of {task.total:,}"
+
+
+def _left(task: _Task, now: float) -> str:
+    """How long a task may still take, if it goes on as before."""
+    if not 0 < task.done < task.total:
+        return ""
+    return f", {duration((now - task.since) / task.done * (task.total - task.done))} left"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import select
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from connectx.cli.arguments import (
     add_addresses,
@@ -22,15 +22,17 @@ from connectx.cli.arguments import (
     whole_number,
 )
 from connectx.cli.command import OK, errors_reported
-from connectx.cli.output import Column, percent, plural, table
+from connectx.cli.output import percent, plural
+from connectx.cli.page import Column, Page, Piece, Table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
-
-    from rich.text import Text
+    from collections.abc import Callable, Iterable, Mapping
 
     from connectx.observe.usage import Group, Row, Snapshot
+
+#: What a row of a table is about: a pair or a group.
+Counted = TypeVar("Counted")
 
 NAME: Final = "usage"
 HELP: Final = "Show how many source ports are in use toward each destination, the fullest first."
@@ -178,74 +180,89 @@ def _group_as_json(each: Group, by: str, *, processes: bool) -> dict[str, Any]:
 
 
 def _show(taken: Snapshot, arguments: argparse.Namespace) -> None:
-    from rich.console import Console  # noqa: PLC0415 - from the tools extra
-
     from connectx.observe.usage import group  # noqa: PLC0415 - as above
 
     # In a pipe, each row is one line, for grep and awk; a terminal folds it.
-    width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    # No markup, no emoji: "2001:db8:a:b::1" contains the name of one, and a process's name may
-    # contain anything.
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
-    if arguments.watch and console.is_terminal:
-        console.clear()
+    page = Page(piped=_PIPED_WIDTH)
+    if arguments.watch and page.is_terminal:
+        page.clear()
     usable = taken.ports.size - taken.reserved
     held = "".join(f", {number:,} held ({name})" for name, number in taken.held.items() if number)
-    console.print(
+    page.paragraph(
         f"{taken.taken_at:%H:%M:%S} UTC, {taken.netns}: source ports {taken.ports}, "
         f"{taken.reserved:,} reserved{held}"
     )
     for name, free in taken.unshared.items():
         if free < usable:
-            console.print(
+            page.paragraph(
                 f"{name}: {free:,} of {usable:,} ports are free for sockets without SO_REUSEADDR"
             )
     if arguments.by == "pair":
         shown = taken.rows[: arguments.top]
         left_out = len(taken.rows) - len(shown)
-        console.print(table(_pair_columns(shown, processes=arguments.processes), shown))
+        page.table(_table(_pair_columns(shown, processes=arguments.processes), shown))
     else:
         groups = group(taken.rows, arguments.by)
         left_out = len(groups) - len(groups[: arguments.top])
-        console.print(table(_group_columns(arguments.by), groups[: arguments.top]))
+        page.table(_table(_group_columns(arguments.by), groups[: arguments.top]))
     if not taken.rows:
-        console.print("No source port in the range is in use.")
+        page.line("No source port in the range is in use.")
     elif left_out:
-        console.print(f"{plural(left_out, 'more row')}")
+        page.line(plural(left_out, "more row"))
 
 
-def _pair_columns(rows: tuple[Row, ...], *, processes: bool) -> list[Column[Row]]:
-    return [
-        Column("protocol", lambda row: row.protocol),
-        Column("source", lambda row: row.source),
-        Column("destination", lambda row: str(row.destination)),
-        Column("in use", lambda row: f"{row.in_use:,}", numeric=True),
-        Column(
-            "reusable",
-            lambda row: f"{row.reusable:,}",
-            numeric=True,
-            shown=any(row.reusable for row in rows),
-        ),
-        Column("of", lambda row: f"{row.capacity:,}", numeric=True),
-        Column("full", lambda row: _share(row.utilisation), numeric=True),
-        Column("states", lambda row: _numbers(row.states)),
-        Column("processes", lambda row: _numbers(row.processes), shown=processes),
+class _Shown(NamedTuple, Generic[Counted]):
+    """A column, and what it shows of a row."""
+
+    column: Column
+    cell: Callable[[Counted], str | Piece]
+
+
+def _table(columns: Iterable[_Shown[Counted]], rows: Iterable[Counted]) -> Table:
+    columns = list(columns)
+    table = Table(shown.column for shown in columns)
+    for row in rows:
+        table.add(*(shown.cell(row) for shown in columns))
+    return table
+
+
+def _pair_columns(rows: tuple[Row, ...], *, processes: bool) -> list[_Shown[Row]]:
+    # Where the terminal is narrow, the protocol goes first, and the addresses never.
+    columns: list[_Shown[Row]] = [
+        _Shown(Column("protocol", leave_out=4), lambda row: row.protocol),
+        _Shown(Column("source"), lambda row: row.source),
+        _Shown(Column("destination"), lambda row: str(row.destination)),
+        _Shown(Column("in use", right=True, leave_out=2), lambda row: f"{row.in_use:,}"),
     ]
+    if any(row.reusable for row in rows):
+        columns.append(
+            _Shown(Column("reusable", right=True, leave_out=3), lambda row: f"{row.reusable:,}")
+        )
+    columns += [
+        _Shown(Column("of", right=True, leave_out=1), lambda row: f"{row.capacity:,}"),
+        _Shown(Column("full", right=True), lambda row: _share(row.utilisation)),
+        _Shown(Column("states", folds=True), lambda row: _numbers(row.states)),
+    ]
+    if processes:
+        columns.append(_Shown(Column("processes", folds=True), lambda row: _numbers(row.processes)))
+    return columns
 
 
-def _group_columns(by: str) -> list[Column[Group]]:
+def _group_columns(by: str) -> list[_Shown[Group]]:
     return [
-        Column("protocol", lambda each: each.protocol),
-        Column(by, lambda each: each.name),
-        Column("in use", lambda each: f"{each.in_use:,}", numeric=True),
-        Column(
-            "of",
+        _Shown(Column("protocol", leave_out=4), lambda each: each.protocol),
+        _Shown(Column(by, folds=by == "process"), lambda each: each.name),
+        _Shown(Column("in use", right=True), lambda each: f"{each.in_use:,}"),
+        _Shown(
+            Column("of", right=True, leave_out=2),
             lambda each: "" if each.capacity is None else f"{each.capacity:,}",
-            numeric=True,
         ),
-        Column("pairs", lambda each: f"{each.pairs:,}", numeric=True),
-        Column("fullest pair", lambda each: f"{each.fullest.source} to {each.fullest.destination}"),
-        Column("full", lambda each: _share(each.fullest.utilisation), numeric=True),
+        _Shown(Column("pairs", right=True, leave_out=3), lambda each: f"{each.pairs:,}"),
+        _Shown(
+            Column("fullest pair", folds=True),
+            lambda each: f"{each.fullest.source} to {each.fullest.destination}",
+        ),
+        _Shown(Column("full", right=True), lambda each: _share(each.fullest.utilisation)),
     ]
 
 
@@ -253,10 +270,8 @@ def _numbers(numbers: Mapping[Any, int]) -> str:
     return ", ".join(f"{name or '?'} {number:,}" for name, number in numbers.items())
 
 
-def _share(share: float) -> Text:
-    from rich.text import Text  # noqa: PLC0415 - as above
-
+def _share(share: float) -> Piece:
     from connectx._diagnosis.finding import FILLING, FULL  # noqa: PLC0415 - as above
 
     colour = "red" if share >= FULL else "yellow" if share >= FILLING else ""
-    return Text(percent(share), colour)
+    return Piece(percent(share), colour)

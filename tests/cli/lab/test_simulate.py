@@ -21,7 +21,7 @@ from tests.lab.commands import on_a_terminal, read_to_end, read_until
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from connectx.cli.lab.strip import Segment
+    from connectx.cli.page import Piece
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*3[1-7]m")
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
@@ -54,7 +54,7 @@ def lines(width: int = 80, **values: Any) -> tuple[list[str], list[str]]:
     return explanation, found
 
 
-def text(line: Sequence[Segment]) -> str:
+def text(line: Sequence[Piece]) -> str:
     return "".join(segment.text for segment in line).rstrip()
 
 

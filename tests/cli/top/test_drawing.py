@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connectx.cli.page import Piece
 from connectx.cli.top import drawing
-from connectx.cli.top.drawing import Piece
 
 
 def plain(pieces: list[Piece]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.strategies import STRATEGIES
@@ -13,7 +12,8 @@ from connectx.addresses import PROTOCOLS
 from connectx.cli.arguments import whole_number
 from connectx.cli.command import FAILED, OK
 from connectx.cli.lab.arguments import add_ports, parsed_by, percent
-from connectx.cli.lab.output import changes_text, table
+from connectx.cli.lab.output import changes_text
+from connectx.cli.page import Column, Page, Table
 from connectx.cli.progress import progress_bars
 from connectx.errors import NotSupported
 from connectx.lab import latency
@@ -27,8 +27,6 @@ from connectx.lab.transports import FAMILIES
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
-
-    from rich.table import Table
 
 NAME: Final = "latency"
 HELP: Final = "Time every connection of a fill, from an empty port range to a full one."
@@ -228,20 +226,19 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
         results: What came of each way.
         each: Whether to print a table for each way, and not only the comparison.
     """
-    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
-
-    console = Console(highlight=False)
-    width = min(console.width, _WIDEST)
+    page = Page(_WIDEST)
     summaries = [summarise(result) for result in results]
     # Which ways each remark is about.
     remarks: dict[str, list[str]] = {}
     for result, summary in zip(results, summaries, strict=True):
         if each:
-            console.print(_table(result, summary, width), "")
+            page.table(_table(result, summary))
+            page.line()
         for remark in _remarks(result, summary):
             remarks.setdefault(remark, []).append(result.settings.way)
     if len(results) > 1:
-        console.print(_comparison(results, summaries, width), "")
+        page.table(_comparison(results, summaries))
+        page.line()
     lines = [f"{', '.join(ways)}: {remark}" for remark, ways in remarks.items()]
     if results:
         machine = results[0].machine
@@ -250,15 +247,14 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
             f"{changes_text(_changes(results))}"
         )
     for line in lines:
-        console.print(textwrap.fill(line, width), style="dim")
+        page.paragraph(line, style="dim")
 
 
-def _table(result: latency.Latency, summary: Summary, width: int) -> Table:
+def _table(result: latency.Latency, summary: Summary) -> Table:
     settings = result.settings
     drawn = _columns(
         f"{settings.way}: {summary.opened:,} of {summary.tried:,} "
         f"{settings.transport.protocol.title} connections, {summary.per_second:,.0f} per second",
-        width,
         (
             "range in use",
             "opened",
@@ -272,28 +268,25 @@ def _table(result: latency.Latency, summary: Summary, width: int) -> Table:
         ),
     )
     for stage, microseconds, errors, retries in summary.occupied:
-        drawn.add_row(str(stage), *_cells(microseconds), *_counts(errors, retries))
+        drawn.add(str(stage), *_cells(microseconds), *_counts(errors, retries))
     if result.churn.port:
         errors, retries = summary.churn_errors, summary.churn_retries
-        drawn.add_row("churn", *_cells(summary.churn), *_counts(errors, retries))
+        drawn.add("churn", *_cells(summary.churn), *_counts(errors, retries))
     drawn.add_section()
-    drawn.add_row("even ports", *_cells(summary.even))
-    drawn.add_row("odd ports", *_cells(summary.odd))
+    drawn.add("even ports", *_cells(summary.even))
+    drawn.add("odd ports", *_cells(summary.odd))
     return drawn
 
 
-def _comparison(
-    results: Sequence[latency.Latency], summaries: Sequence[Summary], width: int
-) -> Table:
+def _comparison(results: Sequence[latency.Latency], summaries: Sequence[Summary]) -> Table:
     settings = results[0].settings
     drawn = _columns(
         f"{summaries[0].tried:,} {settings.transport.protocol.title} connections, "
         f"source ports {settings.ports}",
-        width,
         ("way", "opened", "errors", "seconds", "per second", "even: mean µs", "odd: mean µs"),
     )
     for result, summary in zip(results, summaries, strict=True):
-        drawn.add_row(
+        drawn.add(
             result.settings.way,
             *_counts(summary.opened, summary.errors),
             f"{summary.seconds:.1f}",
@@ -304,11 +297,9 @@ def _comparison(
     return drawn
 
 
-def _columns(title: str, width: int, headings: Sequence[str]) -> Table:
-    drawn = table(title=title, width=width)
-    for number, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if number else "left")
-    return drawn
+def _columns(title: str, headings: Sequence[str]) -> Table:
+    columns = [Column(heading, right=number > 0) for number, heading in enumerate(headings)]
+    return Table(columns, title, rule=True)
 
 
 def _cells(times: Percentiles) -> list[str]:

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CannotStartError(
             f"{arguments.ports} is too small for a report, which needs {_LEAST_PORTS} ports"
         )
-    # Before everything else, which takes minutes: they need the tools extra.
+    # Before everything else, which takes minutes: they need the lab extra.
     from connectx.lab.report import experiments, page  # noqa: PLC0415
 
     require(experiments.largest_fill(arguments.ports), both_ends=False)

@@ -12,8 +12,8 @@ from connectx.addresses import PortRange
 from connectx.cli.arguments import seconds, whole_number
 from connectx.cli.command import OK
 from connectx.cli.lab.arguments import add_ports, parsed_by
-from connectx.cli.lab.output import table
-from connectx.cli.lab.strip import Segment, Strips
+from connectx.cli.lab.strip import Strips
+from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
 from connectx.lab import simulate
 from connectx.linux.sysctl import parse_reserved_ports
@@ -21,10 +21,6 @@ from connectx.linux.sysctl import parse_reserved_ports
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from connectx.lab.simulate import Group, Settings, Simulation
 
@@ -145,25 +141,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate, and print what came of it."""
-    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
-
-    console = Console(highlight=False)
-    settings = _settings(arguments, console.width)
+    page = Page()
+    settings = _settings(arguments, page.width)
     with progress_bars() as watch:
         result = simulate.run(settings, watch)
     if arguments.json:
         print(json.dumps(simulate.as_json(result), indent=2))
         return OK
-    strips = Strips(settings, console.width)
-    console.print(_title(settings))
+    strips = Strips(settings, page.width)
+    page.paragraph(_title(settings))
     if strips.fit:
-        animated = arguments.animate and console.is_terminal
-        _print_strips(console, strips, result, _delay(arguments, result) if animated else None)
+        animated = arguments.animate and page.is_terminal
+        _print_strips(page, strips, result, _delay(arguments, result) if animated else None)
     else:
-        console.print(f"{console.width} columns are too few for so many ports: totals only.")
-    console.print()
-    console.print(_table(result))
-    console.print(f"seed {settings.seed}", style="dim")
+        page.paragraph(f"{page.width} columns are too few for so many ports: totals only.")
+    page.line()
+    page.table(_table(result))
+    page.line(Piece(f"seed {settings.seed}", "dim"))
     return OK
 
 
@@ -197,28 +191,17 @@ def _settings(arguments: argparse.Namespace, width: int) -> Settings:
     return dataclasses.replace(settings, paths=small)
 
 
-def _print_strips(
-    console: Console, strips: Strips, result: Simulation, delay: float | None
-) -> None:
-    from rich.live import Live  # noqa: PLC0415
-
-    for line in strips.legend():
-        console.print(_line(line))
-    console.print()
-    console.print(_line(strips.head()), no_wrap=True)
-    if delay is None:
+def _print_strips(page: Page, strips: Strips, result: Simulation, delay: float | None) -> None:
+    page.lines(strips.legend())
+    page.line()
+    page.line(*strips.head())
+    with page.animation() as show:
         for connection in result.connections:
-            console.print(_line(strips.line(connection)), no_wrap=True)
-            strips.note(connection)
-        return
-    # Live hides the cursor, and shows it again however the block is left.
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        for connection in result.connections:
-            for shown in range(1, connection.probes + 1):
-                live.update(_line(strips.line(connection, shown)), refresh=True)
-                time.sleep(delay)
-            live.update("")
-            live.console.print(_line(strips.line(connection)), no_wrap=True)
+            for shown in range(1, connection.probes + 1 if delay is not None else 1):
+                show(strips.line(connection, shown))
+                time.sleep(delay or 0)
+            show([])
+            page.line(*strips.line(connection))
             strips.note(connection)
 
 
@@ -241,16 +224,9 @@ def _title(settings: Settings) -> str:
     )
 
 
-def _line(segments: Iterable[Segment]) -> Text:
-    from rich.text import Text  # noqa: PLC0415
-
-    return Text.assemble(*segments)
-
-
 def _table(result: Simulation) -> Table:
-    drawn = table(padding=(0, 2, 0, 0))
-    for name in ("", "connections", "failed", "probes", "mean", "most"):
-        drawn.add_column(name, justify="right" if name else "left")
+    names = ("", "connections", "failed", "probes", "mean", "most")
+    drawn = Table([Column(name, right=bool(name)) for name in names], rule=True, gap=3)
     for groups in (result.by_occupancy(), result.by_parity(), [result.total()]):
         _add_rows(drawn, groups)
     return drawn
@@ -259,7 +235,7 @@ def _table(result: Simulation) -> Table:
 def _add_rows(drawn: Table, groups: Iterable[Group]) -> None:
     for group in groups:
         if group.connections:
-            drawn.add_row(
+            drawn.add(
                 group.name,
                 f"{group.connections:,}",
                 f"{group.failed:,}",

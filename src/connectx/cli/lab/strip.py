@@ -7,8 +7,9 @@ character wide.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from connectx.cli.page import Piece
 from connectx.lab.model_sockets import Obstacle
 from connectx.lab.simulate import WINDOW
 
@@ -16,22 +17,15 @@ if TYPE_CHECKING:
     from connectx.lab.simulate import Connection, Probe, Settings
 
 
-class Segment(NamedTuple):
-    """A piece of a line, and its style as rich names it."""
-
-    text: str
-    style: str = ""
-
-
 #: A port of five digits and a blank; the mark of a probe fits as well: ``[99]``, ``99x``.
 _WIDE: Final = 6
 
-_FREE: Final = Segment(".", "dim")
-_IN_USE: Final = Segment("x", "dim")
-_BOUND: Final = Segment("b", "yellow")
-_RESERVED: Final = Segment("-", "dim")
-_ELSEWHERE: Final = Segment("o", "dim")
-_OUTSIDE: Final = Segment(" ")
+_FREE: Final = Piece(".", "dim")
+_IN_USE: Final = Piece("x", "dim")
+_BOUND: Final = Piece("b", "yellow")
+_RESERVED: Final = Piece("-", "dim")
+_ELSEWHERE: Final = Piece("o", "dim")
+_OUTSIDE: Final = Piece(" ")
 
 _CHOSEN_STYLE: Final = "bold green"
 #: For even and for odd ports, which a plain connect() searches one after the other.
@@ -65,7 +59,7 @@ class Strips:
         # The ports of the connections to each destination.
         self._taken: list[set[int]] = [set() for _ in range(settings.destinations)]
 
-    def legend(self) -> list[list[Segment]]:
+    def legend(self) -> list[list[Piece]]:
         """Return lines that explain the marks that can occur."""
         marks: list[tuple[str, str, str]] = [(*_FREE, "free"), (*_IN_USE, "in use")]
         even, odd = _PARITY_STYLES
@@ -82,28 +76,28 @@ class Strips:
             marks.append((*_ELSEWHERE, "in use toward another destination only"))
         if self._settings.search.kind == WINDOW:
             marks.append(("blank", "", "outside the window"))
-        lines: list[list[Segment]] = [[]]
+        lines: list[list[Piece]] = [[]]
         used = 0
         for mark, style, meaning in marks:
             explained = f" {meaning}   "
             if used + len(mark) + len(explained.rstrip()) > self._columns:
                 lines.append([])
                 used = 0
-            lines[-1] += [Segment(mark, style), Segment(explained)]
+            lines[-1] += [Piece(mark, style), Piece(explained)]
             used += len(mark) + len(explained)
         return lines
 
-    def head(self) -> list[Segment]:
+    def head(self) -> list[Piece]:
         """Return the line above the strips: the ports, or the first and the last of them."""
         if self._cell == _WIDE:
-            ports = [Segment(f"{port:^{_WIDE}}", _PARITY_STYLES[port % 2]) for port in self._ports]
+            ports = [Piece(f"{port:^{_WIDE}}", _PARITY_STYLES[port % 2]) for port in self._ports]
         else:
             first, last = str(self._ports[0]), str(self._ports[-1])
             gap = len(self._ports) - len(first)
-            ports = [Segment(first + (f"{last:>{gap}}" if len(last) < gap else " " * gap))]
-        return [self._margin("", ""), *ports, Segment(_outcome("probes", "port"))]
+            ports = [Piece(first + (f"{last:>{gap}}" if len(last) < gap else " " * gap))]
+        return [self._margin("", ""), *ports, Piece(_outcome("probes", "port"))]
 
-    def line(self, connection: Connection, shown: int | None = None) -> list[Segment]:
+    def line(self, connection: Connection, shown: int | None = None) -> list[Piece]:
         """Return a connection's search.
 
         Args:
@@ -128,13 +122,13 @@ class Strips:
                 mark = _IN_USE
             else:
                 mark = _ELSEWHERE if port in shared else _FREE
-            cells.append(Segment(f"{mark.text:^{self._cell}}", mark.style))
+            cells.append(Piece(f"{mark.text:^{self._cell}}", mark.style))
         ended = shown is None or shown >= len(connection.path)
         found = str(connection.port or "none") if ended else ""
         return [
             self._margin(str(connection.number), f" to {connection.destination}"),
             *cells,
-            Segment(_outcome(str(len(path)), found), "" if connection.port or not ended else "red"),
+            Piece(_outcome(str(len(path)), found), "" if connection.port or not ended else "red"),
         ]
 
     def note(self, connection: Connection) -> None:
@@ -142,17 +136,17 @@ class Strips:
         if connection.port:
             self._taken[connection.destination - 1].add(connection.port)
 
-    def _margin(self, number: str, destination: str) -> Segment:
+    def _margin(self, number: str, destination: str) -> Piece:
         shown = destination if self._destination else ""
-        return Segment(f"{number:>{self._number}}{shown:{self._destination}} ")
+        return Piece(f"{number:>{self._number}}{shown:{self._destination}} ")
 
-    def _probed(self, order: int, probe: Probe) -> Segment:
+    def _probed(self, order: int, probe: Probe) -> Piece:
         obstacle = probe.obstacle
         style = _PARITY_STYLES[probe.port % 2] if obstacle else _CHOSEN_STYLE
         if self._cell == 1:
-            return Segment(_NARROW[obstacle], style)
+            return Piece(_NARROW[obstacle], style)
         text = f"{order}{_WIDE_SUFFIX[obstacle]}" if obstacle else f"[{order}]"
-        return Segment(text, style)
+        return Piece(text, style)
 
 
 def _outcome(probes: str, port: str) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from connectx.addresses import PROTOCOLS
 from connectx.cli import command
-from connectx.cli.lab.output import changes_text, machine_text, table
+from connectx.cli.lab.output import changes_text, machine_text
+from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
 from connectx.lab import techniques
 from connectx.lab.listeners import Case
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
-    from rich.console import Console
-    from rich.table import Table
-
+    from connectx.cli.page import Cell as Text
     from connectx.lab.listeners import Outcome
     from connectx.lab.technique_table import Findings
     from connectx.lab.techniques import Techniques
@@ -108,30 +107,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_tables(result: Techniques) -> None:
-    from rich.console import Console  # noqa: PLC0415 -- from the tools extra
-
-    console = Console(highlight=False)
-    console.width = min(console.width, _WIDTH)
+    page = Page(_WIDTH)
     for transports, rows in _alike(result.rows):
-        _print_techniques(console, transports, rows)
+        _print_techniques(page, transports, rows)
     for transports, cells in _alike(result.mixing):
-        _print_matrix(console, transports, cells)
+        _print_matrix(page, transports, cells)
     for transports, cases in _alike(result.listeners):
-        _print_services(console, transports, cases)
-    _print_end(console, result)
+        _print_services(page, transports, cases)
+    _print_end(page, result)
 
 
 # The techniques.
 
 
-def _print_techniques(console: Console, transports: str, rows: Sequence[Row]) -> None:
-    drawn = _titled(f"{transports}: {PORTS.size} source ports, two destinations")
-    drawn.add_column("technique", width=30)
-    drawn.add_column()
-    drawn.add_column("errno when\nexhausted", width=14)
-    drawn.add_column("source\nshared")
-    drawn.add_column("over-\nshadows")
-    drawn.add_column("opened\nto each")
+def _print_techniques(page: Page, transports: str, rows: Sequence[Row]) -> None:
+    drawn = _titled(
+        f"{transports}: {PORTS.size} source ports, two destinations",
+        Column("technique", folds=True, width=30),
+        Column(),
+        Column("errno when\nexhausted"),
+        Column("source\nshared"),
+        Column("over-\nshadows"),
+        Column("opened\nto each"),
+    )
     notes: list[str] = []
     for row in rows:
         if row.note and row.note not in notes:
@@ -140,12 +138,12 @@ def _print_techniques(console: Console, transports: str, rows: Sequence[Row]) ->
         columns = _beside(
             _cells_of(row.expected), None if row.observed is None else _cells_of(row.observed)
         )
-        style = "bold" if row.technique.startswith("connectx") else None
-        drawn.add_row(row.technique + mark, *columns, style=style)
-    console.print(drawn)
+        style = "bold" if row.technique.startswith("connectx") else ""
+        drawn.add(row.technique + mark, *columns, style=style)
+    page.table(drawn)
     for number, note in enumerate(notes, start=1):
-        console.print(_hanging(f"({number})", note))
-    console.print()
+        page.paragraph(note, f"({number}) ")
+    page.line()
 
 
 def _cells_of(findings: Findings) -> tuple[str, ...]:
@@ -160,40 +158,43 @@ def _cells_of(findings: Findings) -> tuple[str, ...]:
 # The pairs.
 
 
-def _print_matrix(console: Console, transports: str, cells: Sequence[Cell]) -> None:
+def _print_matrix(page: Page, transports: str, cells: Sequence[Cell]) -> None:
     calls = list(dict.fromkeys(cell.first for cell in cells))
     found = {(cell.first, cell.second): cell for cell in cells}
-    console.print(f"{transports}: pairs of techniques that want one source port\n", style="italic")
+    page.line(Piece(f"{transports}: pairs of techniques that want one source port", "italic"))
+    page.line()
     for number, call in enumerate(calls, start=1):
-        console.print(_hanging(f"{number:2}", call))
-    drawn = _titled("row: has the port; column: wants it toward another destination")
-    drawn.add_column("", justify="right", style="bold")
-    for number in range(1, len(calls) + 1):
-        drawn.add_column(str(number), justify="right", width=3)
+        page.paragraph(call, f"{number:2} ")
+    drawn = _titled(
+        "row: has the port; column: wants it toward another destination",
+        Column(right=True, style="bold"),
+        *(Column(str(number), right=True) for number in range(1, len(calls) + 1)),
+        gap=2,
+    )
     for number, call in enumerate(calls, start=1):
-        drawn.add_row(str(number), *(_code(found[call, second]) for second in calls))
-    console.print()
-    console.print(drawn)
-    console.print(f"ok: they share it.  {_legend(cells)}")
+        drawn.add(str(number), *(_code(found[call, second]) for second in calls))
+    page.line()
+    page.table(drawn)
+    page.paragraph(f"ok: they share it.  {_legend(cells)}")
     for cell in cells:
         if cell.agrees is False:
             row, column = calls.index(cell.first) + 1, calls.index(cell.second) + 1
-            console.print(
-                f"[red]! row {row}, column {column}: expected {cell.expected}, "
-                f"observed {cell.observed}[/]"
+            page.paragraph(
+                f"! row {row}, column {column}: expected {cell.expected}, observed {cell.observed}",
+                style="red",
             )
-    console.print()
+    page.line()
 
 
-def _code(cell: Cell) -> str:
+def _code(cell: Cell) -> Piece:
     if cell.agrees is None:
-        return "-"
+        return Piece("-")
     # The number of the errno, which is short, and known from elsewhere.
     name = cell.observed.partition(" ")[0]
     code = name if cell.observed == OK else str(getattr(errno, name))
     if not cell.agrees:
-        return f"[bold red]{code}![/]"
-    return f"[green]{code}[/]" if cell.observed == OK else code
+        return Piece(f"{code}!", "bold red")
+    return Piece(code, "green" if cell.observed == OK else "")
 
 
 def _legend(cells: Iterable[Cell]) -> str:
@@ -210,14 +211,16 @@ def _legend(cells: Iterable[Cell]) -> str:
 # The services.
 
 
-def _print_services(console: Console, transports: str, cases: Sequence[Case]) -> None:
-    drawn = _titled(f"{transports}: a service whose port is in the ephemeral range")
-    drawn.add_column("outgoing connection", width=29)
-    drawn.add_column("service\nbinds to", width=8)
-    drawn.add_column("port\nreserved")
-    drawn.add_column()
-    drawn.add_column("it\ntakes")
-    drawn.add_column("service")
+def _print_services(page: Page, transports: str, cases: Sequence[Case]) -> None:
+    drawn = _titled(
+        f"{transports}: a service whose port is in the ephemeral range",
+        Column("outgoing connection", folds=True, width=29),
+        Column("service\nbinds to", folds=True, width=8),
+        Column("port\nreserved"),
+        Column(),
+        Column("it\ntakes"),
+        Column("service"),
+    )
     merged: dict[tuple[object, ...], list[str]] = {}
     for case in cases:
         address = "wildcard" if case.anywhere else "source"
@@ -230,9 +233,10 @@ def _print_services(console: Console, transports: str, cases: Sequence[Case]) ->
                 _cells_of_outcome(case.expected),
                 None if case.observed is None else _cells_of_outcome(case.observed),
             )
-            drawn.add_row(case.outgoing, ", ".join(merged.pop(key)), _yes(case.reserved), *columns)
-    console.print(drawn)
-    console.print(f"The service: {cases[0].service}.\n")
+            drawn.add(case.outgoing, ", ".join(merged.pop(key)), _yes(case.reserved), *columns)
+    page.table(drawn)
+    page.paragraph(f"The service: {cases[0].service}.")
+    page.line()
 
 
 def _cells_of_outcome(outcome: Outcome) -> tuple[str, ...]:
@@ -246,18 +250,19 @@ def _cells_of_outcome(outcome: Outcome) -> tuple[str, ...]:
 # The end.
 
 
-def _print_end(console: Console, result: Techniques) -> None:
+def _print_end(page: Page, result: Techniques) -> None:
     for transport, reason in result.left_out.items():
-        console.print(f"Left out, because this machine has no {transport.title}: {reason}.")
+        page.paragraph(f"Left out, because this machine has no {transport.title}: {reason}.")
     compared = len(result.compared)
     if result.disagreements:
-        console.print(
-            f"[bold red]! {result.disagreements:,} of {compared:,} findings are not as expected.[/]"
+        page.paragraph(
+            f"! {result.disagreements:,} of {compared:,} findings are not as expected.",
+            style="bold red",
         )
     else:
-        console.print(f"All {compared:,} findings are as expected.")
-    console.print(changes_text(result.changes))
-    console.print(machine_text(result.machine, result.seconds), style="dim")
+        page.paragraph(f"All {compared:,} findings are as expected.")
+    page.paragraph(changes_text(result.changes))
+    page.paragraph(machine_text(result.machine, result.seconds), style="dim")
 
 
 # What they have in common.
@@ -282,29 +287,19 @@ def _title(transports: Sequence[Transport]) -> str:
     return ", ".join(each.title for each in transports)
 
 
-def _beside(expected: Sequence[str], observed: Sequence[str] | None) -> list[str]:
+def _beside(expected: Sequence[str], observed: Sequence[str] | None) -> list[Text]:
     """Return columns of two lines: what was expected above what was observed."""
-    if observed is None:
-        return ["expected\nobserved", *(f"{text}\n-" for text in expected)]
-    marked = [
-        there if here == there else f"[bold red]! {there}[/]"
-        for here, there in zip(expected, observed, strict=True)
-    ]
-    pairs = zip(expected, marked, strict=True)
-    return ["[dim]expected[/]\nobserved", *(f"[dim]{here}[/]\n{there}" for here, there in pairs)]
+    columns: list[Text] = [(Piece("expected", "dim"), Piece("observed"))]
+    for here, there in zip(expected, observed or ["-"] * len(expected), strict=True):
+        agrees = observed is None or here == there
+        found = Piece(there) if agrees else Piece(f"! {there}", "bold red")
+        columns.append((Piece(here, "dim"), found))
+    return columns
 
 
 def _yes(value: bool) -> str:  # noqa: FBT001 -- its only argument
     return "yes" if value else "no"
 
 
-def _titled(title: str) -> Table:
-    return table(title=title, title_justify="left")
-
-
-def _hanging(label: str, text: str) -> Table:
-    from rich.table import Table  # noqa: PLC0415 -- from the tools extra
-
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(label, text)
-    return grid
+def _titled(title: str, *columns: Column, gap: int = 1) -> Table:
+    return Table(columns, title, rule=True, gap=gap)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from connectx.cli.page import Piece
 from connectx.cli.top.drawing import (
-    Piece,
     bar,
     colour,
     duration,

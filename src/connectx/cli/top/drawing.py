@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from connectx._diagnosis.finding import FILLING, FULL
 from connectx.cli.output import percent
+from connectx.cli.page import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-
-class Piece(NamedTuple):
-    """A piece of a line, and its style as rich names it.
-
-    Styles use only the terminal's own colours, which are readable on any background. No
-    colour carries information that the text lacks.
-    """
-
-    text: str
-    style: str = ""
 
 
 #: The last character of a bar, by how many eighths of it are full.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from connectx._diagnosis.finding import FILLING
 from connectx.cli.output import error_text, percent
-from connectx.cli.top.drawing import SOON, Piece, duration, time_left
+from connectx.cli.page import Piece
+from connectx.cli.top.drawing import SOON, duration, time_left
 from connectx.cli.top.watcher import Counted, Failed, Looked
 from connectx.observe.history import History, Pair
 from connectx.observe.namespace import path_of

@@ -11,8 +11,8 @@ from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Input, Static
 
+from connectx.cli.page import Piece
 from connectx.cli.top.details import details
-from connectx.cli.top.drawing import Piece
 from connectx.cli.top.table import PairTable, Titles
 
 if TYPE_CHECKING:

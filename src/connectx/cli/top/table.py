@@ -13,8 +13,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
+from connectx.cli.page import Piece
 from connectx.cli.top.columns import WHO, cells, columns, titles
-from connectx.cli.top.drawing import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
