@@ -57,6 +57,7 @@ PROTOCOL_NAMES: Final = {"TCP": "tcp", "MPTCP": "mptcp", "UDP": "udp", "UDP-Lite
 CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
+CAP_SYS_ADMIN: Final = 21
 _TCP_REPAIR: Final = 19  # linux/tcp.h, 3.5
 
 #: Calls one of the two: transport, source, destination and strategy in, a connected socket out.

@@ -17,7 +17,7 @@ from connectx.linux.netlink import NetlinkError
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests import limits
-from tests.api.calls import reset_on_close
+from tests.api.calls import CAP_SYS_ADMIN, reset_on_close, without_capability
 from tests.lab.commands import connectx, on_a_terminal, read_to_end, read_until
 from tests.observe.helpers import leave_time_wait, named
 
@@ -326,7 +326,8 @@ class TestOtherNamespaces:
         [
             ("no-such-name", "there is no such network namespace"),
             ("4194305", "there is no such network namespace"),
-            ("/dev/null", "cannot enter"),
+            ("/dev/null", "cannot enter the network namespace, it is not one: /dev/null"),
+            ("/tmp", "cannot enter the network namespace, it is not one: /tmp"),  # noqa: S108
         ],
     )
     def test_that_there_are_not(
@@ -336,7 +337,18 @@ class TestOtherNamespaces:
         shown = capsys.readouterr()
         assert shown.out == ""
         assert says in shown.err
+        assert name in shown.err
         assert shown.err.startswith("connectx usage: ")
+
+    def test_without_a_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["usage", "--netns", ""]) == 2
+        assert "a network namespace has a name, a path, or the pid" in capsys.readouterr().err
+
+    def test_that_may_not_be_entered(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with without_capability(CAP_SYS_ADMIN):
+            assert main(["usage", "--netns", "/proc/self/ns/net"]) == 1
+        shown = capsys.readouterr().err
+        assert "Operation not permitted: /proc/self/ns/net" in shown
 
 
 class TestErrors:

@@ -132,10 +132,12 @@ def _destinations(text: str | None) -> list[Endpoint]:
     try:
         return [endpoint(text)]
     except argparse.ArgumentTypeError as error:
-        host, colon, port = text.rpartition(":")
-        number = int(port) if port.isascii() and port.isdecimal() else -1
-        if not (host and colon and 0 < number <= HIGHEST_PORT) or ":" in host:
-            raise ValueError(str(error)) from None
+        host, _, port = text.rpartition(":")
+        if not host or ":" in host:
+            raise ValueError(f"--destination: {error}") from None
+    number = int(port) if port.isascii() and port.isdecimal() else 0
+    if not 0 < number <= HIGHEST_PORT:
+        raise ValueError(f"--destination: {text!r} has no port from 1 to {HIGHEST_PORT}")
     try:
         found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +36,7 @@ def visiting(namespace: str | None) -> Iterator[None]:
         namespace: As `path_of` takes it; None to stay.
 
     Raises:
+        ValueError: The text is empty.
         OSError: ENOENT for a namespace or process that does not exist, EINVAL for a file that
             is no namespace, EPERM without CAP_SYS_ADMIN in it.
     """
@@ -44,6 +46,8 @@ def visiting(namespace: str | None) -> Iterator[None]:
     # Imported here, because it takes a fifth of the time that `connectx usage` takes to start.
     from connectx.linux import netns  # noqa: PLC0415
 
+    if not namespace:
+        raise ValueError("a network namespace has a name, a path, or the pid of a process in it")
     path = path_of(namespace)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -52,7 +56,7 @@ def visiting(namespace: str | None) -> Iterator[None]:
     try:
         former = netns.open_namespace()
         try:
-            netns.enter(descriptor)
+            _enter(descriptor, path)
             try:
                 yield
             finally:
@@ -61,3 +65,15 @@ def visiting(namespace: str | None) -> Iterator[None]:
             os.close(former)
     finally:
         os.close(descriptor)
+
+
+def _enter(descriptor: int, path: str) -> None:
+    """Enter a namespace; an error names its file."""
+    from connectx.linux import netns  # noqa: PLC0415 - as above
+
+    try:
+        netns.enter(descriptor)
+    except OSError as error:
+        number = error.errno or errno.EPERM
+        why = "it is not one" if number == errno.EINVAL else os.strerror(number)
+        raise OSError(number, f"cannot enter the network namespace, {why}", path) from error

@@ -27,7 +27,7 @@ class TestRefusal:
     ) -> None:
         for place in (tmp_path / "nowhere" / "page.html", tmp_path):
             assert main(["lab", "report", "--output", str(place)]) == 1
-            assert "connectx lab report: cannot write " in capsys.readouterr().err
+            assert f"connectx lab report: cannot write {place}: " in capsys.readouterr().err
             assert list(tmp_path.iterdir()) == []
 
     def test_leaves_no_empty_page_when_interrupted(self, tmp_path: Path) -> None:

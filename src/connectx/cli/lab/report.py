@@ -107,10 +107,18 @@ def _try_places(arguments: argparse.Namespace) -> None:
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
                 if not path.exists() or path.is_file():
-                    # It leaves nothing behind, whatever becomes of the experiments.
-                    tempfile.TemporaryFile(dir=path.parent).close()
+                    _try_place(path)
     except OSError as error:
         raise CannotStartError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _try_place(path: Path) -> None:
+    """Write a file beside, which leaves nothing behind, whatever becomes of the experiments."""
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        # Not the name of the temporary file, of which the user knows nothing.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write(path: Path, text: str) -> None:

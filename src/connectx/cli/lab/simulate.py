@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import secrets
@@ -19,7 +20,6 @@ from connectx.lab import simulate
 from connectx.linux.sysctl import parse_reserved_ports
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterable
 
     from connectx.lab.simulate import Group, Settings, Simulation
@@ -121,7 +121,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--seed",
-        type=parsed_by(int),
+        type=_seed,
         metavar="N",
         help="repeat the simulation that printed this seed (default: a random seed)",
     )
@@ -244,6 +244,13 @@ def _add_rows(drawn: Table, groups: Iterable[Group]) -> None:
                 f"{group.most:,}",
             )
     drawn.add_section()
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def _ports(text: str) -> frozenset[int]:
