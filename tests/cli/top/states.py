@@ -35,6 +35,15 @@ def row(protocol: str, source: str, destination: Endpoint, in_use: int) -> Row:
     return Row(protocol, source, destination, in_use, 1000, {"ESTAB": in_use}, {})
 
 
+#: Addresses as long as they get.
+LONG = row(
+    "tcp",
+    "2001:db8:1234:5678:9abc:def0:1234:5678",
+    Endpoint("2001:db8:1234:5678:9abc:def0:1234:9999", 54321),
+    999,
+)
+
+
 def snapshot(rows: Sequence[Row], *, netns: str = "net:[4026532000]") -> Snapshot:
     ordered = sorted(rows, key=lambda row: (-row.utilisation, -row.in_use, row[:3]))
     taken_at = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectx.addresses import Endpoint
+from connectx.cli.top.drawing import colour
 from connectx.cli.top.model import Model, Sort
 from connectx.cli.top.watcher import Counted, Failed
 from connectx.observe.history import Pair
@@ -139,6 +140,33 @@ class TestVerdict:
     def test_before_anything_is_full(self, in_use: int, expected: str) -> None:
         model = model_of(pair_with(in_use), pair_with(in_use))
         assert verdict(model) == [expected, "at this rate, none will be full within an hour"]
+
+    def test_when_all_are_full_no_other_one_will_be(self) -> None:
+        model = model_of(pair_with(1000), pair_with(1000))
+        model.take(Counted(2, 1.0, snapshot([pair_with(1000), row("tcp", "::1", PAIRS[3][2], 1)])))
+        model.take(Counted(3, 1.0, snapshot([pair_with(1000), row("tcp", "::1", PAIRS[3][2], 1)])))
+        assert verdict(model) == [
+            f"FULL  tcp 10.0.0.1 to {FULL}:443",
+            "at this rate, no other will be full within an hour",
+        ]
+
+    def test_no_rate_is_claimed_before_there_is_one(self) -> None:
+        assert verdict(model_of(pair_with(5)))[1] == ""
+
+    def test_it_is_about_the_pairs_in_the_table(self, model: Model) -> None:
+        model.text = FILLING
+        assert verdict(model) == [
+            f"FILLING  tcp 10.0.0.12 to {FILLING}:8443: 85.2 % (1 not shown is full)",
+            f"full in 37 s at this rate: tcp 10.0.0.12 to {FILLING}:8443",
+        ]
+        model.text = "no such pair"
+        assert verdict(model) == ["(1 not shown is full)", ""]
+
+    @pytest.mark.parametrize("in_use", [10, 700, 949, 950, 999, 1000])
+    def test_its_colour_is_that_of_the_row(self, in_use: int) -> None:
+        model = model_of(pair_with(in_use), pair_with(in_use))
+        (first, *_), _ = model.verdict()
+        assert first.style == f"{colour(in_use / 1000)} reverse"
 
     def test_time_waits_that_can_be_taken_over_leave_room(self) -> None:
         free = pair_with(1000)._replace(reusable=900)

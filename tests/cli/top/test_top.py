@@ -21,14 +21,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from textual.widgets import Input
 
+from connectx.addresses import Endpoint
 from connectx.cli.main import main
 from connectx.cli.top.model import Model, Sort
-from connectx.cli.top.screens import PairScreen, TableScreen
+from connectx.cli.top.screens import KeysScreen, PairScreen, TableScreen
 from connectx.cli.top.table import PairTable
 from connectx.cli.top.watcher import Counted, Failed
 from tests import limits
 from tests.api.calls import reset_on_close
-from tests.cli.top.states import DNS, FILLING, Still, busy, counted, snapshot, top
+from tests.cli.top.states import (
+    DNS,
+    FILLING,
+    FULL,
+    LONG,
+    Still,
+    busy,
+    counted,
+    row,
+    snapshot,
+    top,
+)
 from tests.lab.commands import on_a_terminal, read_to_end, read_until
 
 if TYPE_CHECKING:
@@ -60,6 +72,25 @@ class TestPictures:
     def test_of_all_pairs(self, size: tuple[int, int], snap_compare: Compare) -> None:
         app, _, _ = top(*busy())
         assert snap_compare(app, terminal_size=size, press=["down"])
+
+    def test_of_the_keys(self, snap_compare: Compare) -> None:
+        app, _, _ = top(*busy())
+        assert snap_compare(app, terminal_size=(60, 12), press=["question_mark"])
+
+    def test_of_long_addresses(self, snap_compare: Compare) -> None:
+        app, _, _ = top(
+            Counted(
+                1.0,
+                2.0,
+                snapshot(
+                    [
+                        LONG,
+                        *(row("tcp", f"10.0.0.{n}", Endpoint(FULL, 80), 9 - n) for n in range(2)),
+                    ]
+                ),
+            )
+        )
+        assert snap_compare(app, terminal_size=(70, 14), press=["down"])
 
     def test_of_one_pair(self, snap_compare: Compare) -> None:
         app, _, _ = top(*busy())
@@ -155,6 +186,44 @@ class TestKeys:
             watcher.tell(counted(21))
             await pilot.pause()
             assert table(pilot).pair == model.entries()[0].pair
+
+        play(script, *top(*busy()))
+
+    def test_with_two_lines_for_each_pair(self) -> None:
+        rows = [LONG, *(row("tcp", f"10.0.0.{n}", Endpoint(FULL, 80), 99 - n) for n in range(40))]
+
+        async def script(pilot: Pilot[Any], model: Model, _: Still) -> None:
+            lines = model.entries()
+            await pilot.resize_terminal(70, 24)
+            await pilot.pause()
+            page = table(pilot).size.height // 2
+            for keys, expected in (
+                (["down", "down"], 2),
+                (["end"], 40),
+                (["pageup"], 40 - (page - 1)),
+                (["home", "pagedown"], page - 1),
+            ):
+                await pilot.press(*keys)
+                assert table(pilot).pair == lines[expected].pair
+                assert table(pilot).pair in table(pilot).on_screen
+            await pilot.press("home")
+            await pilot.click(PairTable, offset=(5, 5))
+            assert table(pilot).pair == lines[2].pair
+
+        play(script, *top(Counted(1.0, 2.0, snapshot(rows))))
+
+    def test_the_keys_are_shown_and_any_key_goes_back(self) -> None:
+        async def script(pilot: Pilot[Any], *_: object) -> None:
+            for screen, opened in ((TableScreen, []), (PairScreen, ["enter"])):
+                for key in ("q", "escape", "x"):
+                    await pilot.press(*opened, "question_mark")
+                    await pilot.pause()
+                    assert isinstance(pilot.app.screen, KeysScreen)
+                    await pilot.press(key)
+                    await pilot.pause()
+                    assert isinstance(pilot.app.screen, screen)
+                    await pilot.press("escape")
+                    await pilot.pause()
 
         play(script, *top(*busy()))
 

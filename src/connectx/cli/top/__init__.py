@@ -3,16 +3,19 @@
 - ``watcher``: a thread that counts source ports again and again and delivers the results.
 - ``model``: the latest results, and which of them to show. It knows no terminal and no clock.
 - ``drawing``, ``columns``, ``details``: turn numbers into styled text.
+- ``keys``: the list of keys.
 - ``table``, ``screens``, ``app``: the widgets. Only they import Textual.
 """
 
 from __future__ import annotations
 
 import sys
+from textwrap import indent
 from typing import TYPE_CHECKING, Final
 
 from connectx.cli.arguments import add_netns, add_port_range, add_protocols, protocols, seconds
 from connectx.cli.command import FAILED, OK, WRONG_USAGE, CommandError
+from connectx.cli.top.keys import KEYS
 
 if TYPE_CHECKING:
     import argparse
@@ -29,13 +32,7 @@ use between them, how fast that share changes, and at that rate the time until n
 left. Press Enter for the states, processes and source ports of one pair.
 
 keys:
-  up, down, page up, page down, home, end   move
-  enter      show the details of a pair; escape to go back
-  /          filter by words in protocol, source and destination; escape for all
-  p          filter by protocol
-  s          sort by share, number in use, rate, or name
-  q, Ctrl-C  quit
-"""
+{indent(KEYS, "  ")}"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

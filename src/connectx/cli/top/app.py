@@ -55,7 +55,7 @@ class TopApp(App[None]):
         scrollbar-background-hover: ansi_default;
         scrollbar-background-active: ansi_default;
     }
-    #verdict { height: 2; }
+    #verdict { height: auto; min-height: 2; }
     #shown { height: 1; }
     #filter, #filter:focus { height: 1; border: none; padding: 0; }
     TableScreen #filter, TableScreen.filtering #shown { display: none; }

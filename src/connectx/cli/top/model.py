@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from connectx._diagnosis.finding import FILLING
 from connectx.cli.output import error_text, percent
 from connectx.cli.page import Piece
-from connectx.cli.top.drawing import SOON, duration, time_left
+from connectx.cli.top.drawing import SOON, colour, duration, time_left
 from connectx.cli.top.watcher import Counted, Failed, Looked
 from connectx.observe.history import History, Pair
 from connectx.observe.namespace import path_of
@@ -112,14 +112,7 @@ class Model:
 
     def entries(self) -> list[Entry]:
         """Return the entries that match the filter, in order."""
-        words = self.text.lower().split()
-        entries = [
-            entry
-            for entry in self._every
-            if (not self.protocol or entry.row.protocol == self.protocol)
-            and all(word in f"{entry.row.protocol} {entry.row.source} {entry.destination}"
-                    for word in words)
-        ]  # fmt: skip
+        entries = self._matching()
         if self.sort is Sort.IN_USE:
             entries.sort(key=lambda entry: -entry.row.in_use)
         elif self.sort is Sort.RATE:
@@ -128,6 +121,17 @@ class Model:
         elif self.sort is Sort.NAME:
             entries.sort(key=_by_name)
         return entries
+
+    def _matching(self) -> list[Entry]:
+        """Return the entries that match the filter, the fullest first."""
+        words = self.text.lower().split()
+        return [
+            entry
+            for entry in self._every
+            if (not self.protocol or entry.row.protocol == self.protocol)
+            and all(word in f"{entry.row.protocol} {entry.row.source} {entry.destination}"
+                    for word in words)
+        ]  # fmt: skip
 
     def entry(self, pair: Pair) -> Entry | None:
         """Return a pair's entry; None if it has no port in use."""
@@ -142,25 +146,20 @@ class Model:
         return self.looked.detail if self.looked and self.looked.pair == pair else None
 
     def verdict(self) -> list[list[Piece]]:
-        """Return two lines: what is full, and what will be next."""
+        """Return two lines on the pairs in the table: what is full, and what will be next."""
         if self.failed is not None:
             return self._problem(self.failed)
-        if not self._every:
-            return [[], []]
-        full = [entry for entry in self._every if not entry.row.free]
-        filling = [
-            (entry.trend.seconds_left, entry)
-            for entry in self._every
-            if entry.trend and entry.trend.seconds_left is not None and entry.row.free
-        ]
-        left, soonest = min(filling, key=lambda each: each[0], default=(float("inf"), None))
-        fullest = self._every[0]
+        shown = self._matching()
+        if not shown:
+            return [self._hidden(shown), []]
+        full = [entry for entry in shown if not entry.row.free]
+        fullest = shown[0]
         if full:
             more = f", and {len(full) - 1:,} more" if len(full) > 1 else ""
             now = [Piece(" FULL ", "bold red reverse"), Piece(f" {full[0].pair}{more}", "bold")]
         elif fullest.row.utilisation >= FILLING:
             now = [
-                Piece(" FILLING ", "yellow reverse"),
+                Piece(" FILLING ", f"{colour(fullest.row.utilisation)} reverse"),
                 Piece(f" {fullest.pair}: {percent(fullest.row.utilisation)}"),
             ]
         else:
@@ -168,13 +167,16 @@ class Model:
                 Piece(" OK ", "green reverse"),
                 Piece(f" the fullest is at {percent(fullest.row.utilisation)}: {fullest.pair}"),
             ]
-        if soonest is None or left >= SOON:
-            return [now, [Piece("at this rate, none will be full within an hour", "dim")]]
-        style = time_left(soonest.row.free, left).style
-        return [
-            now,
-            [Piece(f"full in {duration(left)}", style), Piece(f" at this rate: {soonest.pair}")],
-        ]
+        return [[*now, *self._hidden(shown)], _next(shown)]
+
+    def _hidden(self, shown: Sequence[Entry]) -> list[Piece]:
+        """Return how many full pairs the filter hides."""
+        hidden = sum(not entry.row.free for entry in self._every)
+        hidden -= sum(not entry.row.free for entry in shown)
+        if not hidden:
+            return []
+        verb = "is" if hidden == 1 else "are"
+        return [Piece(f" ({hidden:,} not shown {verb} full)", "bold red")]
 
     def _problem(self, failed: Failed) -> list[list[Piece]]:
         error = failed.error
@@ -193,6 +195,24 @@ class Model:
             return [head, [Piece("trying again", "dim")]]
         age = duration(failed.seconds - self.counted.seconds)
         return [head, [Piece(f"these numbers are {age} old; trying again", "dim")]]
+
+
+def _next(shown: Sequence[Entry]) -> list[Piece]:
+    """Return which of the pairs will be full next."""
+    free = [entry for entry in shown if entry.row.free]
+    if not any(entry.trend for entry in free):
+        return []
+    filling = [
+        (entry.trend.seconds_left, entry)
+        for entry in free
+        if entry.trend and entry.trend.seconds_left is not None
+    ]
+    left, soonest = min(filling, key=lambda each: each[0], default=(float("inf"), None))
+    if soonest is None or left >= SOON:
+        other = "none" if len(free) == len(shown) else "no other"
+        return [Piece(f"at this rate, {other} will be full within an hour", "dim")]
+    style = time_left(soonest.row.free, left).style
+    return [Piece(f"full in {duration(left)}", style), Piece(f" at this rate: {soonest.pair}")]
 
 
 def _by_name(entry: Entry) -> tuple[object, ...]:

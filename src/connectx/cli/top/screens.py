@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rich.text import Text
 from textual.app import ComposeResult  # noqa: TC002 - Textual reads the annotation
@@ -13,6 +13,7 @@ from textual.widgets import Footer, Input, Static
 
 from connectx.cli.page import Piece
 from connectx.cli.top.details import details
+from connectx.cli.top.keys import KEYS
 from connectx.cli.top.table import PairTable, Titles
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from connectx.observe.history import Pair
 
 
-def text_of(lines: Iterable[Iterable[Piece]]) -> Text:
-    """Return lines of pieces as rich's text; a line that is too long is cut."""
-    return Text("\n", no_wrap=True, overflow="ellipsis").join(
+def text_of(lines: Iterable[Iterable[Piece]], *, wrapped: bool = False) -> Text:
+    """Return lines of pieces as rich's text; a line that is too long is wrapped, or cut."""
+    overflow: Literal["fold", "ellipsis"] = "fold" if wrapped else "ellipsis"
+    return Text("\n", no_wrap=not wrapped, overflow=overflow).join(
         Text.assemble(*line) for line in lines
     )
 
@@ -44,12 +46,30 @@ class Head(Static):
             taken = model.counted.snapshot
             reserved = f", {taken.reserved:,} reserved" if taken.reserved else ""
             left = f" ports {taken.ports}{reserved}  {taken.netns}"
-            right = f"every {model.counted.every:.3g} s  {taken.taken_at:%H:%M:%S} UTC "
-        self.update(f"{left:<{max(0, self.app.size.width - len(right))}}{right}", layout=False)
+            right = f"  every {model.counted.every:.3g} s  {taken.taken_at:%H:%M:%S} UTC "
+        room = self.app.size.width - len(left)
+        self.update(f"{left}{right:>{room}}" if len(right) <= room else left, layout=False)
+
+
+class KeysScreen(Screen[None]):
+    """The keys, until one is pressed."""
+
+    def compose(self) -> ComposeResult:
+        """Yield the text."""
+        yield Static(f"\n{KEYS}\nAny key goes back.", markup=False)
+
+    def on_key(self, event: events.Key) -> None:
+        """Go back."""
+        event.stop()
+        self.dismiss()
 
 
 class ModelScreen(Screen[None]):
     """A screen that draws the model, and draws it again when it is resized or resumed."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("question_mark", "keys", "Keys", key_display="?"),
+    ]
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -58,6 +78,10 @@ class ModelScreen(Screen[None]):
     def show(self) -> None:
         """Draw what the model knows."""
         raise NotImplementedError
+
+    def action_keys(self) -> None:
+        """Show the keys."""
+        self.app.push_screen(KeysScreen())
 
     def on_mount(self) -> None:
         """Draw for the first time."""
@@ -104,7 +128,7 @@ class TableScreen(ModelScreen):
         model = self.model
         entries = model.entries()
         self.query_one(Head).show(model)
-        self.query_one("#verdict", Static).update(text_of(model.verdict()), layout=False)
+        self.query_one("#verdict", Static).update(text_of(model.verdict(), wrapped=True))
         self.query_one("#shown", Static).update(self._shown(len(entries)), layout=False)
         table = self.query_one(PairTable)
         table.show(entries, self._instead())
@@ -195,7 +219,7 @@ class PairScreen(ModelScreen):
         model, pair = self.model, self.pair
         self.query_one(Head).show(model)
         lines = model.verdict() if model.failed else [[Piece(f"  {pair}", "bold")]]
-        self.query_one("#verdict", Static).update(text_of(lines), layout=False)
+        self.query_one("#verdict", Static).update(text_of(lines, wrapped=True))
         samples = model.history.samples(pair)
         about = details(model.entry(pair), samples, model.detail(pair), self.app.size.width)
         self.query_one("#details", Static).update(text_of(about))

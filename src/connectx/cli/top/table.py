@@ -105,19 +105,20 @@ class PairTable(ScrollView, can_focus=True):
     @property
     def on_screen(self) -> list[Pair]:
         """The pairs on the screen."""
-        top = self.scroll_offset.y
-        return [entry.pair for entry in self._entries[top : top + self.size.height]]
+        lines = self.widths.lines
+        top, bottom = self.scroll_offset.y, self.scroll_offset.y + self.size.height
+        return [entry.pair for entry in self._entries[top // lines : -(-bottom // lines)]]
 
     def render_line(self, y: int) -> Strip:
         """Return a line of the screen."""
         width = self.scrollable_content_region.width
-        number = self.scroll_offset.y + y
+        number, line = divmod(self.scroll_offset.y + y, self.widths.lines)
         if not self._entries and y == self.size.height // 2:
             return strip_of([Piece(self._instead.center(width), "dim")], width)
         if number >= len(self._entries):
             return Strip.blank(width)
         entry = self._entries[number]
-        pieces = cells(entry, self._model.samples(entry.pair), self.widths)
+        pieces = cells(entry, self._model.samples(entry.pair), self.widths)[line]
         if number == self._cursor and self.has_focus:
             # Not the bar: reversed, a full one looks empty.
             marked = [Piece(piece.text, "bold reverse") for piece in pieces[:WHO]]
@@ -143,7 +144,7 @@ class PairTable(ScrollView, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """Move the cursor there; a double click opens the pair."""
-        number = self.scroll_offset.y + event.y
+        number = (self.scroll_offset.y + event.y) // self.widths.lines
         if number >= len(self._entries):
             return
         self._go_to(number)
@@ -161,7 +162,8 @@ class PairTable(ScrollView, can_focus=True):
 
     def action_page(self, pages: int) -> None:
         """Move the cursor by so many screens."""
-        self._go_to(self._cursor + pages * max(1, self.size.height - 1))
+        shown = self.size.height // self.widths.lines
+        self._go_to(self._cursor + pages * max(1, shown - 1))
 
     def action_first(self) -> None:
         """Move the cursor to the top."""
@@ -173,13 +175,15 @@ class PairTable(ScrollView, can_focus=True):
 
     def _go_to(self, number: int) -> None:
         self._cursor = max(0, min(number, len(self._entries) - 1))
-        self.scroll_to_region(Region(0, self._cursor, 1, 1), animate=False, force=True)
+        lines = self.widths.lines
+        at = Region(0, self._cursor * lines, 1, lines)
+        self.scroll_to_region(at, animate=False, force=True)
         self.refresh()
 
     def _fit(self) -> None:
-        self.virtual_size = Size(0, len(self._entries))
         # One blank stays before the scroll bar.
         self.widths = columns(self.scrollable_content_region.width - 1, self._entries)
+        self.virtual_size = Size(0, len(self._entries) * self.widths.lines)
         self.refresh()
 
     def _index(self, pair: Pair) -> int | None:
