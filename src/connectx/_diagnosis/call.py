@@ -63,7 +63,8 @@ def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
         return call._replace(without_ipv6="all")
     if without := [each for each in belong if each in (off or ())]:
         return call._replace(without_ipv6=without[0])
-    if "" in (device for _, device in devices):
+    names = {device for _, device in devices}
+    if "" in names or len(names) > 1:
         # bind() and connect() refuse it (EINVAL), whatever else there is.
         return call
     if source.host:

@@ -162,8 +162,17 @@ PORT_LEFT: Final = Cause(
     "Connections of a program that has ended are in TIME_WAIT on the port, for up to 60 seconds. "
     "Until then, bind() refuses the port.",
     (
-        Remedy("in the program that binds the port, set SO_REUSEADDR before bind(), as servers do"),
         Remedy("wait a minute, or ask for another port"),
+        Remedy(
+            "in the program that binds the port, set SO_REUSEADDR before bind(), as servers do: it "
+            "then gets past the TIME_WAITs of its own former runs",
+        ),
+        Remedy(
+            "until then, close them, which takes CAP_NET_ADMIN",
+            "connectx kill --state TIME-WAIT --source-port-range {port}-{port} --yes",
+            "a late segment of one of these connections may disturb a new one between the same "
+            "addresses and ports",
+        ),
     ),
 )
 

@@ -172,6 +172,7 @@ def port_taken(facts: Facts) -> Iterator[Finding]:
         causes.TUPLE_IN_USE if call.on_tuple else causes.PORT_LEFT if left else causes.PORT_HELD,
         f"{title} toward {call.destination}" if call.on_tuple else title,
         tuple(str(each) for each in call.on_port[: 2 * SHOWN]),
+        {"port": str(call.source.port)},
     )
 
 
