@@ -1,10 +1,13 @@
 """Fill the table of tracked connections, by ctnetlink: with entries that no new one may evict."""
 
 import errno
+import select
 import socket
 import struct
 from pathlib import Path
 from typing import Final
+
+from tests import limits
 
 _LIMIT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _COUNT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
@@ -54,13 +57,12 @@ def fill() -> None:
     """
     most = limit()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as channel:
-        channel.settimeout(0)
         for start in range(0, most + _BATCH, _BATCH):
             channel.send(b"".join(map(_entry, range(start, start + _BATCH))))
-            try:
-                refused = -struct.unpack_from("=i", channel.recv(8192), 16)[0]
-            except BlockingIOError:
+            # The kernel answers while send() runs, and only where it refuses.
+            if not select.select([channel], [], [], 0)[0]:
                 continue
+            refused = -struct.unpack_from("=i", limits.receive(channel, 8192), 16)[0]
             if refused != errno.ENOMEM or int(_COUNT.read_text()) < most:
                 raise OSError(refused, "ctnetlink")
             return
