@@ -6,6 +6,9 @@ import contextlib
 import errno
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
@@ -477,6 +480,60 @@ def one_socket(world: World) -> None:
         sender.sendto(b"x", to)
         assert limits.receive(sock) == b"x"
     world.connect(kind=UDP)
+
+
+@follows(causes.UNSHARED, "widen")
+def a_wider_range_for_a_resolver(world: World) -> None:
+    """A name is not found where UDP has no port left: getaddrinfo() calls that EAI_AGAIN."""
+    server = world.closing.enter_context(socket.socket(type=UDP))
+    server.bind(("127.0.0.1", 53))
+    held_by_udp(world)
+    if looked_up(world) is None:
+        pytest.skip("needs a mount namespace, for a resolv.conf of its own")
+    assert looked_up(world) == socket.EAI_AGAIN
+    question = ("--errno", "EAI_AGAIN", "--destination", f"127.0.0.1:{PORT}")
+    assert "a resolver here, which asks over UDP" in " ".join(world.ask(*question).split())
+    world.follow(*question)
+    with limits.in_background(lambda: answer_names(server), server):
+        assert looked_up(world) == 0
+
+
+def looked_up(world: World) -> int | None:
+    """Look up a name at 127.0.0.1; the number of the error, None if that cannot be tried."""
+    del world
+    with tempfile.NamedTemporaryFile("w") as conf:
+        conf.write("nameserver 127.0.0.1\n")
+        conf.flush()
+        done = subprocess.run(
+            [
+                *("unshare", "--mount", "sh", "-c"),
+                'mount --bind "$0" /etc/resolv.conf || exit 99; exec "$@"',
+                *(conf.name, sys.executable, "-c", _LOOK_UP),
+            ],
+            check=False,
+            timeout=limits.COMMAND_LIMIT,
+        )
+    if done.returncode in (1, 99):
+        return None
+    return 100 - done.returncode if done.returncode else 0
+
+
+_LOOK_UP = """
+import socket, sys
+try:
+    socket.getaddrinfo("db.example", 443, socket.AF_INET, socket.SOCK_STREAM)
+except socket.gaierror as error:
+    sys.exit(100 - error.errno)
+"""
+
+
+def answer_names(server: socket.socket) -> None:
+    """Answer one question with an address, whatever it asks (RFC 1035)."""
+    question, sender = limits.receive_from(server, 512)
+    answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + bytes([127, 0, 0, 1])
+    header = question[:2] + b"\x81\x80\0\1\0\1\0\0\0\0"
+    name_and_type = question[12 : question.index(b"\0", 12) + 5]
+    server.sendto(header + name_and_type + answer, sender)
 
 
 def overshadowed(world: World) -> tuple[socket.socket, socket.socket, socket.socket]:

@@ -1,6 +1,8 @@
 """Every remedy that `connectx doctor` and explain() print is executed, and helps."""
 
 import contextlib
+import errno
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,11 @@ from connectx._diagnosis import causes
 from connectx._diagnosis.causes import Cause, Remedy
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
-from tests.remedies.world import EXECUTED, World
+from tests.observe.helpers import HERE
+from tests.remedies.world import EXECUTED, TO, World
+
+RANGE = "net.ipv4.ip_local_port_range"
+TIMESTAMPS = causes.TIMESTAMPS_OFF.remedies[0]
 
 REMEDIES = [
     pytest.param((cause, remedy), id=f"{name.lower()}-{number}")
@@ -35,3 +41,37 @@ def test_it_helps(
 def test_a_command_says_what_it_breaks(of: tuple[Cause, Remedy]) -> None:
     _, remedy = of
     assert bool(remedy.command) == bool(remedy.breaks)
+
+
+def test_a_command_for_another_namespace_changes_that_one(
+    network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    """As an operator runs it who looks into a container from outside."""
+    widen = causes.CONNECTED.remedies[-1]
+    world = World(network, servers, closing, (causes.CONNECTED, widen))
+    own = network.namespace.get_sysctl(RANGE)
+    with world.another_host("192.0.2.7/24", "192.0.2.9/24") as container:
+        with container.entered():
+            servers.listen(*HERE)
+            world.run(f"sysctl -w {RANGE}='40000 40009'")
+            for _ in range(10):
+                world.connect()
+            world.fails(errno.EADDRNOTAVAIL, world.connect)
+        world.follow("--errno", "99", *TO, "--netns", container.path)
+        assert network.namespace.get_sysctl(RANGE) == own
+        with container.entered():
+            world.connect()
+
+
+def test_settings_last_as_the_doctor_says(
+    network: Network, servers: Servers, closing: contextlib.ExitStack, tmp_path: Path
+) -> None:
+    """Its line for a file of /etc/sysctl.d is one that sysctl(8) takes."""
+    world = World(network, servers, closing, (causes.TIMESTAMPS_OFF, TIMESTAMPS))
+    network.sysctl("net.ipv4.tcp_timestamps", 0)
+    network.sysctl("net.ipv4.tcp_tw_reuse", 0)
+    assert causes.LASTING in " ".join(world.ask().split())
+    file = tmp_path / "ports.conf"
+    file.write_text(causes.LASTING.split("`")[1] + "\n")
+    world.run(f"sysctl -p {file}")
+    assert network.namespace.get_sysctl("net.ipv4.tcp_tw_reuse") == "1"

@@ -188,6 +188,8 @@ class Other:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        #: The namespace's file, for other processes.
+        self.path = f"/proc/{os.getpid()}/fd/{descriptor}"
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

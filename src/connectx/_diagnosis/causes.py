@@ -424,7 +424,14 @@ UNSHARED: Final = Cause(
         Remedy(
             "use one unconnected socket for many destinations, or close sockets you no longer need"
         ),
+        _WIDEN,
     ),
+)
+
+#: How long what `sysctl -w` sets stays.
+LASTING: Final = (
+    "sysctl -w holds until the next start: to keep a setting, write it to a file in /etc/sysctl.d, "
+    "as in `net.ipv4.tcp_tw_reuse = 1`"
 )
 
 #: Why a source address cannot be used at all.

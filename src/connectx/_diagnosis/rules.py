@@ -284,6 +284,7 @@ def unshared(facts: Facts) -> Iterator[Finding]:
             f"{facts.udp_unused:,} of {facts.ports.size:,} ports are free for UDP sockets that "
             "do not share",
             ("every other port of the range has a UDP socket on some address, or is reserved",),
+            commands.against_exhaustion(facts),
         )
 
 

@@ -249,6 +249,14 @@ def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
 
 def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     if call.stream:
+        for finding in findings:
+            if finding.cause is causes.UNSHARED:
+                return Answer(
+                    "comes from a resolver here, which asks over UDP, and UDP is out of ports: "
+                    f"{finding.title}. getaddrinfo() then says EAI_AGAIN, temporary failure in "
+                    "name resolution.",
+                    (finding.cause,),
+                )
         return Answer(
             "from a TCP connect() is not exhaustion: the call was non-blocking, or the socket is a "
             "Unix one whose listener's queue is full. For UDP it is exhaustion: say --protocol udp."

@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from connectx._diagnosis.causes import FOLKLORE
+from connectx._diagnosis.causes import FOLKLORE, LASTING
 from connectx._diagnosis.finding import SHOWN, Severity
 from connectx.addresses import HIGHEST_PORT, Endpoint
 from connectx.cli.arguments import add_json, add_netns, endpoint, port_range, seconds
@@ -141,9 +141,12 @@ def _destinations(text: str | None) -> list[Endpoint]:
     try:
         found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise CommandError(
-            f"cannot resolve {host!r}: {error_text(error)}", COULD_NOT_LOOK
-        ) from error
+        what = f"cannot resolve {host!r}: {error_text(error)}"
+        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            # That may be what is to be found out: a resolver needs a UDP port, too.
+            print(f"connectx doctor: {what}; looking without a destination", file=sys.stderr)
+            return []
+        raise CommandError(what, COULD_NOT_LOOK) from error
     return [Endpoint(*address) for *_, address in found]
 
 
@@ -190,6 +193,9 @@ def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:
     rest = [each for each in diagnosis.findings if each not in main]
     for finding in (*main, *(rest if verbose else ())):
         _show_finding(finding, page, said=diagnosis.verdict, verbose=verbose)
+    if any("sysctl -w " in each.command(remedy) for each in main for remedy in each.cause.remedies):
+        page.paragraph(f"{LASTING}.")
+        page.paragraph("")
     if verbose:
         _show_folklore(main if diagnosis.verdict else diagnosis.findings, page)
     elif rest:
@@ -267,7 +273,9 @@ def _show_folklore(findings: Iterable[Finding], page: Page) -> None:
 
 
 def _errno(text: str) -> int:
-    number = getattr(errno, text.upper(), None) if text.upper().startswith("E") else None
+    # A resolver's call that got EAGAIN, in the words of getaddrinfo(3).
+    name = "EAGAIN" if text.upper() == "EAI_AGAIN" else text.upper()
+    number = getattr(errno, name, None) if name.startswith("E") else None
     if number is None and text.isascii() and text.isdecimal():
         number = int(text)
     if not isinstance(number, int) or number not in errno.errorcode:
