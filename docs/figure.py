@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from connectx.cli.output import plural
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -56,7 +58,7 @@ def draw(found: dict[str, Any], colours: Palette) -> str:
     ports = f"All {plain['opened']:,} ports of {'-'.join(map(str, found['ports']))}"
     notes = (
         f"{ports}: plain connect() {plain['seconds']:.0f} s, connectx {ours['seconds']:.1f} s.",
-        f"Linux {machine['kernel']}, {machine['cores']} cores, loopback.",
+        f"Linux {machine['kernel']}, {plural(machine['cores'], 'core')}, loopback.",
     )
     title = "Microseconds per TCP connection as ports fill up"
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" font-size="15"'

@@ -1,6 +1,7 @@
 import os
 import platform
 
+from connectx.cli.lab.output import machine_text
 from connectx.lab import machine
 from connectx.linux.features import FEATURES
 from connectx.sandbox.networks import Network
@@ -16,6 +17,13 @@ def test_says_what_it_ran_on(network: Network) -> None:
     assert found.sysctls["net.ipv4.ip_local_port_range"] == "40000 40009"
     # Nothing names the machine.
     assert platform.node() not in repr(found)
+
+
+def test_one_core_is_one_core() -> None:
+    found = machine.describe()
+    assert found._replace(cores=1).processors == "1 core"
+    assert found._replace(cores=2).processors == "2 cores"
+    assert machine_text(found._replace(cores=1), 2.0) == f"Linux {found.kernel}, 1 core, 2.0 s"
 
 
 def test_a_network_says_what_was_changed_in_it(network: Network) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import os
@@ -13,11 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from connectx.addresses import PortRange
-from connectx.lab.latency import Latency, Samples, Settings
-from connectx.lab.machine import describe
-from connectx.lab.report import figures
-from connectx.lab.summary import summarise
 from connectx.linux import features
 from connectx.linux.features import Probe
 from tests.lab.browser import Browser, browser
@@ -139,6 +132,43 @@ class TestPage:
             assert f"connectx lab {command}" in text
         assert f"--ports {PORTS}" in text
 
+    def test_begins_with_what_it_comes_to(self, reader: Browser) -> None:
+        first = reader.evaluate("return document.querySelector('h1 + p').innerText")
+        assert "1,024 TCP connections to one destination took " in first
+        assert "As the range fills up, " in first
+        assert "not as expected" not in first
+
+    def test_all_fills_have_the_same_axis_of_time(self, reader: Browser) -> None:
+        domains = reader.evaluate(
+            """
+            return [...document.querySelectorAll('figure')].filter(f => f.id.startsWith('latency'))
+              .map(figure => drawn.get(figure).view.scale('y')).map(y => [y.type, ...y.domain()])
+            """
+        )
+        assert len(domains) > 8
+        assert {kind for kind, *_ in domains} == {"log"}
+        assert len({tuple(ends) for _, *ends in domains}) == 1
+
+    def test_what_is_the_same_is_shown_once(self, reader: Browser) -> None:
+        rows = reader.evaluate(
+            """
+            return ['techniques', 'mixing', 'listeners'].flatMap(id => {
+              const found = [];
+              for (let part = document.getElementById(id).nextElementSibling;
+                   part && part.tagName !== 'H2'; part = part.nextElementSibling) {
+                for (const table of part.querySelectorAll('table')) {
+                  found.push([...table.tBodies[0].rows].map(
+                    row => [...row.cells].slice(1).map(cell => cell.textContent).join('|')));
+                }
+              }
+              return found;
+            })
+            """
+        )
+        assert len(rows) >= 6
+        for table in rows[:2] + rows[-2:]:
+            assert len(set(table)) == len(table)
+
     def test_shows_every_technique_as_expected(self, reader: Browser, written: Written) -> None:
         text = reader.evaluate("return document.body.innerText")
         assert "differs" not in text
@@ -187,28 +217,3 @@ class TestData:
     def test_the_machine_is_shown_as_it_was(self, written: Written) -> None:
         sysctls = written.data["machine"]["sysctls"]
         assert sysctls["net.ipv4.ip_local_port_range"] != PORTS.replace("-", " ")
-
-
-def fill(nanoseconds: list[int], ports: list[int]) -> Latency:
-    samples = Samples.none()
-    for each, port in zip(nanoseconds, ports, strict=True):
-        samples.add(port, each, 0, 0 if port else 99)
-    settings = Settings("kernel", ports=PortRange(40000, 40000 + len(ports) - 1))
-    return Latency(settings, describe(), samples, Samples.none(), finished=True, changes=[])
-
-
-class TestRegressionLine:
-    """The line's ends are on the line, even if it begins below zero."""
-
-    def test_of_two_stages(self) -> None:
-        stages = [1_000] * 100 + [1_000_000] * 100
-        figure = figures.latency(fill(stages, list(range(40000, 40200)))).to_dict()
-        name = figure["layer"][1]["data"]["name"]
-        ends = list(csv.DictReader(io.StringIO(figure["datasets"][name])))
-        summary = summarise(fill(stages, list(range(40000, 40200))))
-        assert summary.start < 0
-        for end in ends:
-            number, milliseconds = float(end["number"]), float(end["ms"])
-            expected = (summary.start + summary.slope * number) / 1000
-            assert milliseconds == pytest.approx(expected, abs=1e-3)
-            assert milliseconds >= -1e-9

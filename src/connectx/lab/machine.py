@@ -43,6 +43,11 @@ class Machine(NamedTuple):
     features: dict[str, str]
     sysctls: dict[str, str]
 
+    @property
+    def processors(self) -> str:
+        """The cores in words: "1 core" or "2 cores"."""
+        return f"{self.cores:,} core{'' if self.cores == 1 else 's'}"
+
 
 def describe() -> Machine:
     """Return the machine as the calling thread sees it."""

@@ -153,6 +153,12 @@ class TestOutput:
         assert re.search(r"^odd ports +4 +0 +23 +5\.8 +7", out, re.MULTILINE)
         assert re.search(r"^all +8 +0 +31 +3\.9 +7", out, re.MULTILINE)
 
+    def test_of_one_is_in_the_singular(self, capsys: pytest.CaptureFixture[str]) -> None:
+        out = shown(capsys, "--ports", "40000-40000", "--search", "window:1")
+        assert out.startswith(
+            "1 connection to 1 destination, 1 port (40000-40000): random windows of 1 port\n"
+        )
+
     def test_can_be_repeated(self, capsys: pytest.CaptureFixture[str]) -> None:
         first = shown(capsys, "--ports", "40000-40019")
         (seed,) = re.findall(r"^seed (\d+)", first, re.MULTILINE)

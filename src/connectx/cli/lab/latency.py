@@ -13,6 +13,7 @@ from connectx.cli.arguments import whole_number
 from connectx.cli.command import FAILED, OK
 from connectx.cli.lab.arguments import add_ports, parsed_by, percent
 from connectx.cli.lab.output import changes_text
+from connectx.cli.output import plural
 from connectx.cli.page import Column, Page, Table
 from connectx.cli.progress import progress_bars
 from connectx.errors import NotSupported
@@ -243,7 +244,7 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
     if results:
         machine = results[0].machine
         lines.append(
-            f"Linux {machine.kernel}, {machine.cores} cores, Python {machine.python}. "
+            f"Linux {machine.kernel}, {machine.processors}, Python {machine.python}. "
             f"{changes_text(_changes(results))}"
         )
     for line in lines:
@@ -253,8 +254,9 @@ def _print_tables(results: Sequence[latency.Latency], *, each: bool) -> None:
 def _table(result: latency.Latency, summary: Summary) -> Table:
     settings = result.settings
     drawn = _columns(
-        f"{settings.way}: {summary.opened:,} of {summary.tried:,} "
-        f"{settings.transport.protocol.title} connections, {summary.per_second:,.0f} per second",
+        f"{settings.way}: {summary.opened:,} of "
+        f"{plural(summary.tried, f'{settings.transport.protocol.title} connection')}, "
+        f"{summary.per_second:,.0f} per second",
         (
             "range in use",
             "opened",
@@ -281,7 +283,7 @@ def _table(result: latency.Latency, summary: Summary) -> Table:
 def _comparison(results: Sequence[latency.Latency], summaries: Sequence[Summary]) -> Table:
     settings = results[0].settings
     drawn = _columns(
-        f"{summaries[0].tried:,} {settings.transport.protocol.title} connections, "
+        f"{plural(summaries[0].tried, f'{settings.transport.protocol.title} connection')}, "
         f"source ports {settings.ports}",
         ("way", "opened", "errors", "seconds", "per second", "even: mean µs", "odd: mean µs"),
     )

@@ -20,4 +20,4 @@ def changes_text(changes: Iterable[str]) -> str:
 
 def machine_text(machine: Machine, seconds: float) -> str:
     """Return what an experiment ran on, and how long it took."""
-    return f"Linux {machine.kernel}, {machine.cores} cores, {seconds:.1f} s"
+    return f"Linux {machine.kernel}, {machine.processors}, {seconds:.1f} s"

@@ -14,6 +14,7 @@ from connectx.cli.arguments import seconds, whole_number
 from connectx.cli.command import OK
 from connectx.cli.lab.arguments import add_ports, parsed_by
 from connectx.cli.lab.strip import Strips
+from connectx.cli.output import plural
 from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
 from connectx.lab import simulate
@@ -72,7 +73,7 @@ keys of --json:
 _SEARCHES: Final = {
     simulate.PLAIN: "connect() by itself",
     simulate.OPTION: "IP_LOCAL_PORT_RANGE over the whole range",
-    simulate.WINDOW: "random windows of {size:,} ports",
+    simulate.WINDOW: "random windows of {size}",
 }
 
 
@@ -213,13 +214,12 @@ def _delay(arguments: argparse.Namespace, result: Simulation) -> float:
 
 
 def _title(settings: Settings) -> str:
-    search = _SEARCHES[settings.search.kind].format(size=settings.search.size)
-    destinations = "1 destination"
-    if settings.destinations > 1:
-        destinations = f"{settings.destinations:,} destinations"
+    size = plural(settings.search.size, "port")
+    search = _SEARCHES[settings.search.kind].format(size=size)
     older = "" if settings.step_of_one else ", before Linux 6.8"
     return (
-        f"{settings.attempts:,} connections to {destinations}, {settings.ports.size:,} ports "
+        f"{plural(settings.attempts, 'connection')} to "
+        f"{plural(settings.destinations, 'destination')}, {plural(settings.ports.size, 'port')} "
         f"({settings.ports}): {search}{older}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import PROTOCOLS
 from connectx.cli import command
@@ -12,11 +12,10 @@ from connectx.cli.lab.output import changes_text, machine_text
 from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
 from connectx.lab import techniques
-from connectx.lab.listeners import Case
-from connectx.lab.mixing import OK, Cell
+from connectx.lab.folding import alike
+from connectx.lab.mixing import OK
 from connectx.lab.procedures import TRIES
 from connectx.lab.technique_table import PORTS
-from connectx.lab.techniques import Row
 from connectx.lab.transports import FAMILIES
 
 if TYPE_CHECKING:
@@ -24,13 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from connectx.cli.page import Cell as Text
-    from connectx.lab.listeners import Outcome
+    from connectx.lab.listeners import Case, Outcome
+    from connectx.lab.mixing import Cell
     from connectx.lab.technique_table import Findings
-    from connectx.lab.techniques import Techniques
-    from connectx.lab.transports import Transport
-
-#: A finding, whose first field is the transport.
-Found = TypeVar("Found", Row, Cell, Case)
+    from connectx.lab.techniques import Row, Techniques
 
 NAME: Final = "techniques"
 HELP: Final = "Try every way to open an outgoing connection, and compare it with what is known."
@@ -108,11 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_tables(result: Techniques) -> None:
     page = Page(_WIDTH)
-    for transports, rows in _alike(result.rows):
+    for transports, rows in alike(result.rows):
         _print_techniques(page, transports, rows)
-    for transports, cells in _alike(result.mixing):
+    for transports, cells in alike(result.mixing):
         _print_matrix(page, transports, cells)
-    for transports, cases in _alike(result.listeners):
+    for transports, cases in alike(result.listeners):
         _print_services(page, transports, cases)
     _print_end(page, result)
 
@@ -266,25 +262,6 @@ def _print_end(page: Page, result: Techniques) -> None:
 
 
 # What they have in common.
-
-
-def _alike(everything: Sequence[Found]) -> list[tuple[str, list[Found]]]:
-    """Group what was found by transport; those with the same findings have one group."""
-    over: dict[Transport, list[Found]] = {}
-    for each in everything:
-        over.setdefault(each.transport, []).append(each)
-    alike: dict[tuple[object, ...], list[Transport]] = {}
-    for transport, found in over.items():
-        alike.setdefault(tuple(tuple(each)[1:] for each in found), []).append(transport)
-    return [(_title(transports), over[transports[0]]) for transports in alike.values()]
-
-
-def _title(transports: Sequence[Transport]) -> str:
-    protocols = list(dict.fromkeys(each.protocol.title for each in transports))
-    families = sorted({f"IPv{each.family}" for each in transports})
-    if len(protocols) * len(families) == len(transports):
-        return f"{' and '.join(protocols)} over {' and '.join(families)}"
-    return ", ".join(each.title for each in transports)
 
 
 def _beside(expected: Sequence[str], observed: Sequence[str] | None) -> list[Text]:

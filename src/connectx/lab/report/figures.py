@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import altair as alt
 
@@ -40,7 +40,18 @@ _TEAL, _ORANGE, _VIOLET, _PINK, _GREEN, _YELLOW = (
     "#e6ab02",
 )
 
-_KINDS: Final = {"even port": _TEAL, "odd port": _ORANGE, "refused": _VIOLET}
+#: Told apart by shape as well, for people who see the colours alike, and on paper.
+_KINDS: Final = {
+    "even port": (_TEAL, "circle"),
+    "odd port": (_ORANGE, "triangle-up"),
+    "refused": (_VIOLET, "cross"),
+}
+
+#: Labels of a logarithmic axis: these times every power of ten.
+_STEPS: Final = (1, 2, 5)
+
+#: How many points a regression line has: it is a curve where the axis is logarithmic.
+_LINE_POINTS: Final = 64
 
 _HEIGHT: Final = 300
 #: Width in pixels of figures that are not on a page.
@@ -50,21 +61,62 @@ _WIDTH: Final = 760
 def all_figures(findings: Findings) -> dict[str, Figure]:
     """Return every figure by the name of its place on the page, which is its file's name too."""
     figures: dict[str, Figure] = {}
+    fills = [*findings.strategies.values(), *findings.windows.values()]
+    times = common_times([*fills, *findings.datagrams.values()])
     for way, fill in findings.strategies.items():
-        figures[f"latency-{way}"] = latency(fill)
+        figures[f"latency-{way}"] = latency(fill, times)
     for size, fill in findings.windows.items():
-        figures[f"latency-window-{size}"] = latency(fill)
+        figures[f"latency-window-{size}"] = latency(fill, times)
     figures["addresses"] = histograms(findings.addresses)
     figures["strategies"] = strategies(findings.strategies)
     for way, fill in findings.datagrams.items():
-        figures[f"latency-udp-{way}"] = latency(fill)
+        figures[f"latency-udp-{way}"] = latency(fill, times)
     figures["churn"] = churn(findings.churn)
     figures["model"] = model(findings)
     return figures
 
 
-def latency(fill: Latency) -> Figure:
-    """Draw each connection of a fill: when, how long, and from which kind of port."""
+class Times(NamedTuple):
+    """The ends of a logarithmic axis, in milliseconds."""
+
+    low: float
+    high: float
+
+    @property
+    def ticks(self) -> list[float]:
+        """Where the axis has lines and labels."""
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        ticks = [float(f"{step}e{power}") for power in powers for step in _STEPS]
+        return [tick for tick in ticks if self.low <= tick <= self.high]
+
+
+def common_times(fills: Iterable[Latency]) -> Times:
+    """Return one axis for several fills: on it, what is flat looks flat, and what is slow slow.
+
+    A few connections of each fill may lie beyond its ends: they met moments in which the machine
+    was busy with something else.
+    """
+    lows, highs = [], []
+    for fill in fills:
+        times = sorted(fill.fill.nanoseconds)
+        lows.append(times[len(times) // 100] / 1e6)
+        highs.append(times[len(times) * 995 // 1000] / 1e6)
+    return Times(_step(0.8 * min(lows)), 1.25 * max(highs))
+
+
+def _step(milliseconds: float) -> float:
+    """Return the nearest 1, 2 or 5 times a power of ten that is not greater."""
+    power: float = 10.0 ** math.floor(math.log10(milliseconds))
+    return max(step * power for step in _STEPS if step * power <= milliseconds)
+
+
+def latency(fill: Latency, times: Times) -> Figure:
+    """Draw each connection of a fill: when, how long, and from which kind of port.
+
+    Args:
+        fill: The fill.
+        times: The axis. Times beyond its ends are drawn at the edge.
+    """
     numbers = _chosen(fill)
     rows = [
         (
@@ -75,8 +127,6 @@ def latency(fill: Latency) -> Figure:
         )
         for number in numbers
     ]
-    # What takes longer met moments in which the machine was busy with something else.
-    top = sorted(fill.fill.nanoseconds)[len(fill.fill.nanoseconds) * 995 // 1000] / 1e6
     pick = alt.selection_point(fields=["kind"], bind="legend")
     zoom = alt.selection_interval(
         bind="scales",
@@ -84,9 +134,10 @@ def latency(fill: Latency) -> Figure:
         zoom="wheel![event.shiftKey]",
         translate="[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!",
     )
+    colours, shapes = zip(*_KINDS.values(), strict=True)
     points = (
         alt.Chart(_table(("number", "ms", "kind", "port"), rows))
-        .mark_point(size=9, filled=True)
+        .mark_point(size=14, filled=True)
         .encode(
             x=alt.X(
                 "number:Q",
@@ -95,17 +146,16 @@ def latency(fill: Latency) -> Figure:
                 scale=alt.Scale(nice=False),
             ),
             y=alt.Y(
-                "ms:Q", title="milliseconds", scale=alt.Scale(domain=[0, 1.25 * top], clamp=True)
+                "ms:Q",
+                title="milliseconds",
+                scale=alt.Scale(type="log", domain=list(times), clamp=True, nice=False),
+                axis=alt.Axis(format="~g", values=times.ticks),
             ),
             color=alt.Color(
-                "kind:N",
-                title=None,
-                scale=alt.Scale(domain=list(_KINDS), range=list(_KINDS.values())),
+                "kind:N", title=None, scale=alt.Scale(domain=list(_KINDS), range=list(colours))
             ),
             shape=alt.Shape(
-                "kind:N",
-                title=None,
-                scale=alt.Scale(domain=list(_KINDS), range=["circle", "circle", "cross"]),
+                "kind:N", title=None, scale=alt.Scale(domain=list(_KINDS), range=list(shapes))
             ),
             opacity=alt.condition(pick, alt.value(0.8), alt.value(0.03)),
             tooltip=[
@@ -117,23 +167,46 @@ def latency(fill: Latency) -> Figure:
         )
         .add_params(pick, zoom)
     )
-    summary = summarise(fill)
-    last = len(fill.fill.port) - 1
-    # Only its part above zero: the line through two stages begins far below.
-    zero = -summary.start / summary.slope if summary.slope else 0.0
-    ends = [(x, (summary.start + summary.slope * x) / 1000) for x in (max(0.0, zero), last)]
+    slope = summarise(fill).slope
     line = (
-        alt.Chart(_table(("number", "ms"), ends))
+        alt.Chart(_table(("number", "ms"), regression(fill, times)))
         .mark_line(strokeWidth=2, strokeDash=[6, 3], color=_PINK)
         .encode(
             x="number:Q",
             y="ms:Q",
             tooltip=alt.value(
-                f"the regression line: {summary.slope * 1000:,.3g} ns more for each connection"
+                f"the regression line: {abs(slope) * 1000:,.3g} ns "
+                f"{'less' if slope < 0 else 'more'} for each connection"
             ),
         )
     )
     return _sized(alt.layer(points, line))
+
+
+def regression(fill: Latency, times: Times) -> list[tuple[float, float]]:
+    """Return points of the regression line: connections and milliseconds, within the figure.
+
+    The line ends where the connections do, and where it leaves the axis: through a slow stage
+    and a quick one, it goes below zero.
+    """
+    summary = summarise(fill)
+    opened = [number for number, port in enumerate(fill.fill.port) if port]
+    if not opened:
+        return []
+    first, last = float(opened[0]), float(opened[-1])
+    start, slope = summary.start / 1000, summary.slope / 1000
+    if slope:
+        ends = sorted(((times.low - start) / slope, (times.high - start) / slope))
+        first, last = max(first, ends[0]), min(last, ends[1])
+    elif not times.low <= start <= times.high:
+        return []
+    if first >= last:
+        return []
+    step = (last - first) / (_LINE_POINTS - 1)
+    return [
+        (number, start + slope * number)
+        for number in (first + index * step for index in range(_LINE_POINTS))
+    ]
 
 
 def histograms(addresses: Mapping[int, Latency]) -> Figure:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import math
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 import vl_convert
 
 from connectx.lab import techniques
 from connectx.lab.explanations import explain
-from connectx.lab.report import experiments
+from connectx.lab.report import experiments, tables
+from connectx.lab.report.conclusion import conclusion
 from connectx.lab.report.figures import DRAWN, all_figures, for_page
 from connectx.lab.summary import Summary, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from connectx.lab.latency import Latency
-    from connectx.lab.mixing import Cell
     from connectx.lab.report.experiments import Findings
 
 #: What "connect() - why are you so slow?" (2024) measured, to stand beside these figures:
@@ -99,6 +99,7 @@ def render(findings: Findings) -> str:
         article=ARTICLE,
         article_ports=experiments.ARTICLE_PORTS,
         churning=experiments.CHURNING,
+        conclusion=conclusion(findings),
         drawn=DRAWN,
         explain=lambda fill: explain(fill.settings, fill.machine),
         figures=figures,
@@ -106,43 +107,10 @@ def render(findings: Findings) -> str:
         library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         occupancies=experiments.OCCUPANCIES,
         summary=_summaries(),
-        matrices=_matrices(findings.techniques.mixing),
-        techniques=techniques.as_json(findings.techniques),
+        alone=tables.alone(findings.techniques.rows),
+        matrices=tables.matrices(findings.techniques.mixing),
+        services=tables.services(findings.techniques.listeners),
     )
-
-
-class Matrix(NamedTuple):
-    """Which techniques share a port with which, for one transport.
-
-    Attributes:
-        title: The transport.
-        names: The techniques, in the order of rows and of columns.
-        rows: For each first technique, what came of each second one.
-    """
-
-    title: str
-    names: list[str]
-    rows: list[list[Cell]]
-
-    @property
-    def agreeing(self) -> int:
-        """How many pairs are as expected."""
-        return sum(bool(cell.agrees) for row in self.rows for cell in row)
-
-    @property
-    def tried(self) -> int:
-        """How many pairs this kernel can do."""
-        return sum(cell.agrees is not None for row in self.rows for cell in row)
-
-
-def _matrices(cells: Iterable[Cell]) -> list[Matrix]:
-    by_transport: dict[str, dict[str, list[Cell]]] = {}
-    for cell in cells:
-        by_transport.setdefault(cell.transport.title, {}).setdefault(cell.first, []).append(cell)
-    return [
-        Matrix(title, [cell.second for cell in next(iter(rows.values()))], list(rows.values()))
-        for title, rows in by_transport.items()
-    ]
 
 
 def _summaries() -> Any:
