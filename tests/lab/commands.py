@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def connectx(
-    *arguments: str, prefix: tuple[str, ...] = (), timeout: float = limits.COMMAND_LIMIT
+    *arguments: str,
+    prefix: tuple[str, ...] = (),
+    timeout: float = limits.COMMAND_LIMIT,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end; a machine without private networks skips the test."""
     result = subprocess.run(
@@ -28,7 +31,7 @@ def connectx(
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "COLUMNS": "80"},
+        env={**os.environ, "COLUMNS": "80", **environment},
     )
     if "cannot make a private network namespace" in result.stderr:
         pytest.skip(result.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from connectx.addresses import PortRange
 from connectx.lab import demo
 from connectx.sandbox.holders import Held
 from tests.lab.commands import connectx
@@ -133,6 +134,27 @@ class TestSpreading:
     def test_one_protocol_only(self) -> None:
         ways = by_way(connectx_demo("--ports", RANGE, "--json", "--protocol", "udp"))
         assert {protocol for protocol, _ in ways} == {"udp"}
+
+
+class TestEstimate:
+    def test_grows_with_the_range_until_patience_ends_it(self) -> None:
+        sizes = [1, 1_000, 10_000, 28_232, 60_000]
+        estimates = [
+            demo.estimate(demo.DEMONSTRATED, PortRange(1025, 1024 + size)) for size in sizes
+        ]
+        assert estimates == sorted(estimates)
+        # Three ways are as slow as they can be, with each destination.
+        rest = demo.estimate(["udp"], PortRange(1025, 61024))
+        assert demo.estimate(["tcp"], PortRange(1025, 61024)) == pytest.approx(
+            3 * 2 * demo.PATIENCE + rest
+        )
+
+    def test_is_about_each_protocol_by_itself(self) -> None:
+        ports = PortRange(32768, 60999)
+        assert demo.estimate(["tcp", "udp"], ports) == pytest.approx(
+            demo.estimate(["tcp"], ports) + demo.estimate(["udp"], ports)
+        )
+        assert demo.estimate(["udp"], ports) < demo.estimate(["tcp"], ports)
 
 
 @pytest.fixture

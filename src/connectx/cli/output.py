@@ -16,7 +16,7 @@ _OUTPUT_LOST: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.
 #: What stands for a character that the output's encoding lacks, one for one, so that columns stay
 #: aligned.
 _INSTEAD: Final = {
-    **dict(zip("─━│·…µ→✓✗", "--|..u>vx", strict=True)),
+    **dict(zip("─━│·…µ→✓✗░", "--|..u>vx:", strict=True)),
     **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
     **dict(zip("▏▎▍▌▋▊▉", "---####", strict=True)),
 }

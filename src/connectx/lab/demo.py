@@ -54,6 +54,11 @@ FULL: Final = "all ports"
 REFUSED: Final = "gave up, refused"
 SLOW: Final = "gave up, too slow"
 
+#: For the estimate alone: roughly the seconds that it takes to open a connection and to have it
+#: echo, each; and to look at a port that is in use, as `connectx lab simulate` counts them.
+_CALL: Final = 25e-6
+_PROBE: Final = 90e-9
+
 _FOUR_TUPLE: Final = struct.Struct("!4sH4sH")
 
 
@@ -247,6 +252,26 @@ def four_tuples(held: Held, _: Report) -> list[bytes]:
 # The experiment.
 
 
+def estimate(protocols: Collection[str], ports: PortRange) -> float:
+    """Return about how many seconds run() takes.
+
+    What the usual ways to open TCP connections cost grows with the square of the range: in its
+    second half, each connection looks at every port of the first. Then PATIENCE ends them.
+
+    Args:
+        protocols: Of DEMONSTRATED.
+        ports: The range of source ports.
+    """
+    calls = 2 * ports.size * _CALL
+    searches = (ports.size / 2) ** 2 * _PROBE
+    ways = [
+        calls + min(PATIENCE, searches if protocol == "tcp" and way != CONNECTX else 0.0)
+        for protocol in protocols
+        for way in TECHNIQUES
+    ]
+    return len(DESTINATIONS) * sum(ways)
+
+
 def run(protocols: Collection[str], ports: PortRange, watch: Watch) -> Demonstration:
     """Try every way with each of the protocols.
 
@@ -267,14 +292,19 @@ def run(protocols: Collection[str], ports: PortRange, watch: Watch) -> Demonstra
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(resources.in_first_network())
-        ways = tuple(
-            _Trial(protocol, technique, ports, watch).run()
+        trials = [
+            _Trial(protocol, technique, ports, watch)
             for protocol in DEMONSTRATED
             if protocol in protocols
             for technique in TECHNIQUES
-        )
+        ]
+        ways: list[Way] = []
+        for trial in trials:
+            watch("demo", "ways", len(ways), len(trials))
+            ways.append(trial.run())
     seconds = time.monotonic() - begun
-    return Demonstration(platform.release(), len(os.sched_getaffinity(0)), ports, seconds, ways)
+    cores = len(os.sched_getaffinity(0))
+    return Demonstration(platform.release(), cores, ports, seconds, tuple(ways))
 
 
 class _Trial:
