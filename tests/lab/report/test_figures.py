@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from connectx.lab.report import figures
+from connectx.lab.report.experiments import STRATEGIES
 from connectx.lab.report.figures import Times, common_times
 from connectx.lab.summary import summarise
 from tests.lab.report.findings import LOW, fill
@@ -85,6 +86,16 @@ class TestAxis:
     )
     def test_begins_at_a_round_number(self, microseconds: float, low: float) -> None:
         assert common_times([fill([microseconds] * 9)]).low == pytest.approx(low)
+
+
+class TestWays:
+    def test_differ_in_shape_and_in_colour(self) -> None:
+        fills = {way: fill(FILLS["flat"], way=way) for way in STRATEGIES}
+        encoding = figures.strategies(fills).to_dict()["encoding"]
+        for channel in ("shape", "color"):
+            scale = encoding[channel]["scale"]
+            assert scale["domain"] == list(STRATEGIES)
+            assert len(set(scale["range"])) == len(STRATEGIES)
 
 
 class TestKinds:

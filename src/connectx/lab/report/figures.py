@@ -259,7 +259,7 @@ def strategies(fills: Mapping[str, Latency]) -> Figure:
     pick = alt.selection_point(fields=["way"], bind="legend")
     chart = (
         alt.Chart(_table(("percent", "ms", "way"), rows))
-        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=12))
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=26))
         .encode(
             x=alt.X("percent:Q", title="per cent of the range in use"),
             y=alt.Y(
@@ -269,6 +269,7 @@ def strategies(fills: Mapping[str, Latency]) -> Figure:
                 axis=alt.Axis(format="~g", tickCount=6),
             ),
             color=_way_colour(STRATEGIES),
+            shape=_way_shape(STRATEGIES),
             opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
             tooltip=[
                 alt.Tooltip("way:N"),
@@ -311,8 +312,8 @@ def churn(fills: Mapping[tuple[str, float], Latency]) -> Figure:
         y2="ninety_nine:Q",
         **common,
     )
-    means = base.mark_point(size=50, filled=True).encode(
-        y=alt.Y("mean:Q", scale=milliseconds), **common
+    means = base.mark_point(size=60, filled=True).encode(
+        y=alt.Y("mean:Q", scale=milliseconds), shape=_way_shape(CHURNING), **common
     )
     return _sized(alt.layer(spread.add_params(pick), means))
 
@@ -363,9 +364,18 @@ def _sized(figure: Any) -> Figure:
 
 def _way_colour(ways: Sequence[str]) -> alt.Color:
     colours = (_ORANGE, _YELLOW, _VIOLET, _GREEN, _PINK, _TEAL)
-    by_way = dict(zip(STRATEGIES, colours, strict=True))
-    scale = alt.Scale(domain=list(ways), range=[by_way[way] for way in ways])
-    return alt.Color("way:N", title=None, scale=scale)
+    return alt.Color("way:N", title=None, scale=_way_scale(ways, colours))
+
+
+def _way_shape(ways: Sequence[str]) -> alt.Shape:
+    shapes = ("triangle-up", "square", "diamond", "cross", "triangle-down", "circle")
+    return alt.Shape("way:N", title=None, scale=_way_scale(ways, shapes))
+
+
+def _way_scale(ways: Sequence[str], looks: Sequence[str]) -> alt.Scale:
+    """Return how each way looks, which is the same in every figure."""
+    by_way = dict(zip(STRATEGIES, looks, strict=True))
+    return alt.Scale(domain=list(ways), range=[by_way[way] for way in ways])
 
 
 def _kind(port: int) -> str:
