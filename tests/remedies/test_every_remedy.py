@@ -66,12 +66,13 @@ def test_a_command_for_another_namespace_changes_that_one(
 def test_settings_last_as_the_doctor_says(
     network: Network, servers: Servers, closing: contextlib.ExitStack, tmp_path: Path
 ) -> None:
-    """Its line for a file of /etc/sysctl.d is one that sysctl(8) takes."""
+    """What it prints as a command does the same in the form that it gives for a file."""
     world = World(network, servers, closing, (causes.TIMESTAMPS_OFF, TIMESTAMPS))
     network.sysctl("net.ipv4.tcp_timestamps", 0)
-    network.sysctl("net.ipv4.tcp_tw_reuse", 0)
     assert causes.LASTING in " ".join(world.ask().split())
+    name, _, value = world.read().removeprefix("sysctl -w ").partition("=")
+    line = causes.LASTING.split("`")[1].replace("name", name).replace("value", value)
     file = tmp_path / "ports.conf"
-    file.write_text(causes.LASTING.split("`")[1] + "\n")
+    file.write_text(f"{line}\n")
     world.run(f"sysctl -p {file}")
-    assert network.namespace.get_sysctl("net.ipv4.tcp_tw_reuse") == "1"
+    assert network.namespace.get_sysctl("net.ipv4.tcp_timestamps") == "1"

@@ -429,10 +429,7 @@ UNSHARED: Final = Cause(
 )
 
 #: How long what `sysctl -w` sets stays.
-LASTING: Final = (
-    "sysctl -w holds until the next start: to keep a setting, write it to a file in /etc/sysctl.d, "
-    "as in `net.ipv4.tcp_tw_reuse = 1`"
-)
+LASTING: Final = "sysctl -w holds until the next start; `name = value` in /etc/sysctl.d keeps it"
 
 #: Why a source address cannot be used at all.
 OF_A_SOURCE: Final = (NOT_LOCAL, NOT_YET_LOCAL, IPV6_OFF)
