@@ -55,3 +55,41 @@ def test_a_counter_that_there_is_not(network: Network) -> None:
     del network
     with pytest.raises(LookupError, match="TCPNothing"):
         proc_net.read_tcp_ext("TCPNothing")
+
+
+FIB_TRIE = """\
+Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     |-- 192.0.2.0
+        /24 link UNICAST
+Local:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 127.0.0.0
+        /8 host LOCAL
+     |-- 127.0.0.1
+        /32 host LOCAL
+     |-- 192.0.2.7
+        /32 host LOCAL
+     |-- 192.0.2.255
+        /32 link BROADCAST
+"""
+
+
+def test_own_ipv4_addresses(network: Network) -> None:
+    assert proc_net.parse_ipv4_addresses(FIB_TRIE) == ("127.0.0.1", "192.0.2.7")
+    assert proc_net.ipv4_addresses() == ("127.0.0.1",)
+    network.add_address("192.0.2.7")
+    assert proc_net.ipv4_addresses() == ("127.0.0.1", "192.0.2.7")
+
+
+def test_devices_with_link_local_addresses_and_without_ipv6(network: Network) -> None:
+    network.add_device_pair("va", "vb")
+    assert set(proc_net.link_local_devices()) == {"va", "vb"}
+    assert proc_net.devices_without_ipv6() == ()
+    network.sysctl("net.ipv6.conf.va.disable_ipv6", 1)
+    assert proc_net.link_local_devices() == ("vb",)
+    assert proc_net.devices_without_ipv6() == ("va",)
+    network.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+    assert set(proc_net.devices_without_ipv6() or ()) >= {"all", "va", "vb", "lo"}
