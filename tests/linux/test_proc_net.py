@@ -6,6 +6,7 @@ from connectx.linux import proc_net
 from connectx.linux.proc_net import Table
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.kernel.raw import FIRST
 from tests.observe.helpers import leave_time_wait
 
@@ -86,7 +87,9 @@ def test_own_ipv4_addresses(network: Network) -> None:
 
 def test_devices_with_link_local_addresses_and_without_ipv6(network: Network) -> None:
     network.add_device_pair("va", "vb")
-    assert set(proc_net.link_local_devices()) == {"va", "vb"}
+    # The kernel adds them in a work item.
+    both = {"va", "vb"}
+    limits.until(lambda: set(proc_net.link_local_devices()) == both, "link-local addresses")
     assert proc_net.devices_without_ipv6() == ()
     network.sysctl("net.ipv6.conf.va.disable_ipv6", 1)
     assert proc_net.link_local_devices() == ("vb",)
