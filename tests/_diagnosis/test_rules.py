@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectx._diagnosis import causes
-from connectx._diagnosis.facts import Call, Census, Facts, Holder, Overshadowing, Row, WatchedPair
+from connectx._diagnosis.facts import (
+    Call,
+    Census,
+    Facts,
+    Holder,
+    Overshadowing,
+    Row,
+    SharedPort,
+    WatchedPair,
+)
 from connectx._diagnosis.finding import Severity, duration
 from connectx._diagnosis.rules import RULES, find
 from connectx._diagnosis.verdict import together, verdict
@@ -37,6 +46,8 @@ HEALTHY = Facts(
     services=frozenset(),
     tells_binds_apart=True,
     overshadowed=(),
+    deaf=(),
+    unseen_owner="hidden",
     close_wait={},
     close_wait_gain=0,
     time_wait=Table(100, 262144),
@@ -128,6 +139,8 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"udp_unused": 1411}, (causes.UNSHARED, W)),
     ({"udp_unused": 0}, (causes.UNSHARED, C)),
     ({"overshadowed": (Overshadowing(TO, TO, ("a", "b")),)}, (causes.OVERSHADOWED, C)),
+    ({"deaf": (SharedPort("udp", TO, 2, ("a", "b")),)}, (causes.DEAF, W)),
+    ({"deaf": (SharedPort("udp", TO, 2, ("a",), certain=False),)}, (causes.DEAF, N)),
     ({"descriptors": {PROXY: Descriptors(820, 1024, 4096)}}, (causes.DESCRIPTORS, W)),
     ({"descriptors": {PROXY: Descriptors(1000, 1024, 4096)}}, (causes.DESCRIPTORS, C)),
     ({"conntrack": None}, None),
@@ -186,6 +199,7 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"call": CALL._replace(destination=None), "ipv6": False}, (causes.IPV6_OFF, W)),
     ({"call": CALL._replace(on_port=ON_PORT)}, (causes.PORT_HELD, C)),
     ({"call": CALL._replace(on_port=ON_PORT, on_tuple=True)}, (causes.TUPLE_IN_USE, C)),
+    ({"call": CALL._replace(on_port=ON_PORT, by_chance=True)}, (causes.PORT_BY_CHANCE, C)),
     (
         {"call": CALL._replace(on_port=(ON_PORT[0]._replace(state="TIME-WAIT"),))},
         (causes.PORT_LEFT, C),
@@ -559,3 +573,26 @@ def test_the_table_of_connections_is_made_larger_only_where_that_can_be() -> Non
     (finding,) = find(full._replace(conntrack_is_ours=False))
     assert finding.command(finding.cause.remedies[0]) == ""
     assert "set only on the machine itself" in finding.evidence[0]
+
+
+def test_owners_are_seen_hidden_or_none() -> None:
+    row = pair(28_000).row._replace(processes={PROXY: 27_000, None: 1_000}, hidden=400)
+    (finding,) = find(HEALTHY._replace(pairs=(WatchedPair(row),)))
+    assert finding.evidence[1:4] == ("proxy (7): 27,000", "no process: 600", "hidden: 400")
+
+
+def test_more_shared_ports_than_are_listed() -> None:
+    ports = [
+        SharedPort("udp", Endpoint("192.0.2.7", 9000 + number), 3, ("proxy (7)",))
+        for number in range(7)
+    ]
+    uncertain = SharedPort("udplite", TO, 2, ("a", "b"), certain=False)
+    (finding,) = find(HEALTHY._replace(deaf=(*ports, uncertain)))
+    assert finding.title.startswith("14 UDP sockets receive nothing")
+    assert finding.evidence[0] == "192.0.2.7:9000, 3 sockets: proxy (7)"
+    assert finding.evidence[-1] == "and 2 more ports"
+    assert len(finding.details) == 2
+    (other,) = finding.also
+    assert other.severity is N
+    assert "unless it is multicast" in other.title
+    assert other.evidence == ("198.51.100.9:443 (UDP-Lite), 2 sockets: a; b",)

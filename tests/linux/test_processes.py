@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from connectx.linux import processes
-from connectx.linux.processes import Owners, Process, owners, unit_in
+from connectx.linux.processes import Owners, Process, owners, socket_descriptors, unit_in
 from tests import limits
 from tests.observe.helpers import named
 
@@ -80,6 +80,22 @@ def test_a_process_as_text() -> None:
 
 
 @pytest.mark.parametrize(
+    "unit, arguments, described",
+    [
+        ("", "", "web (7)"),
+        ("", "web", "web (7)"),
+        ("", "web --port 80", "web (7) [web --port 80]"),
+        (SHORT, "web --port 80", f"web (7, {SHORT}) [web --port 80]"),
+        ("web.service", "web --port 80", "web (7, web.service)"),
+        ("session-3.scope", "python x.py", "web (7, session-3.scope) [python x.py]"),
+        ("", "x" * 49, f"web (7) [{'x' * 48}...]"),
+    ],
+)
+def test_a_process_with_its_command_line(unit: str, arguments: str, described: str) -> None:
+    assert Process(7, "web", unit, arguments).described == described
+
+
+@pytest.mark.parametrize(
     "name, shown",
     [
         ("x[/]y", "x[/]y"),
@@ -101,6 +117,25 @@ sock = socket.socket()
 print(os.fstat(sock.fileno()).st_ino, flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_command_line_has_no_directory_and_nothing_unprintable() -> None:
+    command = [sys.executable, "-c", OWNER, "a\x1b[31mb"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        (process,) = owners().by_inode[int(child.stdout.readline())]
+    assert process.pid == child.pid
+    assert process.arguments.startswith(f"{Path(sys.executable).name} -c \\nimport os")
+    assert process.arguments.endswith(" a\\x1b[31mb")
+
+
+def test_descriptors_of_sockets() -> None:
+    with socket.socket() as sock, sock.dup() as second:
+        inode = os.fstat(sock.fileno()).st_ino
+        lowest = min(sock.fileno(), second.fileno())
+        assert socket_descriptors(os.getpid())[inode] == lowest
+    assert socket_descriptors(2**22 + 1) == {}
+
 
 LOOKER = """
 import os

@@ -18,6 +18,7 @@ from connectx.addresses import (
     family_of,
     needs_scope,
     packed,
+    ports_in,
     resolve_scope,
     text,
     unmapped,
@@ -26,26 +27,26 @@ from connectx.addresses import (
 from connectx.linux import proc_net, sysctl
 from connectx.linux.netlink import NetlinkError, NetlinkSocket
 from connectx.linux.route import RouteLookup
-from connectx.linux.socket_dump import Filter, with_v6only
+from connectx.linux.socket_dump import UNCONNECTED, Filter, with_v6only
 from connectx.linux.sockopts import set_ip_bind_address_no_port
-from connectx.linux.uapi import NETLINK_ROUTE, TCP_LISTEN
+from connectx.linux.uapi import NETLINK_ROUTE, STATE_NAMES, TCP_LISTEN, TCP_TIME_WAIT
 
 if TYPE_CHECKING:
     from connectx._diagnosis.facts import Call
-    from connectx.linux.processes import Owners
+    from connectx._diagnosis.ownership import Ownership
     from connectx.linux.sock_diag import SocketRecord
 
 #: Flags of an IPv6 address that cannot be used: IFA_F_TENTATIVE, IFA_F_DADFAILED (if_addr.h).
 _UNUSABLE: Final = 0x40 | 0x08
 
 
-def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
+def investigate(call: Call, netlink: NetlinkSocket, ownership: Ownership) -> Call:
     """Return the call with all that can be found out about it.
 
     Args:
         call: What was asked for.
         netlink: A NETLINK_SOCK_DIAG socket of the calling thread's network namespace.
-        owners: The owners of sockets.
+        ownership: Whose the sockets are.
 
     Raises:
         OSError: The sockets cannot be listed.
@@ -77,22 +78,19 @@ def investigate(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
     if destination is not None:
         range_in_force = sysctl.read_port_range()
         ports = call.ports or range_in_force
-        if not range_in_force.covers(ports):
-            # There is nothing to count, and a finding about just this.
-            return call
         try:
             chosen = source.host or _routed_source(call, destination)
             # A link-local source is on the destination's device.
             scope = source.scope_id or destination.scope_id
             connection = FourTuple(call.protocol, Endpoint(chosen, 0, 0, scope), destination)
             link_local = needs_scope(packed(chosen) or b"")
-            call = call._replace(
-                census=census.take(netlink, connection, ports),
-                census_source=with_scope(chosen, scope if link_local else 0),
-            )
+            call = call._replace(census_source=with_scope(chosen, scope if link_local else 0))
+            # Otherwise there is nothing to count, and a finding about just this.
+            if range_in_force.covers(ports):
+                call = call._replace(census=census.take(netlink, connection, ports))
         except OSError as error:
             call = call._replace(unreachable=f"connect() would meet with {error}")
-    return _with_port(call, netlink, owners) if source.port else call
+    return _with_port(call, netlink, ownership) if source.port else call
 
 
 def _is_link_local(endpoint: Endpoint) -> bool:
@@ -109,10 +107,17 @@ def _device(endpoint: Endpoint) -> tuple[str, str]:
         return endpoint.host, str(endpoint.scope_id)
 
 
-def holder(record: SocketRecord, state: str, owners: Owners) -> Holder:
-    """Describe a TCP socket that has a port to itself."""
-    address = text(unmapped(record.source))
-    return Holder("tcp", address, record.source_port, state, str(owners.of(record.inode) or ""))
+def holder(record: SocketRecord, state: str, ownership: Ownership, protocol: str = "tcp") -> Holder:
+    """Describe a socket that is on a port."""
+    named, described = ownership.name(record), ownership.describe(record)
+    return Holder(
+        protocol,
+        text(unmapped(record.source)),
+        record.source_port,
+        state,
+        "" if record.in_time_wait else named,
+        described="" if described == named else described,
+    )
 
 
 def _is_local(source: Endpoint) -> bool | None:
@@ -144,7 +149,7 @@ def _routed_source(call: Call, destination: Endpoint) -> str:
     return text(route.source)
 
 
-def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
+def _with_port(call: Call, netlink: NetlinkSocket, ownership: Ownership) -> Call:
     """Add the sockets that keep the call from the source port it asked for."""
     port = call.source.port
     chosen = call.source.host or resolve_scope(call.census_source)[0]
@@ -157,8 +162,8 @@ def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
         return ends == wanted
 
     on_tuple = any(is_on_tuple(record) for record, _ in sockets)
-    if call.number == errno.EADDRNOTAVAIL and call.stream:
-        # The errno is connect()'s, which looks at no address, and shares what is not locked.
+    if call.stream and (call.number == errno.EADDRNOTAVAIL or (to and not call.number)):
+        # This is connect()'s, which looks at no address, and shares what is not locked.
         if not on_tuple and not census.locked([port]):
             return call
         found = [record for record, _ in sockets]
@@ -177,9 +182,45 @@ def _with_port(call: Call, netlink: NetlinkSocket, owners: Owners) -> Call:
         )
     )
     return call._replace(
-        on_port=tuple(holder(record, record.state_name, owners) for record in found),
+        on_port=tuple(
+            holder(record, _state(record), ownership, call.protocol)._replace(
+                descriptor=ownership.descriptor(record), destination=_destination(record)
+            )
+            for record in found
+        ),
         on_tuple=on_tuple,
+        by_chance=_may_be_by_chance(call, found),
     )
+
+
+def _state(record: SocketRecord) -> str:
+    return STATE_NAMES[TCP_TIME_WAIT] if record.in_time_wait else record.state_name
+
+
+def _destination(record: SocketRecord) -> Endpoint | None:
+    if 1 << record.state & UNCONNECTED:
+        return None
+    octets = unmapped(record.destination)
+    scope = record.interface if needs_scope(octets) else 0
+    return Endpoint(text(octets), record.destination_port, 0, scope)
+
+
+def _may_be_by_chance(call: Call, found: list[SocketRecord]) -> bool:
+    """Whether connect() may have given the port to one of these, as it might any other port."""
+    port = call.source.port
+    if any(1 << each.state & UNCONNECTED for each in found) or all(
+        each.in_time_wait for each in found
+    ):
+        return False
+    if not sysctl.read_port_range().contains(port) or port in ports_in(
+        sysctl.read_reserved_ports()
+    ):
+        return False
+    try:
+        # A port that connect() has chosen is one that it shares.
+        return not (call.stream and census.locked([port]))
+    except OSError:
+        return False
 
 
 def _have_an_address_in_common(record: SocketRecord, source: Endpoint, *, v6only: bool) -> bool:

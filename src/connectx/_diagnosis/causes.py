@@ -153,13 +153,36 @@ PORT_HELD: Final = Cause(
         Remedy(
             "reserve the ports that you ask for by number in net.ipv4.ip_local_reserved_ports, "
             "so that connect() gives them to nobody else",
+            _RESERVE.command,
+            _RESERVE.breaks,
+        ),
+    ),
+)
+
+PORT_BY_CHANCE: Final = Cause(
+    "port taken by chance",
+    "The port lies in the range from which the kernel gives ports to outgoing connections, and "
+    "nothing keeps it for the service: whichever comes first has it.",
+    (
+        Remedy(
+            "reserve the port, so that the next connection does not get it",
+            _RESERVE.command,
+            _RESERVE.breaks,
+        ),
+        Remedy(
+            "close that connection, or wait until it ends; then start the service, with "
+            "SO_REUSEADDR because of the TIME_WAIT"
+        ),
+        Remedy(
+            "or make outgoing connections with connectx: a TCP service with SO_REUSEADDR can "
+            "listen beside them"
         ),
     ),
 )
 
 PORT_LEFT: Final = Cause(
     "port left in TIME_WAIT",
-    "Connections of a program that has ended are in TIME_WAIT on the port, for up to 60 seconds. "
+    "Connections that have ended are in TIME_WAIT on the port, for up to 60 seconds. "
     "Until then, bind() refuses the port.",
     (
         Remedy("wait a minute, or ask for another port"),
@@ -228,6 +251,20 @@ IDLE: Final = Cause(
     (
         Remedy("have the pool close idle connections, or make it smaller"),
         Remedy("set TCP_USER_TIMEOUT or SO_KEEPALIVE, so that dead peers are noticed"),
+    ),
+)
+
+DEAF: Final = Cause(
+    "deaf",
+    "Unconnected UDP sockets with SO_REUSEADDR share an address and port. The newest of them "
+    "receives every datagram, and the older ones wait in vain. bind() to port 0 gives out ports "
+    "that are in use as soon as all their sockets have SO_REUSEADDR.",
+    (
+        Remedy("open them without SO_REUSEADDR, which gives each a port of its own"),
+        Remedy("or connect() them: connectx shares a port only toward different destinations"),
+        Remedy(
+            "to spread datagrams over several sockets on purpose, set SO_REUSEPORT on all of them"
+        ),
     ),
 )
 
@@ -435,7 +472,7 @@ LASTING: Final = "sysctl -w holds until the next start; `name = value` in /etc/s
 OF_A_SOURCE: Final = (NOT_LOCAL, NOT_YET_LOCAL, IPV6_OFF)
 
 #: Why a source port that was asked for by number cannot be had.
-OF_A_PORT: Final = (TUPLE_IN_USE, PORT_LEFT, PORT_HELD)
+OF_A_PORT: Final = (TUPLE_IN_USE, PORT_LEFT, PORT_BY_CHANCE, PORT_HELD)
 
 #: Why no port toward a destination can be had, whatever other sockets do.
 OF_A_DESTINATION: Final = (CONNECTED, TIME_WAIT)

@@ -37,6 +37,8 @@ class Row(NamedTuple):
             sockets without an owner, as in TIME_WAIT, and for owners that we may not see.
         reusable: How many of the sockets are TIME_WAITs that a connect() may take over now,
             provided that they were left by one, and that the peer has TCP timestamps too.
+        hidden: How many of the sockets have an owner that we may not see, if owners were asked
+            for.
     """
 
     protocol: str
@@ -47,6 +49,7 @@ class Row(NamedTuple):
     states: Mapping[str, int]
     processes: Mapping[Process | None, int]
     reusable: int = 0
+    hidden: int = 0
 
     @property
     def taken(self) -> int:
@@ -173,7 +176,10 @@ class Holder(NamedTuple):
         state: "LISTEN"; "bound", without a connection; "connected", after a bind;
             "accepted", one of several connections that a listener has left on its port;
             "TIME-WAIT", left by a socket that was bound.
-        owner: The process; "" for none.
+        owner: The process, or why there is none.
+        destination: The other end; None without one.
+        descriptor: The number under which the process has the socket; None if not known.
+        described: The process with its command line; "" if that says no more.
     """
 
     protocol: str
@@ -181,9 +187,24 @@ class Holder(NamedTuple):
     port: int
     state: str
     owner: str
+    destination: Endpoint | None = None
+    descriptor: int | None = None
+    described: str = ""
 
     def __str__(self) -> str:
-        return f"{Endpoint(self.address, self.port)} {self.state} {self.owner}".rstrip()
+        return self._with(self.owner)
+
+    def in_full(self) -> str:
+        """The socket with the command line of its process."""
+        return self._with(self.described or self.owner)
+
+    def _with(self, owner: str) -> str:
+        words = [f"{Endpoint(self.address, self.port)} {self.state} {owner}".rstrip()]
+        if self.descriptor is not None:
+            words.append(f"descriptor {self.descriptor}")
+        if self.destination is not None:
+            words.append(f"to {self.destination}")
+        return ", ".join(words)
 
 
 class Overshadowing(NamedTuple):
@@ -192,6 +213,26 @@ class Overshadowing(NamedTuple):
     source: Endpoint
     destination: Endpoint
     owners: tuple[str, ...]
+    protocol: str = "udp"
+
+
+class SharedPort(NamedTuple):
+    """An address and port with several unconnected UDP sockets, of which one receives.
+
+    Attributes:
+        protocol: "udp" or "udplite".
+        address: What they are bound to.
+        sockets: How many there are.
+        owners: Their owners, with descriptors.
+        certain: Whether it is known that only one receives: each has SO_REUSEADDR, some lack
+            SO_REUSEPORT, and they may not be there for multicast, which reaches all of them.
+    """
+
+    protocol: str
+    address: Endpoint
+    sockets: int
+    owners: tuple[str, ...]
+    certain: bool = True
 
 
 class Call(NamedTuple):
@@ -211,6 +252,8 @@ class Call(NamedTuple):
         census_source: The source of the census, which routing may have chosen.
         on_port: The sockets that keep the call from the source port it asked for.
         on_tuple: Whether one of them is connected to the destination.
+        by_chance: Whether what keeps the call from its source port is an outgoing connection
+            that may have been given the port, as any of the range, by connect().
         unreachable: The error of connect() where there is no route; "" where there is one.
         without_ipv6: The device with IPv6 off that one of the two addresses belongs on; "all"
             where no device has IPv6, "" for none.
@@ -230,6 +273,7 @@ class Call(NamedTuple):
     census_source: str = ""
     on_port: tuple[Holder, ...] = ()
     on_tuple: bool = False
+    by_chance: bool = False
     unreachable: str = ""
     without_ipv6: str = ""
     devices: tuple[tuple[str, str], ...] = ()
@@ -259,7 +303,9 @@ class Facts(NamedTuple):
         tells_binds_apart: Whether `holders` includes sockets that were bound before they
             connected, which not every kernel lets us find out.
         overshadowed: UDP 4-tuples with more than one socket.
-        close_wait: The number of sockets in CLOSE-WAIT by owner.
+        deaf: UDP ports that unconnected sockets share, so that only one of them receives.
+        unseen_owner: What sockets are counted under whose process is not seen.
+        close_wait: The number of sockets in CLOSE-WAIT by owner and destination.
         close_wait_gain: How many more there are than at the first count.
         time_wait: The table of TIME_WAITs; None if it cannot be read.
         time_wait_overflows: How many connections ended without a TIME_WAIT since boot.
@@ -294,6 +340,8 @@ class Facts(NamedTuple):
     services: frozenset[int]
     tells_binds_apart: bool
     overshadowed: tuple[Overshadowing, ...]
+    deaf: tuple[SharedPort, ...]
+    unseen_owner: str
     close_wait: Mapping[str, int]
     close_wait_gain: int
     time_wait: Table | None

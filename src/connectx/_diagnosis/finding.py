@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 FULL: Final = 0.95
 FILLING: Final = 0.7
 
+#: What sockets without a process are counted under.
+NOBODY: Final = "no process"
+
 #: How many items of a kind are listed one by one.
 SHOWN: Final = 5
 
@@ -96,10 +99,17 @@ def numbers(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in largest)
 
 
-def owners(counts: Mapping[str, int]) -> str:
-    """Return the owners with the most sockets; sockets without a known owner count under ""."""
-    named = sorted(((n, name) for name, n in counts.items() if name), reverse=True)
+def owners(counts: Mapping[str, int], first: str = "") -> tuple[str, ...]:
+    """Return the owners with the most sockets, a line each; a single one on the first line.
+
+    Args:
+        counts: The number of sockets by owner; under "" those without a process.
+        first: What the first line begins with.
+    """
+    named = sorted(((n, name or NOBODY) for name, n in counts.items() if n), reverse=True)
     shown = [f"{name}: {number:,}" for number, name in named[:SHOWN]]
     if len(named) > SHOWN:
-        shown.append(f"{len(named) - SHOWN} more processes")
-    return "; ".join(shown) or "owned by no process, or by processes that only root may see"
+        shown.append(f"{len(named) - SHOWN:,} more")
+    if len(shown) <= 1:
+        return ("; ".join(filter(None, [first, *(shown or [NOBODY])])),)
+    return tuple(filter(None, [first, *shown]))

@@ -9,11 +9,12 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis import census, snapshot
+from connectx._diagnosis import census, sharing, snapshot
 from connectx._diagnosis.call import holder, investigate
 from connectx._diagnosis.census import locked, tells_binds_apart
-from connectx._diagnosis.facts import Call, Facts, Holder, Overshadowing, WatchedPair
+from connectx._diagnosis.facts import Call, Facts, Holder, WatchedPair
 from connectx._diagnosis.finding import SHOWN
+from connectx._diagnosis.ownership import Ownership
 from connectx.addresses import (
     PROTOCOLS,
     Endpoint,
@@ -26,7 +27,8 @@ from connectx.addresses import (
 )
 from connectx.linux import features, nat_rules, proc_net, processes, sysctl
 from connectx.linux.features import Probe, probe
-from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.netlink import NetlinkError, NetlinkSocket
+from connectx.linux.sock_diag import ALL_STATES
 from connectx.linux.socket_dump import (
     UNCONNECTED,
     Filter,
@@ -38,6 +40,7 @@ from connectx.linux.socket_dump import (
 from connectx.linux.uapi import (
     IPPROTO_TCP,
     IPPROTO_UDP,
+    IPPROTO_UDPLITE,
     NETLINK_SOCK_DIAG,
     TCP_CLOSE_WAIT,
     TCP_ESTABLISHED,
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
 
     from connectx._diagnosis.facts import Row
     from connectx.addresses import PortRange
-    from connectx.linux.processes import Descriptors, Owners, Process
+    from connectx.linux.processes import Descriptors, Process
     from connectx.linux.sock_diag import SocketRecord
 
 #: The processes whose descriptors are counted: those with the most connections.
@@ -57,6 +60,9 @@ _PROCESSES: Final = 20
 
 #: Connections on one port from which on a listener has left them, and not a bind() each.
 _SERVED: Final = 3
+
+#: Seconds before the second count in which ports are tried.
+_TRYING: Final = 1.0
 
 #: The pairs whose connections are asked how long they have been idle: the fullest, if they
 #: are at least so full. Each costs a walk through the whole TCP table.
@@ -102,8 +108,13 @@ def look(
     before = {row[:3]: row for row in snapshot.take(("tcp", "udp")).rows}
     overflowed = overflows()
     begun = time.monotonic()
-    progress(f"watching {sum(row.in_use for row in before.values()):,} sockets for {seconds:g} s")
-    _wait(seconds)
+    # Ports are tried while there is to be waited anyway: it takes a second for 30,000 of them.
+    if seconds > _TRYING:
+        progress(f"watching for {seconds:g} s")
+        _wait(seconds - _TRYING)
+    tried = _try_ports(progress)
+    progress("watching")
+    _wait(max(0.0, begun + seconds - time.monotonic()))
     progress("finding the owners of sockets")
     owners = processes.owners()
     taken = snapshot.take(("tcp", "udp"), owners=owners)
@@ -122,21 +133,21 @@ def look(
         )
         streams = records(netlink, Filter(IPPROTO_TCP, ports=(taken.ports,)))
         datagrams = records(netlink, Filter(IPPROTO_UDP))
-        listening = source_ports(netlink, Filter(IPPROTO_TCP, 1 << TCP_LISTEN))
-        # A socket without an inode has no process: one in TIME_WAIT, or not yet accepted.
-        if owners.hidden and any(
-            each.inode and owners.of(each.inode) is None for each in (*streams, *datagrams)
-        ):
+        light = _read_light(netlink)
+        listening = records(netlink, Filter(IPPROTO_TCP, 1 << TCP_LISTEN))
+        ownership = Ownership(owners, listening)
+        if any(map(ownership.is_for_root, (*streams, *datagrams, *light))):
             unseen.append("the owners of some sockets, which only root may see")
-        holders = _holders(streams, reserved, owners, unseen)
+        holders = _holders(streams, reserved, ownership, tried, unseen)
         progress("counting ports toward the destination")
         answers = tuple(
             answer
             for call in calls
             for answer in _from_each_full_source(
-                investigate(call, netlink, owners), pairs, holders, netlink, owners
+                investigate(call, netlink, ownership), pairs, holders, netlink, ownership
             )
         )
+    by_protocol = {"udp": datagrams, "udplite": light}
     ipv6 = bool(proc_net.ipv6_addresses())
     if not ipv6:
         answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
@@ -161,11 +172,22 @@ def look(
         udp_unused=_count_unused(datagrams, taken.ports, reserved),
         pairs=pairs,
         holders=holders,
-        services=frozenset(listening) | _unconnected_out_of(taken.ports, datagrams),
+        services=frozenset(each.source_port for each in listening)
+        | _unconnected_out_of(taken.ports, datagrams),
         tells_binds_apart=tells_binds_apart(),
-        overshadowed=_overshadowed(datagrams, owners),
+        overshadowed=tuple(
+            each
+            for protocol, some in by_protocol.items()
+            for each in sharing.overshadowed(protocol, some, ownership)
+        ),
+        deaf=tuple(
+            each
+            for protocol, some in by_protocol.items()
+            for each in sharing.deaf(protocol, some, ownership)
+        ),
+        unseen_owner=ownership.hidden,
         close_wait=Counter(
-            str(owners.of(record.inode) or "")
+            f"{ownership.describe(record)}{ownership.way(record)}"
             for record in streams
             if record.state == TCP_CLOSE_WAIT
         ),
@@ -198,7 +220,7 @@ def _from_each_full_source(
     pairs: Iterable[WatchedPair],
     holders: Collection[Holder],
     netlink: NetlinkSocket,
-    owners: Owners,
+    ownership: Ownership,
 ) -> Iterator[Call]:
     """The call, and the same call from each other source that has no port toward its destination.
 
@@ -228,10 +250,36 @@ def _from_each_full_source(
                 call.destination,
                 call.ports,
             )
-            other = investigate(asked, netlink, owners)
+            other = investigate(asked, netlink, ownership)
             if other.census is not None and not other.census.free and not other.census.untold:
                 full += 1
                 yield other
+
+
+def _try_ports(progress: Callable[[str], object]) -> dict[int, bool]:
+    """Find out which of the ports in use are locked; empty if they cannot be tried."""
+    ports = sysctl.read_port_range()
+    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
+        of_connections, held = (
+            source_ports(netlink, Filter(IPPROTO_TCP, states, ports=(ports,)))
+            for states in (ALL_STATES & ~UNCONNECTED, UNCONNECTED)
+        )
+    untold = of_connections - held - ports_in(sysctl.read_reserved_ports())
+    progress(f"trying which of {len(untold):,} ports are locked")
+    try:
+        refused = set(locked(untold) or ())
+    except OSError:
+        # They are tried again below, where somebody learns of it.
+        return {}
+    return {port: port in refused for port in untold}
+
+
+def _read_light(netlink: NetlinkSocket) -> list[SocketRecord]:
+    """The UDP-Lite sockets; none on a kernel that has or lists none."""
+    try:
+        return records(netlink, Filter(IPPROTO_UDPLITE))
+    except NetlinkError:
+        return []
 
 
 def _wait(seconds: float) -> None:
@@ -254,31 +302,39 @@ def _total(rows: Iterable[Row], state: str) -> int:
 def _holders(
     streams: Iterable[SocketRecord],
     reserved: tuple[PortRange, ...],
-    owners: Owners,
+    ownership: Ownership,
+    tried: Mapping[int, bool],
     unseen: list[str],
 ) -> tuple[Holder, ...]:
-    """Find the TCP sockets of the range that refuse to share their ports."""
+    """Find the TCP sockets of the range that refuse to share their ports.
+
+    `tried` has ports for which it is known whether they are locked.
+    """
     on_port: defaultdict[int, list[SocketRecord]] = defaultdict(list)
     found: list[Holder] = []
     for record in streams:
         if 1 << record.state & UNCONNECTED:
             state = "LISTEN" if record.state == TCP_LISTEN else "bound"
-            found.append(holder(record, state, owners))
+            found.append(holder(record, state, ownership))
         else:
             on_port[record.source_port].append(record)
     # connect() refuses a reserved port whether it is locked or not.
     untold = on_port.keys() - {each.port for each in found} - ports_in(reserved)
     try:
-        refused = locked(untold) or []
+        refused = sorted(
+            [port for port in untold if tried.get(port)] + (locked(untold - tried.keys()) or [])
+        )
     except OSError as error:
         # The loopback device is down, for example.
         unseen.append(f"ports locked by bind(): {error}")
         return tuple(found)
     for port in refused:
         some = on_port[port]
-        alive = [record for record in some if record.inode]
+        alive = [record for record in some if not record.in_time_wait]
         state = "TIME-WAIT" if not alive else "accepted" if len(some) >= _SERVED else "connected"
-        found.append(holder((alive or some)[0], state, owners))
+        # One with a process, if there is one.
+        named = max(alive or some, key=lambda record: record.inode > 0)
+        found.append(holder(named, state, ownership))
     return tuple(found)
 
 
@@ -313,26 +369,6 @@ def _addresses() -> tuple[str, ...]:
         each
         for each in own
         if not each.startswith("127.") and each != "::1" and not needs_scope(packed(each) or b"")
-    )
-
-
-def _overshadowed(datagrams: Iterable[SocketRecord], owners: Owners) -> tuple[Overshadowing, ...]:
-    """Find the UDP 4-tuples that have several sockets on one device."""
-    on_tuple: defaultdict[tuple[bytes, int, bytes, int, int], list[SocketRecord]]
-    on_tuple = defaultdict(list)
-    for record in datagrams:
-        if record.state == TCP_ESTABLISHED:
-            source, destination = unmapped(record.source), unmapped(record.destination)
-            ends = source, record.source_port, destination, record.destination_port
-            on_tuple[*ends, record.interface].append(record)
-    return tuple(
-        Overshadowing(
-            Endpoint(text(source), port),
-            Endpoint(text(destination), destination_port),
-            tuple(str(owners.of(record.inode) or "hidden") for record in some),
-        )
-        for (source, port, destination, destination_port, _), some in on_tuple.items()
-        if len({record.cookie for record in some}) > 1
     )
 
 

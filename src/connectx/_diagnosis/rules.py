@@ -12,10 +12,11 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis import causes, commands, firewall
+from connectx._diagnosis import causes, commands, datagrams, firewall, port
 from connectx._diagnosis.finding import (
     FILLING,
     FULL,
+    NOBODY,
     SHOWN,
     Finding,
     Severity,
@@ -160,22 +161,6 @@ def link_local(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def port_taken(facts: Facts) -> Iterator[Finding]:
-    """Other sockets are on the source port that was asked for."""
-    call = facts.call
-    if call is None or not call.on_port:
-        return
-    left = all(each.state == "TIME-WAIT" for each in call.on_port)
-    title = f"{call.protocol} port {call.source.port} is in use"
-    yield Finding(
-        Severity.CRITICAL if call.number else Severity.NOTE,
-        causes.TUPLE_IN_USE if call.on_tuple else causes.PORT_LEFT if left else causes.PORT_HELD,
-        f"{title} toward {call.destination}" if call.on_tuple else title,
-        tuple(str(each) for each in call.on_port[: 2 * SHOWN]),
-        {"port": str(call.source.port)},
-    )
-
-
 def exhausted(facts: Facts) -> Iterator[Finding]:
     """No source port is free for the call."""
     call = facts.call
@@ -263,29 +248,13 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
         _graded(len(ports) / facts.ports.size, _SOME, _MANY),
         cause,
         f"{len(ports):,} of {facts.ports.size:,} source ports are {what} ({held[0].protocol})",
-        (
-            (
-                f"{numbers(Counter(each.state for each in held))}; "
-                f"{owners(Counter(each.owner for each in held))}"
-            ),
+        owners(
+            Counter(each.described or each.owner for each in held),
+            numbers(Counter(each.state for each in held)),
         ),
         {},
         (f"ports {', '.join(ranges[: 2 * SHOWN])}{', …' * (len(ranges) > 2 * SHOWN)}",),
     )
-
-
-def unshared(facts: Facts) -> Iterator[Finding]:
-    """Hardly any port is left for UDP sockets that do not share theirs."""
-    usable = set(range(facts.ports.low, facts.ports.high + 1)) - ports_in(facts.reserved)
-    if facts.udp_unused / max(1, len(usable)) < 1 - FULL:
-        yield Finding(
-            Severity.WARNING if facts.udp_unused else Severity.CRITICAL,
-            causes.UNSHARED,
-            f"{facts.udp_unused:,} of {facts.ports.size:,} ports are free for UDP sockets that "
-            "do not share",
-            ("every other port of the range has a UDP socket on some address, or is reserved",),
-            commands.against_exhaustion(facts),
-        )
 
 
 def listeners(facts: Facts) -> Iterator[Finding]:
@@ -308,20 +277,6 @@ def listeners(facts: Facts) -> Iterator[Finding]:
                 for each in found[: 2 * SHOWN]
             ),
             commands.against_exhaustion(facts),
-        )
-
-
-def overshadowed(facts: Facts) -> Iterator[Finding]:
-    """Several UDP sockets have one 4-tuple, and only the newest receives anything."""
-    if facts.overshadowed:
-        yield Finding(
-            Severity.CRITICAL,
-            causes.OVERSHADOWED,
-            f"{len(facts.overshadowed):,} UDP 4-tuples have more than one socket",
-            tuple(
-                f"{each.source} -> {each.destination}: {', '.join(each.owners)}"
-                for each in facts.overshadowed[: 2 * SHOWN]
-            ),
         )
 
 
@@ -376,7 +331,7 @@ def leaks(facts: Facts) -> Iterator[Finding]:
             causes.CLOSE_WAIT,
             f"{waiting:,} connections are in CLOSE-WAIT",
             (
-                owners(facts.close_wait),
+                *owners(facts.close_wait),
                 f"{facts.close_wait_gain:+,} in {facts.seconds:.1f} s",
             ),
             commands.closing_leaks(facts),
@@ -388,7 +343,7 @@ def leaks(facts: Facts) -> Iterator[Finding]:
                 causes.IDLE,
                 f"{pair.idle:,} connections from {pair.row.source} to {pair.row.destination} "
                 "are idle",
-                (_owners_of(pair.row), f"of {pair.row.capacity:,} ports"),
+                (*_owners_of(pair.row, facts.unseen_owner), f"of {pair.row.capacity:,} ports"),
             )
 
 
@@ -476,13 +431,12 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     not_local,
     ipv6_off,
     link_local,
-    port_taken,
+    port.taken,
     exhausted,
     full,
     bound_first,
     polluted,
-    unshared,
-    overshadowed,
+    *datagrams.RULES,
     not_honoured,
     time_wait,
     leaks,
@@ -512,8 +466,10 @@ def _resting(row: Row) -> int:
     return row.states.get("TIME-WAIT", 0) - row.reusable
 
 
-def _owners_of(row: Row) -> str:
-    return owners({str(process or ""): number for process, number in row.processes.items()})
+def _owners_of(row: Row, unseen: str, first: str = "") -> tuple[str, ...]:
+    counts = {process.described: number for process, number in row.processes.items() if process}
+    counts |= {NOBODY: row.processes.get(None, 0) - row.hidden, unseen: row.hidden}
+    return owners(counts, first)
 
 
 def _is_asked(facts: Facts, pair: WatchedPair) -> bool:
@@ -534,12 +490,12 @@ def _about(protocol: str, source: str, destination: Endpoint) -> str:
 
 def _told(facts: Facts, pair: WatchedPair) -> tuple[str, ...]:
     """Lines with the owners of a pair's connections, and where their number is going."""
-    owned = f"{numbers(pair.row.states)}; {_owners_of(pair.row)}"
+    owned = _owners_of(pair.row, facts.unseen_owner, numbers(pair.row.states))
     if facts.seconds < _A_RATE_TAKES or not pair.rate:
-        return (owned,)
+        return owned
     left = pair.row.capacity - pair.row.taken
     until = f": none is left in {duration(left / pair.rate)}" if left > 0 and pair.rate > 0 else ""
-    return owned, f"{pair.rate:+,.1f} ports a second over {facts.seconds:.1f} s{until}"
+    return *owned, f"{pair.rate:+,.1f} ports a second over {facts.seconds:.1f} s{until}"
 
 
 def _is_filling(pair: WatchedPair, seconds: float) -> bool:

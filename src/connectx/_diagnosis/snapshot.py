@@ -185,12 +185,13 @@ class _Ends(NamedTuple):
 class _Count:
     """The connections between two ends, counted as a `Row` has them."""
 
-    __slots__ = ("processes", "reusable", "states")
+    __slots__ = ("hidden", "processes", "reusable", "states")
 
     def __init__(self) -> None:
         self.states: Counter[str] = Counter()
         self.processes: Counter[Process | None] = Counter()
         self.reusable = 0
+        self.hidden = 0
 
 
 def _rows(
@@ -222,6 +223,7 @@ def _rows(
             dict(count.states),
             {} if owners is None else dict(count.processes),
             count.reusable,
+            count.hidden,
         )
 
 
@@ -247,18 +249,22 @@ def _count(
 ) -> dict[_Ends, _Count]:
     found: defaultdict[_Ends, _Count] = defaultdict(_Count)
     for wanted in dumps:
-        sockets: Iterable[tuple[Group | SocketRecord, int, Process | None]]
+        sockets: Iterable[tuple[Group | SocketRecord, int, int, Process | None]]
         if owners is None:
-            sockets = ((group, n, None) for group, n in tally(netlink, wanted).items())
+            sockets = ((group, n, 0, None) for group, n in tally(netlink, wanted).items())
         else:
-            sockets = ((each, 1, owners.of(each.inode)) for each in records(netlink, wanted))
-        for each, number, owner in sockets:
+            sockets = (
+                (each, 1, each.inode, owners.of(each.inode)) for each in records(netlink, wanted)
+            )
+        for each, number, inode, owner in sockets:
             ends = _Ends.of(each.source, each.destination, each.destination_port, each.interface)
             # A dump of AF_INET6 also has IPv4-mapped sockets.
             if wanted.family != AF_INET6 or len(ends.source) == 16:
                 count = found[ends]
                 count.states[each.state_name] += number
                 count.processes[owner] += number
+                if inode and owner is None:
+                    count.hidden += number
     return found
 
 

@@ -133,8 +133,7 @@ def _of_number(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
         call.number == errno.EADDRINUSE or (call.number == errno.EADDRNOTAVAIL and call.stream)
     ):
         cause = next(cause for cause in causes.OF_A_PORT if cause in found)
-        taken = found[cause]
-        return Answer(f"here means that {taken.title}: {taken.evidence[0]}.", (cause,))
+        return Answer(f"here means that {found[cause].title}: {call.on_port[0]}.", (cause,))
     if call.unreachable:
         return Answer(f"does not look like exhaustion: {call.unreachable}.")
     of_errno = {
@@ -151,16 +150,17 @@ def _named(number: int) -> str:
 
 def _of_question(call: Call, findings: Sequence[Finding]) -> Answer:
     """About a call that nobody has an errno of."""
-    for cause in (*causes.OF_A_SOURCE, *causes.OF_A_PORT):
-        for each in findings:
-            if each.cause is cause:
-                return Answer(f"{_first_upper(each.title)}: {each.evidence[0]}.", (cause,))
+    for each in findings:
+        if each.cause in causes.OF_A_SOURCE:
+            return Answer(f"{each.title}: {each.evidence[0]}.", (each.cause,))
+        if each.cause in causes.OF_A_PORT:
+            return Answer(f"{each.title}: {call.on_port[0]}.", (each.cause,))
     census = call.census
     if census is None:
-        if call.unreachable:
-            return Answer(f"The destination cannot be reached: {call.unreachable}.")
         port = call.source.port
-        return Answer(f"{call.protocol} port {port} has no socket." if port else "")
+        unused = f"{call.protocol} port {port} has no socket." if port else ""
+        there = f"The destination cannot be reached: {call.unreachable}."
+        return Answer(there if call.unreachable else unused)
     if census.free:
         return Answer(f"{_free(call, census)}: this is not exhaustion.")
     if census.untold:
@@ -231,6 +231,11 @@ def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> Ans
 
 
 def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
+    if call.source.port:
+        return Answer(
+            f"comes from bind(), not from connect(): another socket had {call.protocol} port "
+            f"{call.source.port}, and none has it now. Try again, and ask again if it fails."
+        )
     text = (
         "comes from bind(), not from connect(): another socket has the port that was asked for "
         "(name it with --source ADDRESS:PORT), or, for bind((address, 0)), every port of the "
@@ -323,8 +328,3 @@ def _inside(sentence: str) -> str:
     """A sentence after a colon, which begins in lower case but for names such as IPv6."""
     first, _, rest = sentence.partition(" ")
     return f"{first.lower() if first.istitle() else first} {rest}"
-
-
-def _first_upper(title: str) -> str:
-    """A title as a sentence begins; names of commands and protocols stay as they are."""
-    return title if title.startswith(("tcp", "mptcp", "udp")) else title[:1].upper() + title[1:]

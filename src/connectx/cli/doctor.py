@@ -185,7 +185,6 @@ def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:
     page.paragraph(first, style="bold")
     for line in others:
         page.paragraph(line)
-    page.paragraph("")
     if diagnosis.verdict:
         main = diagnosis.because
     else:
@@ -199,9 +198,12 @@ def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:
     if verbose:
         _show_folklore(main if diagnosis.verdict else diagnosis.findings, page)
     elif rest:
+        page.paragraph("")
         page.paragraph("Also found (--verbose shows all of it):")
         for finding in rest:
             page.paragraph(_title(finding), "  ", "    ", style=_COLOURS[finding.severity.value])
+    if diagnosis.unseen:
+        page.paragraph("")
     for line in diagnosis.unseen:
         page.paragraph(f"not seen: {line}", rest="  ", style="dim")
 
@@ -231,6 +233,7 @@ def _title(finding: Finding) -> str:
 def _show_finding(finding: Finding, page: Page, *, said: str, verbose: bool) -> None:
     """Print a finding without what the verdict has said already."""
     style = _COLOURS[finding.severity.value]
+    page.paragraph("")
     if finding.title.lower() in said.lower():
         page.paragraph(f"cause: {finding.cause.summary}", rest="  ", style=style)
     else:
@@ -248,7 +251,6 @@ def _show_finding(finding: Finding, page: Page, *, said: str, verbose: bool) -> 
             page.line(Piece(f"      {command}", "bold"))
         if any(commands):
             page.paragraph(f"it breaks: {remedy.breaks}", "    ", style="dim")
-    page.paragraph("")
 
 
 def _show_others(finding: Finding, page: Page, *, verbose: bool) -> None:
@@ -266,10 +268,10 @@ def _show_folklore(findings: Iterable[Finding], page: Page) -> None:
     causes = {finding.cause for finding in findings}
     fitting = [each for each in FOLKLORE if causes & each.against]
     if fitting:
+        page.paragraph("")
         page.paragraph("What does not help:")
     for each in fitting:
         page.paragraph(f"{each.name} {each.truth}", "  - ")
-    page.paragraph("")
 
 
 def _errno(text: str) -> int:

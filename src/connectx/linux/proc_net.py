@@ -8,6 +8,9 @@ the calling thread.
 from __future__ import annotations
 
 import os
+import re
+import sys
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, NamedTuple
 
 from connectx.linux import sysctl
@@ -18,6 +21,9 @@ _IPV6: Final = "/proc/sys/net/ipv6/conf/"
 
 #: The scope of link-local addresses in /proc/net/if_inet6: IFA_LINK (net/if_inet6.h).
 _LINK: Final = "20"
+
+#: The multicast groups that the kernel joins by itself.
+_KERNELS_OWN: Final = re.compile(r"224\.0\.0\.[12]|ff0[125]::[12]|ff02::1:ff.*")
 
 _CONNTRACK: Final = "/proc/sys/net/netfilter/nf_conntrack_"
 
@@ -96,6 +102,26 @@ def read_tcp_ext(name: str) -> int:
             counters = dict(zip(names.split(), values.split(), strict=False))
             return int(counters[name])
     raise LookupError(name)
+
+
+def multicast_groups() -> set[str]:
+    """Return the multicast groups that programs have joined, as text.
+
+    Not those that the kernel joins by itself: all nodes, all routers, and one group for each
+    IPv6 address (RFC 4291, section 2.7.1).
+    """
+    found = set()
+    for line in _read(f"{_NET}igmp").splitlines():
+        # The number in memory order, as in 010000E0 for 224.0.0.1 on a little-endian machine.
+        if line.startswith("\t") and len(octets := line.split()[0]) == 8:
+            number = int(octets, 16).to_bytes(4, sys.byteorder)
+            found.add(inet_ntop(AF_INET, number))
+    try:
+        lines = _read(f"{_NET}igmp6").splitlines()
+    except FileNotFoundError:
+        lines = []
+    found |= {inet_ntop(AF_INET6, bytes.fromhex(line.split()[2])) for line in lines}
+    return {each for each in found if not _KERNELS_OWN.fullmatch(each)}
 
 
 def ipv6_addresses() -> dict[bytes, int]:

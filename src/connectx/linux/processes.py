@@ -12,6 +12,9 @@ _CONTAINER: Final = re.compile(r"(?:^|[-_:/])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 _UNIT: Final = re.compile(r"([^/]+\.(?:service|scope|slice))(?=/|$)")
 _SOCKET: Final = "socket:["
 
+#: How much of a command line is shown, in characters.
+_ARGUMENTS: Final = 48
+
 
 class Process(NamedTuple):
     """A process that has sockets.
@@ -22,15 +25,25 @@ class Process(NamedTuple):
         pid: Its id in the PID namespace of /proc.
         command: Its name, as in the COMMAND column of ps(1).
         unit: Its systemd unit, or the first 12 digits of its container's id; "" for neither.
+        arguments: Its command line, its program without a directory; "" if it has none.
     """
 
     pid: int
     command: str
     unit: str
+    arguments: str = ""
 
     def __str__(self) -> str:
         unit = f", {self.unit}" if self.unit else ""
         return f"{self.command} ({self.pid}{unit})"
+
+    @property
+    def described(self) -> str:
+        """The process with its command line, where no service's name says which program it is."""
+        if self.arguments in ("", self.command) or self.unit.endswith(".service"):
+            return str(self)
+        longer = len(self.arguments) > _ARGUMENTS
+        return f"{self} [{self.arguments[:_ARGUMENTS]}{'...' if longer else ''}]"
 
 
 class Owners(NamedTuple):
@@ -111,9 +124,20 @@ def descriptors(pid: int) -> Descriptors | None:
     return Descriptors(used, int(soft), sys.maxsize if hard == "unlimited" else int(hard))
 
 
-def _inodes(directory: str) -> set[int]:
+def socket_descriptors(pid: int) -> dict[int, int]:
+    """Return a process's descriptors of sockets, by the socket's inode: of several, the lowest.
+
+    Empty for a process that has ended, or that we may not look into.
+    """
+    try:
+        return _inodes(f"/proc/{pid}/fd")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return {}
+
+
+def _inodes(directory: str) -> dict[int, int]:
     """The sockets among a process's descriptors; a socket that was duplicated counts once."""
-    inodes = set()
+    inodes: dict[int, int] = {}
     with os.scandir(directory) as entries:
         for entry in entries:
             try:
@@ -121,13 +145,20 @@ def _inodes(directory: str) -> set[int]:
             except FileNotFoundError:
                 continue
             if target.startswith(_SOCKET):
-                inodes.add(int(target[len(_SOCKET) : -1]))
+                inode = int(target[len(_SOCKET) : -1])
+                inodes[inode] = min(int(entry.name), inodes.get(inode, sys.maxsize))
     return inodes
 
 
 def _process(pid: int) -> Process:
     command = _read(f"/proc/{pid}/comm").removesuffix("\n")
-    return Process(pid, _printable(command), _printable(unit_in(_read(f"/proc/{pid}/cgroup"))))
+    program, *arguments = _read(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+    return Process(
+        pid,
+        _printable(command),
+        _printable(unit_in(_read(f"/proc/{pid}/cgroup"))),
+        _printable(" ".join([program.rpartition("/")[2], *arguments])),
+    )
 
 
 def _printable(name: str) -> str:

@@ -92,7 +92,8 @@ class Detail(NamedTuple):
         states: The number of connections by state, as ss(8) names it.
         processes: The number of connections by owner. None stands for connections without
             an owner, as in TIME_WAIT, and for owners that we may not see.
-        hidden: The number of processes whose descriptors we may not read.
+        hidden: The number of processes whose descriptors we may not read; 0 where none of them
+            can be an owner of these connections.
         within: The range in which they were looked for.
         ports: Their source ports in the range, in order, including reserved ones, which a
             snapshot leaves out.
@@ -121,7 +122,7 @@ def look_at(pair: Pair, *, netns: str | None = None, port_range: PortRange | Non
     return Detail(
         Counter(record.state_name for record in found),
         Counter(known.of(record.inode) for record in found),
-        known.hidden,
+        known.hidden if any(each.inode and known.of(each.inode) is None for each in found) else 0,
         within,
         tuple(sorted({record.source_port for record in found})),
     )
