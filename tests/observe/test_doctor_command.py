@@ -116,7 +116,7 @@ class TestCommand:
         os.close(outer)
         assert b"| looking for sockets" in drawn
         # Nothing of it stays.
-        assert drawn.endswith(b"\r\x1b[K")
+        assert drawn.endswith(b"\r\x1b[K\x1b[?25h")
 
     def test_exits_0_where_all_is_well(self, network: Network) -> None:
         del network
