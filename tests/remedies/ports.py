@@ -307,8 +307,9 @@ def find_the_owner(world: World) -> None:
 
 @follows(causes.PORT_HELD, "reserve the ports")
 def reserve_what_is_asked_for(world: World) -> None:
-    on_one_port(world).close()
-    world.network.reserved_ports(str(LOW))
+    holder = on_one_port(world)
+    world.follow("--errno", "98", "--source", f"127.0.0.1:{LOW}")
+    holder.close()
     for _ in range(SIZE - 1):
         world.connect()
     world.fails(NOT_AVAILABLE, world.connect)

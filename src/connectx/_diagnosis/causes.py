@@ -170,8 +170,11 @@ PORT_BY_CHANCE: Final = Cause(
             _RESERVE.breaks,
         ),
         Remedy(
-            "close that connection, or wait until it ends; then start the service, with "
-            "SO_REUSEADDR because of the TIME_WAIT"
+            "close the connection with a reset, which leaves no TIME_WAIT and takes CAP_NET_ADMIN; "
+            "then start the service",
+            "connectx kill --protocol {protocol} --state {state} --source {holder} "
+            "--source-port-range {port}-{port} --yes",
+            "its program gets ECONNABORTED, and what was still on its way is lost",
         ),
         Remedy(
             "or make outgoing connections with connectx: a TCP service with SO_REUSEADDR can "

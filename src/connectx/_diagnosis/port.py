@@ -36,7 +36,11 @@ def taken(facts: Facts) -> Iterator[Finding]:
             *_about_itself(call),
             *(each.in_full() for each in shown[1:]),
         ),
-        {"port": str(number)} | (commands.reserving(facts, {number}) if reservable else {}),
+        {
+            "port": str(number),
+            **(commands.reserving(facts, {number}) if reservable else {}),
+            **_killing(call),
+        },
     )
 
 
@@ -46,6 +50,15 @@ def _cause(call: Call) -> Cause:
     if all(each.state == "TIME-WAIT" for each in call.on_port):
         return causes.PORT_LEFT
     return causes.PORT_BY_CHANCE if call.by_chance else causes.PORT_HELD
+
+
+def _killing(call: Call) -> dict[str, str]:
+    """The values that close an outgoing connection; none where `connectx kill` cannot."""
+    first = call.on_port[0]
+    protocol = call.protocol.replace("mptcp", "tcp")
+    if first.state == "TIME-WAIT" or protocol not in ("tcp", "udp"):
+        return {}
+    return {"protocol": protocol, "state": first.state, "holder": first.address}
 
 
 def _about_itself(call: Call) -> Iterator[str]:
