@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from connectx._diagnosis import causes
-from connectx._diagnosis.finding import Finding, Severity
+from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import processes
 from connectx.linux.sockopts import set_so_bindtoifindex
@@ -26,14 +26,6 @@ from tests.observe.helpers import HERE, HIGH, LOW, PORT, SIZE, TOWARD, found, le
 
 IN_USE = errno.EADDRINUSE
 UDPLITE = 136
-
-
-def run(finding: Finding) -> None:
-    """Run the commands of a finding's remedies, as printed."""
-    commands = [finding.command(remedy) for remedy in finding.cause.remedies]
-    assert any(commands)
-    for command in filter(None, commands):
-        subprocess.run(["sh", "-c", command], check=True, timeout=limits.COMMAND_LIMIT)
 
 
 class TestPortTakenByChance:
@@ -63,7 +55,8 @@ class TestPortTakenByChance:
                 finding = found(diagnosis, causes.PORT_BY_CHANCE)
                 assert diagnosis.because == (finding,)
             network.port_range(LOW, LOW + 1)
-            run(finding)
+            command = finding.command(finding.cause.remedies[0])
+            subprocess.run(["sh", "-c", command], check=True, timeout=limits.COMMAND_LIMIT)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # The port is the service's from now on, even if it comes later.
         with socket.socket(self.family(host)) as first, socket.socket(self.family(host)) as second:

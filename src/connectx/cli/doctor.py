@@ -192,9 +192,11 @@ def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:
     rest = [each for each in diagnosis.findings if each not in main]
     for finding in (*main, *(rest if verbose else ())):
         _show_finding(finding, page, said=diagnosis.verdict, verbose=verbose)
-    if any("sysctl -w " in each.command(remedy) for each in main for remedy in each.cause.remedies):
+    shown = diagnosis.findings if verbose else main
+    if any(
+        "sysctl -w " in each.command(remedy) for each in shown for remedy in each.cause.remedies
+    ):
         page.paragraph(f"{LASTING}.")
-        page.paragraph("")
     if verbose:
         _show_folklore(main if diagnosis.verdict else diagnosis.findings, page)
     elif rest:
