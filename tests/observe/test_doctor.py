@@ -327,7 +327,7 @@ def test_ports_that_cannot_be_tried(
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     connect(("127.0.0.1", 0))
-    monkeypatch.setattr("connectx._diagnosis.census.shares", fail)
+    monkeypatch.setattr("connectx._diagnosis.census._takes", fail)
     diagnosis = look()
     assert diagnosis.healthy
     if tells_binds_apart():

@@ -32,6 +32,8 @@ from connectx.linux.sockopts import set_ip_bind_address_no_port
 from connectx.linux.uapi import NETLINK_ROUTE, STATE_NAMES, TCP_LISTEN, TCP_TIME_WAIT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from connectx._diagnosis.facts import Call
     from connectx._diagnosis.ownership import Ownership
     from connectx.linux.sock_diag import SocketRecord
@@ -40,13 +42,16 @@ if TYPE_CHECKING:
 _UNUSABLE: Final = 0x40 | 0x08
 
 
-def investigate(call: Call, netlink: NetlinkSocket, ownership: Ownership) -> Call:
+def investigate(
+    call: Call, netlink: NetlinkSocket, ownership: Ownership, tried: Mapping[int, bool]
+) -> Call:
     """Return the call with all that can be found out about it.
 
     Args:
         call: What was asked for.
         netlink: A NETLINK_SOCK_DIAG socket of the calling thread's network namespace.
         ownership: Whose the sockets are.
+        tried: As `census.take` has it.
 
     Raises:
         OSError: The sockets cannot be listed.
@@ -87,7 +92,7 @@ def investigate(call: Call, netlink: NetlinkSocket, ownership: Ownership) -> Cal
             call = call._replace(census_source=with_scope(chosen, scope if link_local else 0))
             # Otherwise there is nothing to count, and a finding about just this.
             if range_in_force.covers(ports):
-                call = call._replace(census=census.take(netlink, connection, ports))
+                call = call._replace(census=census.take(netlink, connection, ports, tried))
         except OSError as error:
             call = call._replace(unreachable=f"connect() would meet with {error}")
     return _with_port(call, netlink, ownership) if source.port else call

@@ -23,6 +23,7 @@ from connectx.addresses import (
     with_scope,
 )
 from connectx.linux import sysctl
+from connectx.linux.disconnect import disconnect
 from connectx.linux.features import IP_LOCAL_PORT_RANGE, Probe, probe
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.sock_diag import ALL_STATES
@@ -46,10 +47,12 @@ from connectx.linux.uapi import (
     IPPROTO_TCP,
     NETLINK_SOCK_DIAG,
     TCP_FASTOPEN_NO_COOKIE,
+    TCP_FIN_WAIT2,
+    TCP_TIME_WAIT,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from connectx.addresses import PortRange
 
@@ -60,16 +63,23 @@ _UNUSED_DESTINATIONS: Final = (Endpoint("127.255.255.254", 9), Endpoint("127.255
 #: Milliseconds between two calls, at most: a random offset is less only once in 400,000.
 _A_CALL_TAKES: Final = 10_000
 
-_ANY_SOURCE: Final = Endpoint("", 0)
+#: The states of a TIME_WAIT: FIN_WAIT2 where its peer has not closed yet.
+_MAY_REST: Final = 1 << TCP_TIME_WAIT | 1 << TCP_FIN_WAIT2
 
 
-def take(netlink: NetlinkSocket, connection: FourTuple, ports: PortRange) -> Census:
+def take(
+    netlink: NetlinkSocket,
+    connection: FourTuple,
+    ports: PortRange,
+    tried: Mapping[int, bool] | None = None,
+) -> Census:
     """Count the ports of a range from a source toward a destination, as they are now.
 
     Args:
         netlink: A NETLINK_SOCK_DIAG socket of the calling thread's network namespace.
         connection: The two ends. A source port of 0 stands for one that connect() chooses.
         ports: The range.
+        tried: TCP ports for which `locked` has been asked already, each with whether it is.
 
     Raises:
         OSError: The sockets cannot be listed, or a port cannot be tried.
@@ -78,21 +88,23 @@ def take(netlink: NetlinkSocket, connection: FourTuple, ports: PortRange) -> Cen
     source, destination = connection.source, connection.destination
     within = set(range(ports.low, ports.high + 1))
     reserved = ports_in(sysctl.read_reserved_ports()) & within
-    toward = records(
-        netlink,
-        filter_between(
-            protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
-        ),
+    between = filter_between(
+        protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
     )
-    time_wait = within.intersection(each.source_port for each in toward if each.in_time_wait)
-    connected = within.intersection(each.source_port for each in toward) - time_wait
+    # Each socket by itself only where it may be a TIME_WAIT: to list all takes ten times as long.
+    resting = [
+        each for each in records(netlink, between._replace(states=_MAY_REST)) if each.in_time_wait
+    ]
+    time_wait = within.intersection(each.source_port for each in resting)
+    connected = within & source_ports(netlink, between) - time_wait
     # Sockets on any address, of either IP version: connect() passes over a bound port without
     # a look at the address (__inet_hash_connect).
-    everybody = records(netlink, Filter(protocol.table))
-    anywhere = {each.source_port for each in everybody}
-    bound = {each.source_port for each in everybody if 1 << each.state & UNCONNECTED}
+    anywhere = source_ports(netlink, Filter(protocol.table))
+    bound = source_ports(netlink, Filter(protocol.table, UNCONNECTED))
     reuse = read_reuse()
-    reusable = within.intersection(each.source_port for each in toward if reuse.takes(each)) - bound
+    reusable = (
+        within.intersection(each.source_port for each in resting if reuse.takes(each)) - bound
+    )
     if reusable and not source.port:
         # A connect() that chooses does not take over what a bound socket has left.
         reusable -= set(locked(reusable) or ())
@@ -103,7 +115,12 @@ def take(netlink: NetlinkSocket, connection: FourTuple, ports: PortRange) -> Cen
         held = doubtful & bound
         untold = doubtful - bound
     else:
-        held = {port for port in doubtful if not shares(connection, port)}
+        known = (tried or {}) if protocol.stream else {}
+        held = {
+            port
+            for port in doubtful
+            if (known[port] if port in known else not shares(connection, port))
+        }
     return Census(
         ports,
         connected=len(connected),
@@ -157,8 +174,28 @@ def locked(ports: Iterable[int]) -> list[int] | None:
     """
     if not tells_binds_apart():
         return None
-    toward = [FourTuple("tcp", _ANY_SOURCE, each) for each in _UNUSED_DESTINATIONS]
-    return [port for port in sorted(ports) if not any(shares(each, port) for each in toward)]
+    # One socket for all ports: a socket each takes twice the time.
+    with socket.socket() as scratch:
+        set_so_reuseaddr(scratch, on=True)
+        _defers_connect(scratch)
+        return [
+            port
+            for port in sorted(ports)
+            if not any(_takes(scratch, port, each) for each in _UNUSED_DESTINATIONS)
+        ]
+
+
+def _takes(scratch: socket.socket, port: int, destination: Endpoint) -> bool:
+    """Try whether a socket that sends nothing gets a port, and release it."""
+    set_ip_local_port_range(scratch, port, port)
+    try:
+        scratch.connect((destination.host, destination.port))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        return False
+    disconnect(scratch)
+    return True
 
 
 def count_locked() -> int | None:

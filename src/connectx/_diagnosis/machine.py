@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
 import time
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis import census, sharing, snapshot
 from connectx._diagnosis.call import holder, investigate
@@ -61,13 +63,37 @@ _PROCESSES: Final = 20
 #: Connections on one port from which on a listener has left them, and not a bind() each.
 _SERVED: Final = 3
 
-#: Seconds before the second count in which ports are tried.
-_TRYING: Final = 1.0
+#: Seconds before the second count in which ports are tried, owners found, and so on.
+_WORKING: Final = 1.0
 
 #: The pairs whose connections are asked how long they have been idle: the fullest, if they
 #: are at least so full. Each costs a walk through the whole TCP table.
 _PAIRS: Final = 20
 _WORTH_ASKING: Final = 0.3
+
+
+class _Sockets(NamedTuple):
+    """The sockets of a namespace, one by one.
+
+    streams: TCP's in the range; datagrams: UDP's; light: UDP-Lite's; listening: TCP's listeners.
+    """
+
+    streams: list[SocketRecord]
+    datagrams: list[SocketRecord]
+    light: list[SocketRecord]
+    listening: list[SocketRecord]
+
+    @classmethod
+    def read(cls) -> _Sockets:
+        """List them; no UDP-Lite sockets on a kernel that has or lists none."""
+        with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
+            streams = records(netlink, Filter(IPPROTO_TCP, ports=(sysctl.read_port_range(),)))
+            datagrams = records(netlink, Filter(IPPROTO_UDP))
+            listening = records(netlink, Filter(IPPROTO_TCP, 1 << TCP_LISTEN))
+            light: list[SocketRecord] = []
+            with contextlib.suppress(NetlinkError):
+                light = records(netlink, Filter(IPPROTO_UDPLITE))
+        return cls(streams, datagrams, light, listening)
 
 
 def look(
@@ -108,46 +134,51 @@ def look(
     before = {row[:3]: row for row in snapshot.take(("tcp", "udp")).rows}
     overflowed = overflows()
     begun = time.monotonic()
-    # Ports are tried while there is to be waited anyway: it takes a second for 30,000 of them.
-    if seconds > _TRYING:
+    # What takes long is done while there is to be waited anyway.
+    if seconds > _WORKING:
         progress(f"watching for {seconds:g} s")
-        _wait(seconds - _TRYING)
+        _wait(seconds - _WORKING)
     tried = _try_ports(progress)
-    progress("watching")
-    _wait(max(0.0, begun + seconds - time.monotonic()))
+    idle_in = _count_idle(before.values(), idle_after, progress)
     progress("finding the owners of sockets")
     owners = processes.owners()
+    progress("watching")
+    _wait(max(0.0, begun + seconds - time.monotonic()))
+    sockets = _Sockets.read()
+    if not owners.know(each.inode for some in sockets for each in some):
+        # Some sockets are newer than the look at their owners.
+        owners = processes.owners()
+    ownership = Ownership(owners, sockets.listening)
     taken = snapshot.take(("tcp", "udp"), owners=owners)
     passed = max(time.monotonic() - begun, 0.001)
     overflowed_now = overflows()
     reserved = sysctl.read_reserved_ports()
     progress(f"counting {sum(row.in_use for row in taken.rows):,} sockets")
-    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
-        pairs = tuple(
-            WatchedPair(
-                row,
-                (row.in_use - (before[row[:3]].in_use if row[:3] in before else 0)) / passed,
-                _count_idle(netlink, row, idle_after) if number < _PAIRS else 0,
-            )
-            for number, row in enumerate(taken.rows)
+    pairs = tuple(
+        WatchedPair(
+            row,
+            (row.in_use - (before[row[:3]].in_use if row[:3] in before else 0)) / passed,
+            idle_in.get(row[:3], 0),
         )
-        streams = records(netlink, Filter(IPPROTO_TCP, ports=(taken.ports,)))
-        datagrams = records(netlink, Filter(IPPROTO_UDP))
-        light = _read_light(netlink)
-        listening = records(netlink, Filter(IPPROTO_TCP, 1 << TCP_LISTEN))
-        ownership = Ownership(owners, listening)
-        if any(map(ownership.is_for_root, (*streams, *datagrams, *light))):
-            unseen.append("the owners of some sockets, which only root may see")
-        holders = _holders(streams, reserved, ownership, tried, unseen)
+        for row in taken.rows
+    )
+    if any(ownership.is_for_root(each) for some in sockets for each in some):
+        unseen.append("the owners of some sockets, which only root may see")
+    holders = _holders(sockets.streams, reserved, ownership, tried, unseen)
+    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
         progress("counting ports toward the destination")
         answers = tuple(
             answer
             for call in calls
             for answer in _from_each_full_source(
-                investigate(call, netlink, ownership), pairs, holders, netlink, ownership
+                investigate(call, netlink, ownership, tried),
+                pairs,
+                holders,
+                lambda each: investigate(each, netlink, ownership, tried),
             )
         )
-    by_protocol = {"udp": datagrams, "udplite": light}
+    datagrams = sockets.datagrams
+    by_protocol = {"udp": datagrams, "udplite": sockets.light}
     ipv6 = bool(proc_net.ipv6_addresses())
     if not ipv6:
         answers = tuple(each for each in answers if not each.needs_ipv6) or answers[:1]
@@ -172,7 +203,7 @@ def look(
         udp_unused=_count_unused(datagrams, taken.ports, reserved),
         pairs=pairs,
         holders=holders,
-        services=frozenset(each.source_port for each in listening)
+        services=frozenset(each.source_port for each in sockets.listening)
         | _unconnected_out_of(taken.ports, datagrams),
         tells_binds_apart=tells_binds_apart(),
         overshadowed=tuple(
@@ -188,7 +219,7 @@ def look(
         unseen_owner=ownership.hidden,
         close_wait=Counter(
             f"{ownership.describe(record)}{ownership.way(record)}"
-            for record in streams
+            for record in sockets.streams
             if record.state == TCP_CLOSE_WAIT
         ),
         close_wait_gain=_total(taken.rows, "CLOSE-WAIT") - _total(before.values(), "CLOSE-WAIT"),
@@ -219,8 +250,7 @@ def _from_each_full_source(
     call: Call,
     pairs: Iterable[WatchedPair],
     holders: Collection[Holder],
-    netlink: NetlinkSocket,
-    ownership: Ownership,
+    look_at: Callable[[Call], Call],
 ) -> Iterator[Call]:
     """The call, and the same call from each other source that has no port toward its destination.
 
@@ -250,7 +280,7 @@ def _from_each_full_source(
                 call.destination,
                 call.ports,
             )
-            other = investigate(asked, netlink, ownership)
+            other = look_at(asked)
             if other.census is not None and not other.census.free and not other.census.untold:
                 full += 1
                 yield other
@@ -274,25 +304,27 @@ def _try_ports(progress: Callable[[str], object]) -> dict[int, bool]:
     return {port: port in refused for port in untold}
 
 
-def _read_light(netlink: NetlinkSocket) -> list[SocketRecord]:
-    """The UDP-Lite sockets; none on a kernel that has or lists none."""
-    try:
-        return records(netlink, Filter(IPPROTO_UDPLITE))
-    except NetlinkError:
-        return []
-
-
 def _wait(seconds: float) -> None:
     """Wait between the two counts."""
     select.select((), (), (), seconds)
 
 
-def _count_idle(netlink: NetlinkSocket, row: Row, seconds: float) -> int:
-    """The idle connections of a pair; 0 for one that is far from full."""
-    if row.protocol != "tcp" or row.utilisation < _WORTH_ASKING:
-        return 0
-    wanted = filter_between(IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination)
-    return idle(netlink, wanted, math.ceil(seconds * 1000))
+def _count_idle(
+    rows: Iterable[Row],
+    seconds: float,
+    progress: Callable[[str], object],
+) -> Mapping[tuple[str, str, Endpoint], int]:
+    """Count the idle connections of the fullest pairs, unless they are far from full."""
+    found = {}
+    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
+        for row in islice(rows, _PAIRS):
+            if row.protocol == "tcp" and row.utilisation >= _WORTH_ASKING:
+                progress(f"looking for idle connections to {row.destination}")
+                wanted = filter_between(
+                    IPPROTO_TCP, 1 << TCP_ESTABLISHED, row.source, row.destination
+                )
+                found[row[:3]] = idle(netlink, wanted, math.ceil(seconds * 1000))
+    return found
 
 
 def _total(rows: Iterable[Row], state: str) -> int:

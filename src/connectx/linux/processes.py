@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: A container's id, as runtimes name control groups after it.
 _CONTAINER: Final = re.compile(r"(?:^|[-_:/])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
@@ -65,6 +68,10 @@ class Owners(NamedTuple):
         and for one whose owner is hidden.
         """
         return min(self.by_inode.get(inode, ()), default=None) if inode else None
+
+    def know(self, inodes: Iterable[int]) -> bool:
+        """Return whether the process of each of these sockets is known, if it has one."""
+        return all(inode in self.by_inode for inode in inodes if inode)
 
 
 class Descriptors(NamedTuple):
