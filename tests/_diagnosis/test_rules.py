@@ -41,6 +41,8 @@ HEALTHY = Facts(
     link_local=("eth0", "eth1"),
     unprivileged_port_start=1024,
     udp_unused=28_000,
+    udp_unused_by_ipv6=27_000,
+    udp_owners={},
     pairs=(),
     holders=(),
     services=frozenset(),
@@ -324,6 +326,7 @@ FULL_CENSUS = Census(PORTS, 20_000, 8_000, 200, 32)
     [
         ({"number": 0, "census": FULL_CENSUS}, "this is exhaustion"),
         ({"number": 0, "census": FULL_CENSUS._replace(connected=0)}, "this is not exhaustion"),
+        ({"number": 0, "census": Census(PORTS, 28_000, 0, 0, 0)}, "not exhaustion yet, but nearly"),
         ({"number": 0}, ""),
         ({"census": FULL_CENSUS}, "because of 20,000 connections to it"),
         ({"census": Census(PORTS, 8_000, 20_000, 200, 32)}, "because of 20,000 TIME_WAITs"),
@@ -596,3 +599,35 @@ def test_more_shared_ports_than_are_listed() -> None:
     assert other.severity is N
     assert "unless it is multicast" in other.title
     assert other.evidence == ("198.51.100.9:443 (UDP-Lite), 2 sockets: a; b",)
+
+
+def test_reserved_ports_are_listed() -> None:
+    call = CALL._replace(census=Census(PORTS, 0, 0, 0, 28_232))
+    reserved = (
+        PortRange(1024, 60_999),
+        *(PortRange(port, port) for port in range(61_000, 61_020, 2)),
+    )
+    (finding,) = find(HEALTHY._replace(call=call, reserved=reserved))
+    assert (
+        finding.evidence[-1] == "reserved: 1024-61000, 61002, 61004, 61006, 61008 and 5 more ranges"
+    )
+
+
+def test_a_plain_udp_socket_of_ipv6_needs_a_port_of_neither_version() -> None:
+    to = Endpoint("2001:db8::9", 53)
+    call = CALL._replace(number=errno.EAGAIN, protocol="udp", destination=to, needs_ipv6=True)
+    facts = HEALTHY._replace(call=call, udp_unused_by_ipv6=0, udp_owners={"proxy (7)": 28_232})
+    answer = verdict(facts, find(facts))
+    assert "exhaustion for sockets that do not share ports" in answer.text
+    (finding,) = find(facts)
+    assert (finding.cause, finding.severity) == (causes.UNSHARED, C)
+    assert finding.evidence[1] == "UDP sockets in the range; proxy (7): 28,232"
+    assert find(facts._replace(call=call._replace(needs_ipv6=False))) == []
+
+
+def test_ports_for_sockets_that_share_are_not_for_all() -> None:
+    call = CALL._replace(number=0, protocol="udp", census=Census(PORTS, 1, 0, 0, 0))
+    facts = HEALTHY._replace(call=call, udp_unused=0)
+    answer = verdict(facts, find(facts))
+    assert "but only for sockets that share ports" in answer.text
+    assert answer.because == (causes.UNSHARED,)

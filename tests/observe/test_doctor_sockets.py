@@ -8,6 +8,8 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,6 @@ from connectx._diagnosis import causes
 from connectx._diagnosis.finding import Severity
 from connectx.addresses import Endpoint, PortRange
 from connectx.linux import processes
-from connectx.linux.sockopts import set_so_bindtoifindex
 from connectx.observe import Diagnosis
 from connectx.observe.history import Pair
 from connectx.observe.usage import look_at
@@ -226,19 +227,41 @@ class TestDeafSockets:
         open_two(host, socket.SO_REUSEADDR)
         assert look().healthy
 
+    @pytest.mark.parametrize("asked", [{}, {"protocol": "udp"}], ids=str)
     def test_looking_takes_no_datagram(
-        self, open_two: Callable[..., list[socket.socket]], closing: contextlib.ExitStack
+        self,
+        open_two: Callable[..., list[socket.socket]],
+        closing: contextlib.ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
+        host: str,
+        asked: dict[str, str],
     ) -> None:
-        """The socket that tries is the newest, but on a device where nothing arrives."""
-        *_, newest = open_two("127.0.0.1", socket.SO_REUSEADDR)
-        scratch = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-        scratch.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        set_so_bindtoifindex(scratch, 0x7FFFFFFF)
-        scratch.bind(newest.getsockname())
-        sender = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-        sender.sendto(b"here", newest.getsockname())
-        newest.settimeout(limits.COMMAND_LIMIT)
-        assert newest.recv(9) == b"here"
+        """Sockets that try a port are the newest on it, but where nothing arrives."""
+        local = "::1" if ":" in host else "127.0.0.1"
+        *_, newest = open_two(host, socket.SO_REUSEADDR)
+        sender = closing.enter_context(socket.socket(newest.family, socket.SOCK_DGRAM))
+        sender.bind((local, 0))
+        sent = 0
+
+        class Prying(socket.socket):
+            """Has a datagram arrive at the very moment when a socket is bound."""
+
+            def bind(self, address: Any) -> None:
+                nonlocal sent
+                super().bind(address)
+                if self.type == socket.SOCK_DGRAM:
+                    sender.sendto(b"here", (local, LOW))
+                    sent += 1
+
+        for module in ("census", "sharing"):
+            monkeypatch.setattr(
+                f"connectx._diagnosis.{module}.socket", SimpleNamespace(socket=Prying)
+            )
+        look(destination=Endpoint(local, 53), **asked)
+        assert sent
+        newest.settimeout(0)
+        for _ in range(sent):
+            assert newest.recv(9) == b"here"
 
 
 class TestSocketsWithoutAProcess:
@@ -346,3 +369,37 @@ def test_link_local_connections_have_owners(
         (finding,) = diagnosis.findings
         assert f"{SIZE} SYN-SENT; " in finding.evidence[0]
         assert f"({os.getpid()})" in finding.evidence[0]
+
+
+@pytest.mark.usefixtures("binds_are_seen")
+def test_ports_that_are_held_have_owners(
+    connect: Callable[..., socket.socket], closing: contextlib.ExitStack
+) -> None:
+    """Nothing is connected to the destination: who keeps its ports is named all the same."""
+    for _ in range(SIZE):
+        connect(("127.0.0.2", 0), ("127.0.0.3", PORT))
+    (finding,) = look(destination=TOWARD).because
+    assert finding.cause is causes.HELD
+    assert f"{SIZE} connected; " in finding.evidence[1]
+    assert f"({os.getpid()})" in finding.evidence[1]
+    for _ in range(SIZE):
+        sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        sock.connect(("127.0.0.3", 53))
+    (finding,) = look(destination=TOWARD, protocol="udp", number=errno.EAGAIN).because
+    assert finding.cause is causes.HELD_DATAGRAM
+    assert any(f"({os.getpid()})" in line for line in finding.evidence)
+
+
+def test_a_plain_udp_socket_of_ipv6_is_bound_to_both_versions(
+    network: Network, closing: contextlib.ExitStack
+) -> None:
+    network.port_range(LOW, HIGH)
+    for _ in range(SIZE):
+        sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        sock.connect(("127.0.0.1", 53))
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock, pytest.raises(BlockingIOError):
+        sock.connect(("::1", 53))
+    asked = {"number": errno.EAGAIN, "protocol": "udp", "destination": Endpoint("::1", 53)}
+    diagnosis = look(**asked)
+    assert "exhaustion for sockets that do not share ports" in diagnosis.verdict
+    assert diagnosis.because[0].cause is causes.UNSHARED

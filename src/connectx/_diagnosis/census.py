@@ -39,6 +39,8 @@ from connectx.linux.sockopts import (
     set_ip_bind_address_no_port,
     set_ip_freebind,
     set_ip_local_port_range,
+    set_ipv6_v6only,
+    set_so_bindtoifindex,
     set_so_reuseaddr,
     set_tcp_fastopen_connect,
 )
@@ -62,6 +64,9 @@ _UNUSED_DESTINATIONS: Final = (Endpoint("127.255.255.254", 9), Endpoint("127.255
 
 #: Milliseconds between two calls, at most: a random offset is less only once in 400,000.
 _A_CALL_TAKES: Final = 10_000
+
+#: An index that no device has: indexes are given out one after the other.
+NO_DEVICE: Final = 0x7FFFFFFF
 
 #: The states of a TIME_WAIT: FIN_WAIT2 where its peer has not closed yet.
 _MAY_REST: Final = 1 << TCP_TIME_WAIT | 1 << TCP_FIN_WAIT2
@@ -116,10 +121,21 @@ def take(
         untold = doubtful - bound
     else:
         known = (tried or {}) if protocol.stream else {}
+        on_devices = set()
+        if doubtful and not protocol.stream:
+            on_devices = {
+                each.source_port
+                for each in records(netlink, Filter(protocol.table))
+                if each.interface
+            }
         held = {
             port
             for port in doubtful
-            if (known[port] if port in known else not shares(connection, port))
+            if (
+                known[port]
+                if port in known
+                else not shares(connection, port, beside_devices=port in on_devices)
+            )
         }
     return Census(
         ports,
@@ -132,8 +148,17 @@ def take(
     )
 
 
-def shares(connection: FourTuple, port: int) -> bool:
+def shares(connection: FourTuple, port: int, *, beside_devices: bool = False) -> bool:
     """Try whether a source port takes one more socket toward a destination.
+
+    A datagram socket that tries is bound to a device that does not exist, where it takes
+    nobody's datagrams.
+
+    Args:
+        connection: The two ends.
+        port: The source port.
+        beside_devices: Whether the port has sockets that are bound to devices: such a socket
+            keeps out only what is bound to its device, or to none.
 
     Raises:
         OSError: The port cannot be tried.
@@ -154,11 +179,22 @@ def shares(connection: FourTuple, port: int) -> bool:
                     scratch.bind(source._replace(port=0).sockaddr(family))
                 set_ip_local_port_range(scratch, port, port)
                 scratch.connect(destination.sockaddr(family))
-            else:
+            elif protocol.stream or beside_devices:
                 scratch.bind(source._replace(port=port).sockaddr(family))
+            elif family == AF_INET:
+                set_so_bindtoifindex(scratch, NO_DEVICE)
+                scratch.bind(source._replace(port=port).sockaddr(family))
+            else:
+                set_so_bindtoifindex(scratch, NO_DEVICE)
+                # An address of IPv6 has to be one of the device's, so this is about all of them.
+                set_ipv6_v6only(scratch, on=True)
+                scratch.bind(("::", port))
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise
+            if not protocol.stream and family == AF_INET6 and not beside_devices:
+                # Another address may be what refuses.
+                return shares(connection, port, beside_devices=True)
             return False
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from connectx._diagnosis import causes, commands
-from connectx._diagnosis.finding import FULL, SHOWN, Finding, Severity
+from connectx._diagnosis.finding import FULL, SHOWN, Finding, Severity, owners
 from connectx.addresses import PROTOCOLS, ports_in
 
 if TYPE_CHECKING:
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 def unshared(facts: Facts) -> Iterator[Finding]:
     """Hardly any port is left for UDP sockets that do not share theirs."""
     usable = set(range(facts.ports.low, facts.ports.high + 1)) - ports_in(facts.reserved)
-    if facts.udp_unused / max(1, len(usable)) < 1 - FULL:
+    if facts.unused / max(1, len(usable)) < 1 - FULL:
         yield Finding(
-            Severity.WARNING if facts.udp_unused else Severity.CRITICAL,
+            Severity.WARNING if facts.unused else Severity.CRITICAL,
             causes.UNSHARED,
-            f"{facts.udp_unused:,} of {facts.ports.size:,} ports are free for UDP sockets that "
+            f"{facts.unused:,} of {facts.ports.size:,} ports are free for UDP sockets that "
             "do not share",
-            ("every other port of the range has a UDP socket on some address, or is reserved",),
+            (
+                "every other port of the range has a UDP socket on some address, or is reserved",
+                *owners(facts.udp_owners, "UDP sockets in the range"),
+            ),
             commands.against_exhaustion(facts),
         )
 

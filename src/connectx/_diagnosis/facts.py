@@ -297,6 +297,10 @@ class Facts(NamedTuple):
         link_local: The devices that have a link-local address.
         unprivileged_port_start: net.ipv4.ip_unprivileged_port_start.
         udp_unused: The ports of the range on which IPv4 has no UDP socket.
+        udp_unused_by_ipv6: Those on which neither IP version has one. A plain IPv6 socket
+            needs one of these, since it is bound to both
+            (tests/observe/test_doctor_sockets.py).
+        udp_owners: The number of UDP sockets on ports of the range, by owner.
         pairs: The pairs of a source and a destination, the fullest first.
         holders: The sockets on TCP ports of the range that refuse to be shared.
         services: The ports of services, in the range and out of it.
@@ -335,6 +339,8 @@ class Facts(NamedTuple):
     link_local: tuple[str, ...]
     unprivileged_port_start: int
     udp_unused: int
+    udp_unused_by_ipv6: int
+    udp_owners: Mapping[str, int]
     pairs: tuple[WatchedPair, ...]
     holders: tuple[Holder, ...]
     services: frozenset[int]
@@ -360,3 +366,10 @@ class Facts(NamedTuple):
     unseen: tuple[str, ...]
     call: Call | None
     within: str = ""
+
+    @property
+    def unused(self) -> int:
+        """The ports for UDP sockets that do not share, of the IP version that was asked about."""
+        if self.call is not None and self.call.needs_ipv6:
+            return self.udp_unused_by_ipv6
+        return self.udp_unused

@@ -201,6 +201,14 @@ def look(
             "ip_unprivileged_port_start", sysctl.read_unprivileged_port_start, 1024
         ),
         udp_unused=_count_unused(datagrams, taken.ports, reserved),
+        udp_unused_by_ipv6=len(
+            set(range(taken.ports.low, taken.ports.high + 1))
+            - {each.source_port for each in datagrams}
+            - ports_in(reserved)
+        ),
+        udp_owners=Counter(
+            ownership.describe(each) for each in datagrams if taken.ports.contains(each.source_port)
+        ),
         pairs=pairs,
         holders=holders,
         services=frozenset(each.source_port for each in sockets.listening)

@@ -175,11 +175,27 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
         cause,
         f"no source port of {call.census.ports} is free from {source.host} to {destination} "
         f"({call.protocol})",
-        (*(seen or [counted]), *_of_time_wait(facts, cause)),
+        (*(seen or [counted]), *_keepers(facts, cause), *_of_time_wait(facts, cause)),
         commands.against_exhaustion(facts),
         (counted,) if seen else (),
         _about(call.protocol, source.host, destination),
     )
+
+
+def _keepers(facts: Facts, cause: Cause) -> tuple[str, ...]:
+    """Who keeps ports from every destination, if that is the cause."""
+    if cause is causes.HELD and facts.holders:
+        return owners(
+            Counter(each.described or each.owner for each in facts.holders),
+            numbers(Counter(each.state for each in facts.holders)),
+        )
+    if cause is causes.HELD_DATAGRAM:
+        return owners(facts.udp_owners, "UDP sockets in the range")
+    if cause is causes.RESERVED:
+        ranges = commands.listed(ports_in(facts.reserved))
+        more = f" and {len(ranges) - SHOWN:,} more ranges" if len(ranges) > SHOWN else ""
+        return (f"reserved: {', '.join(ranges[:SHOWN])}{more}",)
+    return ()
 
 
 def not_honoured(facts: Facts) -> Iterator[Finding]:

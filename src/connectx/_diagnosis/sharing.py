@@ -15,6 +15,7 @@ import socket
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from connectx._diagnosis.census import NO_DEVICE
 from connectx._diagnosis.facts import Overshadowing, SharedPort
 from connectx.addresses import AF_INET, AF_INET6, PROTOCOLS, Endpoint, text, unmapped
 from connectx.linux import proc_net
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from connectx._diagnosis.ownership import Ownership
     from connectx.linux.sock_diag import SocketRecord
-
-#: An index that no device has: indexes are given out one after the other.
-_NO_DEVICE: Final = 0x7FFFFFFF
 
 #: Where datagrams go to every socket: multicast, and the limited broadcast.
 _TO_ALL: Final = tuple(range(224, 240))
@@ -135,7 +133,7 @@ def _may_join(
             scratch.setsockopt(SOL_SOCKET, option, 1)
             if uid is not None and uid != os.geteuid():
                 os.fchown(scratch.fileno(), uid, -1)
-            set_so_bindtoifindex(scratch, _NO_DEVICE)
+            set_so_bindtoifindex(scratch, NO_DEVICE)
             host = text(address)
             if family == AF_INET6:
                 # An address of IPv6 has to be one of the device's, so this is about all of them.

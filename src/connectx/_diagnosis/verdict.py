@@ -9,7 +9,7 @@ import errno
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis import causes
-from connectx._diagnosis.finding import Severity
+from connectx._diagnosis.finding import FULL, Severity
 from connectx.addresses import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def verdict(facts: Facts, findings: Sequence[Finding]) -> Answer:
     if call is None:
         return Answer("")
     if not call.number:
-        answer = _of_question(call, findings)
+        answer = _of_question(call, facts, findings)
     else:
         # A note has too small a share in anything to be the reason.
         serious = [each for each in findings if each.severity is not Severity.NOTE]
@@ -148,7 +148,7 @@ def _named(number: int) -> str:
     return f"{number} ({errno.errorcode.get(number, 'unknown')})"
 
 
-def _of_question(call: Call, findings: Sequence[Finding]) -> Answer:
+def _of_question(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     """About a call that nobody has an errno of."""
     for each in findings:
         if each.cause in causes.OF_A_SOURCE:
@@ -162,7 +162,7 @@ def _of_question(call: Call, findings: Sequence[Finding]) -> Answer:
         there = f"The destination cannot be reached: {call.unreachable}."
         return Answer(there if call.unreachable else unused)
     if census.free:
-        return Answer(f"{_free(call, census)}: this is not exhaustion.")
+        return _not_exhausted(call, census, facts, findings)
     if census.untold:
         return Answer(_untold(call, census), doubtful=True)
     cause, _ = census.by_cause(stream=call.stream)[0]
@@ -171,6 +171,20 @@ def _of_question(call: Call, findings: Sequence[Finding]) -> Answer:
         "exhaustion.",
         (cause,),
     )
+
+
+def _not_exhausted(call: Call, census: Census, facts: Facts, findings: Sequence[Finding]) -> Answer:
+    free = _free(call, census)
+    if not call.stream and not facts.unused:
+        return Answer(
+            f"{free}, but only for sockets that share ports: a plain UDP connect() or sendto() "
+            "finds none.",
+            (causes.UNSHARED,),
+        )
+    if census.free < (1 - FULL) * census.ports.size:
+        found = tuple(each.cause for each in findings if each.cause in causes.OF_A_DESTINATION)
+        return Answer(f"{free}: this is not exhaustion yet, but nearly.", found[:1])
+    return Answer(f"{free}: this is not exhaustion.")
 
 
 def _way(call: Call) -> str:
@@ -242,7 +256,7 @@ def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
         "range has a socket."
     )
     if not call.stream:
-        text = f"{text} {facts.udp_unused:,} ports have no UDP socket at all."
+        text = f"{text} {facts.unused:,} ports have no UDP socket at all."
     if closed := _closed(call, findings):
         return Answer(
             f"{text} Sockets that are bound before they connect lock their ports here, as listed "
@@ -270,14 +284,14 @@ def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     if census is not None and not census.free:
         return _exhausted(call, census)
     sharing = "" if census is None else f" {_free(call, census)} for sockets that share ports."
-    if not facts.udp_unused:
+    if not facts.unused:
         return Answer(
             "here means exhaustion for sockets that do not share ports: a plain UDP connect() or "
             "sendto() needs a port that no other UDP socket has, and there is none."
             f"{sharing}",
             (causes.UNSHARED,),
         )
-    unused = f"{facts.udp_unused:,} ports have no UDP socket at all."
+    unused = f"{facts.unused:,} ports have no UDP socket at all."
     if census is not None:
         return Answer(f"is not exhaustion here and now: {unused}{sharing}")
     return _of_machine(
