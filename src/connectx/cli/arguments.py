@@ -159,8 +159,3 @@ def add_netns(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="look at another network namespace: its name, its path, or the pid of a process in it",
     )
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add --json."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from connectx._diagnosis.causes import FOLKLORE, LASTING
 from connectx._diagnosis.finding import SHOWN, Severity
 from connectx.addresses import HIGHEST_PORT, Endpoint
-from connectx.cli.arguments import add_json, add_netns, endpoint, port_range, seconds
+from connectx.cli.arguments import add_netns, endpoint, port_range, seconds
 from connectx.cli.command import CommandError, errors_reported
 from connectx.cli.output import error_text, plural
 from connectx.cli.page import Page, Piece
 from connectx.cli.progress import spinner
+from connectx.cli.schemas import add_json, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,7 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show every finding in full, and what does not help",
     )
-    add_json(parser)
+    add_json(parser, "doctor", "print JSON instead of text")
     parser.epilog = (
         f"{parser.epilog}\n\nexit status:\n"
         f"  {NOTHING_FOUND}    no findings, or only notes\n"
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
         if arguments.json:
-            print(json.dumps(_as_json(diagnosis), indent=2))
+            print_json("doctor", _as_json(diagnosis))
         else:
             _show(diagnosis, verbose=arguments.verbose)
         # Now: the exit status of a lost output must not be that of findings.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import Endpoint, needs_scope, text
-from connectx.cli.arguments import add_addresses, add_json, add_netns, port_range, whole_number
+from connectx.cli.arguments import add_addresses, add_netns, port_range, whole_number
 from connectx.cli.command import FAILED, OK, UsageError, errors_reported
 from connectx.cli.output import error_text, plural
+from connectx.cli.schemas import add_json, of_endpoint, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=whole_number(), metavar="N", help="close at most N sockets")
     add_netns(parser)
-    add_json(parser)
+    add_json(parser, "kill", "print JSON instead of text")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             outcome = kill(wanted, selected, netns=arguments.netns)
     if arguments.json:
-        print(json.dumps(_as_json(wanted, selected, outcome, lacking), indent=2))
+        print_json("kill", _as_json(wanted, selected, outcome, lacking))
     else:
         _show(wanted, selected, outcome, lacking)
     return FAILED if outcome and outcome.refused else OK
@@ -167,8 +167,8 @@ def _as_json(
         "sockets": [
             {
                 "state": _state(record),
-                "source": str(_source(record)),
-                "destination": str(_destination(record)),
+                "source": of_endpoint(_source(record)),
+                "destination": of_endpoint(_destination(record)),
             }
             for record in selected
         ],

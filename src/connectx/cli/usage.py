@@ -6,14 +6,12 @@ the JSON is a line in `_pair_as_json` or `_group_as_json`.
 
 from __future__ import annotations
 
-import json
 import select
 import sys
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from connectx.cli.arguments import (
     add_addresses,
-    add_json,
     add_netns,
     add_port_range,
     add_protocols,
@@ -24,6 +22,7 @@ from connectx.cli.arguments import (
 from connectx.cli.command import OK, errors_reported
 from connectx.cli.output import percent, plural
 from connectx.cli.page import Column, Page, Piece, Table
+from connectx.cli.schemas import add_json, of_endpoint, of_process, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -69,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="name the processes; those of other users need root",
     )
-    add_json(parser)
+    add_json(parser, "usage", "print JSON instead of text")
     parser.add_argument(
         "--watch",
         type=seconds(0.1),
@@ -86,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         with errors_reported():
             taken = _count(arguments)
         if arguments.json:
-            print(json.dumps(_as_json(taken, arguments), indent=None if arguments.watch else 2))
+            print_json("usage", _as_json(taken, arguments), None if arguments.watch else 2)
             sys.stdout.flush()
         else:
             _show(taken, arguments)
@@ -135,6 +134,7 @@ def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
         "reserved": taken.reserved,
         "held": taken.held,
         "unshared": dict(taken.unshared),
+        "by": arguments.by,
         "rows": rows,
     }
 
@@ -143,21 +143,17 @@ def _pair_as_json(row: Row, *, processes: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "protocol": row.protocol,
         "source": row.source,
-        "destination": str(row.destination),
+        "destination": of_endpoint(row.destination),
         "in_use": row.in_use,
         "reusable": row.reusable,
         "capacity": row.capacity,
+        "free": row.free,
         "utilisation": round(row.utilisation, 3),
         "states": dict(row.states),
     }
     if processes:
         fields["processes"] = [
-            {
-                "pid": process and process.pid,
-                "command": process and process.command,
-                "unit": process and process.unit,
-                "in_use": number,
-            }
+            {"process": of_process(process), "in_use": number}
             for process, number in row.processes.items()
         ]
     return fields
@@ -166,7 +162,10 @@ def _pair_as_json(row: Row, *, processes: bool) -> dict[str, Any]:
 def _group_as_json(each: Group, by: str, *, processes: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "protocol": each.protocol,
-        by: each.name,
+        by: {
+            "destination": lambda: of_endpoint(each.fullest.destination),
+            "process": lambda: of_process(each.process),
+        }.get(by, lambda: each.name)(),
         "in_use": each.in_use,
         "pairs": each.pairs,
     }

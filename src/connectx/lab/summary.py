@@ -140,7 +140,7 @@ def summarise(latency: Latency) -> Summary:
 
 
 def as_json(latency: Latency) -> dict[str, Any]:
-    """Return a fill in JSON's types, as `connectx lab latency --help` describes it."""
+    """Return a fill in JSON's types, as `connectx lab latency --json-schema` describes it."""
     settings = latency.settings
     return {
         "way": settings.way,

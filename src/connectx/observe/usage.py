@@ -7,7 +7,7 @@ What is counted, and what a snapshot cannot show, is described in
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from connectx._diagnosis.facts import Row, Snapshot
 from connectx._diagnosis.snapshot import COUNTED, take
@@ -128,6 +128,10 @@ def look_at(pair: Pair, *, netns: str | None = None, port_range: PortRange | Non
     )
 
 
+#: What the connections of a group have in common.
+Common: TypeAlias = "str | Process | None"
+
+
 class Group(NamedTuple):
     """Connections that have something in common.
 
@@ -139,6 +143,7 @@ class Group(NamedTuple):
         capacity: For a destination, the ports of all the sources that it is reached from;
             None for other groups, since ports are counted per destination.
         fullest: The one of the pairs that is nearest to exhaustion.
+        process: For a process, which one; None if it is not known, and for other groups.
     """
 
     protocol: str
@@ -147,27 +152,27 @@ class Group(NamedTuple):
     pairs: int
     capacity: int | None
     fullest: Row
+    process: Process | None = None
 
 
-def _sources(row: Row) -> Iterator[tuple[str, int]]:
+def _sources(row: Row) -> Iterator[tuple[Common, int]]:
     yield row.source, row.in_use
 
 
-def _destinations(row: Row) -> Iterator[tuple[str, int]]:
+def _destinations(row: Row) -> Iterator[tuple[Common, int]]:
     yield str(row.destination), row.in_use
 
 
-def _processes(row: Row) -> Iterator[tuple[str, int]]:
-    for process, number in row.processes.items():
-        yield UNKNOWN if process is None else str(process), number
+def _processes(row: Row) -> Iterator[tuple[Common, int]]:
+    yield from row.processes.items()
 
 
-def _states(row: Row) -> Iterator[tuple[str, int]]:
+def _states(row: Row) -> Iterator[tuple[Common, int]]:
     yield from row.states.items()
 
 
-#: What to group by: the names under which a row's connections count, with how many each.
-GROUPINGS: Final[Mapping[str, Callable[[Row], Iterator[tuple[str, int]]]]] = {
+#: What to group by: what a row's connections have in common with others, with how many each.
+GROUPINGS: Final[Mapping[str, Callable[[Row], Iterator[tuple[Common, int]]]]] = {
     "source": _sources,
     "destination": _destinations,
     "process": _processes,
@@ -182,19 +187,20 @@ def group(rows: Iterable[Row], by: str) -> list[Group]:
         rows: Rows of a snapshot, with processes if these are grouped by.
         by: One of `GROUPINGS`.
     """
-    members: dict[tuple[str, str], list[tuple[Row, int]]] = {}
+    members: dict[tuple[str, Common], list[tuple[Row, int]]] = {}
     for row in rows:
-        for name, number in GROUPINGS[by](row):
-            members.setdefault((row.protocol, name), []).append((row, number))
+        for common, number in GROUPINGS[by](row):
+            members.setdefault((row.protocol, common), []).append((row, number))
     groups = [
         Group(
             protocol,
-            name,
+            UNKNOWN if common is None else str(common),
             sum(number for _, number in some),
             len(some),
             sum(row.capacity for row, _ in some) if by == "destination" else None,
             max((row for row, _ in some), key=lambda row: row.utilisation),
+            None if isinstance(common, str) else common,
         )
-        for (protocol, name), some in members.items()
+        for (protocol, common), some in members.items()
     ]
     return sorted(groups, key=lambda each: (-each.in_use, each[:2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,7 @@ from connectx.cli.lab.output import changes_text
 from connectx.cli.output import plural
 from connectx.cli.page import Column, Page, Table
 from connectx.cli.progress import progress_bars
+from connectx.cli.schemas import add_json, print_json
 from connectx.errors import NotSupported
 from connectx.lab import latency
 from connectx.lab.explanations import explain
@@ -50,19 +50,6 @@ ways:
   shifting-window:SIZE, {ONE_WINDOW}:SIZE
                   windows of random position; {ONE_WINDOW} tries one for each
                   connection, and counts a refusal as an error
-
-keys of --json:
-  machine                kernel, cores, python, connectx, features, sysctls
-  changes                what was changed in the private networks, which are gone
-  ways                   a list:
-    way, protocol, family, ports, sources, destinations
-    finished             false if the time limit ended the fill
-    summary              tried, opened, errors, retries, seconds, per_second; even, odd,
-                         churn and each of occupied with connections, mean, half, ninety,
-                         ninety_nine, longest in microseconds; slope and start of the
-                         regression line
-    fill, churn          every connection in order, column by column: port (0 if
-                         refused), nanoseconds, retries, errno (0 if connected)
 
 columns of --csv: way, phase (fill or churn), number, port, nanoseconds, retries, errno
 """
@@ -140,7 +127,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="for the fill of each way (default: %(default)s)",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print JSON with every sample")
+    add_json(output, "lab-latency", "print JSON with every sample")
     output.add_argument("--csv", action="store_true", help="print CSV with every sample")
 
 
@@ -164,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"connectx lab latency: {way}: {error.strerror}", file=sys.stderr)
                 failed = True
     if arguments.json:
-        print(json.dumps(_as_json(results)))
+        print_json("lab-latency", _as_json(results), None)
     elif arguments.csv:
         _print_csv(results)
     else:

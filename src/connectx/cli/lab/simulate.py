@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import secrets
 import time
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -17,6 +16,7 @@ from connectx.cli.lab.strip import Strips
 from connectx.cli.output import plural
 from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
+from connectx.cli.schemas import add_json, print_json
 from connectx.lab import simulate
 from connectx.linux.sysctl import parse_reserved_ports
 
@@ -52,22 +52,6 @@ searches (--search):
   option        IP_LOCAL_PORT_RANGE set to the whole range: every port in turn (Linux 6.8)
   window:SIZE   IP_LOCAL_PORT_RANGE set to so many ports, placed at random for each
                 connection, which fails if they are all in use
-
-keys of --json:
-  settings      what was simulated; the seed repeats it
-  connections   a list, in order:
-    number, destination   counted from one
-    window                the ports it was to search, [low, high]
-    port                  null if it failed
-    errno                 name of the error, null if there was none
-    probes                how many ports it looked at
-    path                  those ports in order (with up to {JSON_PATHS} ports in the range):
-      port, finding       finding is "in use" (the 4-tuple is), "bound" (another socket is
-                          bound to the port) or "chosen"
-  totals        "all", and lists by "occupancy" (the share of all 4-tuples that was in use
-                before) and by "parity" (of the port that it got):
-    name, connections, failed
-    probes, mean, most    in all, on average (null for none), and of one at most
 """
 
 _SEARCHES: Final = {
@@ -127,7 +111,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="repeat the simulation that printed this seed (default: a random seed)",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print JSON instead")
+    add_json(output, "lab-simulate", "print JSON instead of text")
     output.add_argument(
         "--animate", action="store_true", help="on a terminal, show the probes one by one"
     )
@@ -147,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bars() as watch:
         result = simulate.run(settings, watch)
     if arguments.json:
-        print(json.dumps(simulate.as_json(result), indent=2))
+        print_json("lab-simulate", simulate.as_json(result))
         return OK
     strips = Strips(settings, page.width)
     page.paragraph(_title(settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from typing import TYPE_CHECKING, Final
 
 from connectx.addresses import PROTOCOLS
@@ -11,6 +10,7 @@ from connectx.cli import command
 from connectx.cli.lab.output import changes_text, machine_text
 from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
+from connectx.cli.schemas import add_json, print_json
 from connectx.lab import techniques
 from connectx.lab.folding import alike
 from connectx.lab.mixing import OK
@@ -47,35 +47,6 @@ A technique that chooses ports at random has {TRIES} tries for each port of the 
 misses the last one once in millions of runs. A ! marks what is not as expected.
 
 The articles also list DCCP, which Linux 6.16 removed.
-
-keys of --json:
-  machine             the kernel, what it can do, and settings of the machine's own network
-  changes             what was changed in the private networks, which are gone by now
-  seconds             how long it took
-  left_out            protocols and families that this machine lacks: protocol, family, reason
-  rows                a list, in the order of the tables:
-    protocol, family  "tcp", "mptcp", "udp" or "udplite"; 4 or 6
-    technique, calls  its name, and the calls that make it up
-    expected          what is known to come of it:
-      errno           the error when the ports are used up, null for none
-      shares          whether a source address and port serves both destinations
-      overshadows     whether two sockets can be on one 4-tuple
-      opened          connections to each of the two destinations
-    observed          the same, as found; null if this kernel lacks what it needs
-    agrees            whether they are equal; null if it could not be tried
-    note              what else there is to say, or null
-  mixing              a list: protocol, family, and
-    first, second     calls of the socket that has the port, and of the one that wants it
-    expected          "ok", or the errno and the call that gave it
-    observed, agrees  as above
-  listeners           a list: protocol, family, and
-    outgoing          calls of the outgoing connection
-    service           calls of the service that starts after it
-    service_address   "source" or "wildcard": what it binds to
-    reserved          whether its port is in ip_local_reserved_ports
-    expected          takes: whether the connection has the service's port;
-                      service: "ok", or the errno and the call that gave it
-    observed, agrees  as above
 """
 
 _WIDTH: Final = 80
@@ -86,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("--protocol", choices=list(PROTOCOLS), help="try only this protocol")
     parser.add_argument("--family", type=int, choices=FAMILIES, help="try only IPv4, or only IPv6")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_json(parser, "lab-techniques", "print JSON instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bars() as watch:
         result = techniques.run(protocols, families, watch)
     if arguments.json:
-        print(json.dumps(techniques.as_json(result), indent=2))
+        print_json("lab-techniques", techniques.as_json(result))
     else:
         _print_tables(result)
     return command.FAILED if result.disagreements else command.OK
