@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -56,9 +55,9 @@ def tagged(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def schema_text(name: str) -> str:
     """Return a schema as its file has it."""
-    return (
-        resources.files("connectx.cli").joinpath("json_schemas", f"{name}.json").read_text("utf-8")
-    )
+    from importlib.resources import files  # noqa: PLC0415 - only this needs it
+
+    return files("connectx.cli").joinpath("json_schemas", f"{name}.json").read_text("utf-8")
 
 
 def of_endpoint(endpoint: Endpoint) -> dict[str, Any]:

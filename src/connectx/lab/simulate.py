@@ -276,7 +276,7 @@ def run(settings: Settings, watch: Watch | None = None) -> Simulation:
 
 
 def as_json(simulation: Simulation) -> dict[str, Any]:
-    """Return a simulation in JSON's types, as `connectx lab simulate --json-schema` describes it."""
+    """Return a simulation in JSON's types: the schema lab-simulate."""
     settings = simulation.settings
     return {
         "settings": {

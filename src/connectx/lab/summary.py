@@ -140,7 +140,7 @@ def summarise(latency: Latency) -> Summary:
 
 
 def as_json(latency: Latency) -> dict[str, Any]:
-    """Return a fill in JSON's types, as `connectx lab latency --json-schema` describes it."""
+    """Return a fill in JSON's types, as the schema lab-latency describes it."""
     settings = latency.settings
     return {
         "way": settings.way,
