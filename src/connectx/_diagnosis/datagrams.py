@@ -28,6 +28,7 @@ def unshared(facts: Facts) -> Iterator[Finding]:
                 *owners(facts.udp_owners, "UDP sockets in the range"),
             ),
             commands.against_exhaustion(facts),
+            fields={"free": facts.udp_unused, "range": facts.ports},
         )
 
 
@@ -43,6 +44,7 @@ def overshadowed(facts: Facts) -> Iterator[Finding]:
                 f"{'; '.join(each.owners)}"
                 for each in facts.overshadowed[: 2 * SHOWN]
             ),
+            fields={"count": len(facts.overshadowed), "tuples": facts.overshadowed},
         )
 
 
@@ -64,6 +66,7 @@ def deaf(facts: Facts) -> Iterator[Finding]:
                 *([f"and {len(found) - SHOWN:,} more ports"] if len(found) > SHOWN else ()),
             ),
             details=tuple(map(_in_words, found[SHOWN:])),
+            fields={"count": number, "shared": tuple(found)},
         )
 
 

@@ -42,6 +42,9 @@ class Finding(NamedTuple):
         about: The connections it is about, where another rule may find the same ones; "" for
             none in particular.
         also: The other findings of the same cause, the worst first.
+        fields: The addresses and counts of title and evidence, by name, for programs. The
+            values are text, numbers, and what `connectx._diagnosis.facts` and
+            `connectx.addresses` define, or several of these.
     """
 
     severity: Severity
@@ -52,6 +55,7 @@ class Finding(NamedTuple):
     details: tuple[str, ...] = ()
     about: str = ""
     also: tuple[Finding, ...] = ()
+    fields: Mapping[str, object] = {}
 
     def command(self, remedy: Remedy) -> str:
         """Return a remedy's command, ready to paste; "" if a value for it is not known."""

@@ -25,6 +25,7 @@ def translated(facts: Facts) -> Iterator[Finding]:
                 f"a rule translates to {each.ports.size:,} ports, fewer than the "
                 f"{facts.ports.size:,} of the range",
                 (each.rule.text,),
+                fields={"ports": each.ports, "range": facts.ports, "rules": (each.rule.text,)},
             )
 
 
@@ -38,6 +39,7 @@ def random_translation(facts: Facts) -> Iterator[Finding]:
             causes.RANDOM_TRANSLATION,
             "a rule translates to random ports, and TCP timestamps start anew with each port",
             (rule.text,),
+            fields={"rules": (rule.text,)},
         )
 
 
@@ -70,6 +72,11 @@ def swallowed(facts: Facts) -> Iterator[Finding]:
             "destinations when packets arrive there",
             tuple(each.text for each in concerned[:SHOWN]),
             commands.reserving(facts, ports | commands.listening(facts)),
+            fields={
+                "count": len(ports),
+                "range": facts.ports,
+                "rules": tuple(each.text for each in concerned),
+            },
         )
 
 

@@ -41,6 +41,12 @@ def taken(facts: Facts) -> Iterator[Finding]:
             **(commands.reserving(facts, {number}) if reservable else {}),
             **_killing(call),
         },
+        fields={
+            "protocol": call.protocol,
+            "port": number,
+            "destination": call.destination,
+            "sockets": call.on_port,
+        },
     )
 
 

@@ -85,6 +85,7 @@ def not_local(facts: Facts) -> Iterator[Finding]:
             causes.NOT_YET_LOCAL,
             f"{host} may not be used yet",
             ("`ip -6 address` shows it as tentative or dadfailed",),
+            fields={"source": host},
         )
     else:
         yield Finding(
@@ -94,6 +95,7 @@ def not_local(facts: Facts) -> Iterator[Finding]:
             (f"no device of this network namespace has {host}", _own(facts, host)),
             # It lets a service bind the address. A client would get no answers.
             {} if call.destination else {"nonlocal": f"net.{_version(host)}.ip_nonlocal_bind"},
+            fields={"source": host},
         )
 
 
@@ -133,6 +135,7 @@ def ipv6_off(facts: Facts) -> Iterator[Finding]:
                 else f"{switch} is 1",
             ),
             {"ipv6_switch": switch} if facts.has_ipv6_switch else {},
+            fields={"device": None if everywhere else device},
         )
 
 
@@ -149,6 +152,7 @@ def link_local(facts: Facts) -> Iterator[Finding]:
                 causes.LINK_LOCAL,
                 f"{host} is link-local, and its device (the scope) is missing",
                 (f"it is one of {possible}",) if possible else (),
+                fields={"address": host, "devices": facts.link_local},
             )
     names = {device for _, device in call.devices if device}
     if len(names) > 1:
@@ -179,6 +183,12 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
         commands.against_exhaustion(facts),
         (counted,) if seen else (),
         _about(call.protocol, source.host, destination),
+        fields={
+            "protocol": call.protocol,
+            "source": source.host,
+            "destination": destination,
+            "census": call.census,
+        },
     )
 
 
@@ -211,6 +221,7 @@ def not_honoured(facts: Facts) -> Iterator[Finding]:
             f"the ports {ports} do not all lie within the range in force, {facts.ports}",
             (f"net.ipv4.ip_local_port_range is {facts.ports}",),
             commands.widening(facts, wider),
+            fields={"ports": ports, "range": facts.ports},
         )
 
 
@@ -232,6 +243,7 @@ def full(facts: Facts) -> Iterator[Finding]:
             (*_told(facts, pair), *_of_time_wait(facts, cause)),
             commands.against_exhaustion(facts),
             about=_about(row.protocol, row.source, row.destination),
+            fields={"pairs": (pair,)},
         )
 
 
@@ -270,6 +282,12 @@ def _held(facts: Facts, cause: Cause, held: list[Holder], what: str) -> Iterator
         ),
         {},
         (f"ports {', '.join(ranges[: 2 * SHOWN])}{', …' * (len(ranges) > 2 * SHOWN)}",),
+        fields={
+            "protocol": held[0].protocol,
+            "count": len(ports),
+            "range": facts.ports,
+            "sockets": tuple(held),
+        },
     )
 
 
@@ -293,12 +311,14 @@ def listeners(facts: Facts) -> Iterator[Finding]:
                 for each in found[: 2 * SHOWN]
             ),
             commands.against_exhaustion(facts),
+            fields={"range": facts.ports, "sockets": tuple(found)},
         )
 
 
 def time_wait(facts: Facts) -> Iterator[Finding]:
     """Ports rest in TIME_WAIT, because this host closes first."""
-    churned = [pair.row for pair in facts.pairs if _resting(pair.row) > _CHURN * pair.row.capacity]
+    pairs = [pair for pair in facts.pairs if _resting(pair.row) > _CHURN * pair.row.capacity]
+    churned = [pair.row for pair in pairs]
     if not churned:
         return
     worst = max(churned, key=_share)
@@ -314,6 +334,7 @@ def time_wait(facts: Facts) -> Iterator[Finding]:
             *_of_time_wait(facts, causes.TIME_WAIT),
         ),
         commands.against_exhaustion(facts),
+        fields={"count": sum(map(_resting, churned)), "pairs": tuple(pairs)},
     )
 
 
@@ -351,6 +372,11 @@ def leaks(facts: Facts) -> Iterator[Finding]:
                 f"{facts.close_wait_gain:+,} in {facts.seconds:.1f} s",
             ),
             commands.closing_leaks(facts),
+            fields={
+                "count": waiting,
+                "gained": facts.close_wait_gain,
+                "owners": facts.close_wait,
+            },
         )
     for pair in facts.pairs:
         if pair.idle > _IDLE * pair.row.capacity:
@@ -360,6 +386,7 @@ def leaks(facts: Facts) -> Iterator[Finding]:
                 f"{pair.idle:,} connections from {pair.row.source} to {pair.row.destination} "
                 "are idle",
                 (*_owners_of(pair.row, facts.unseen_owner), f"of {pair.row.capacity:,} ports"),
+                fields={"count": pair.idle, "pairs": (pair,)},
             )
 
 
@@ -397,6 +424,12 @@ def time_wait_overflow(facts: Facts) -> Iterator[Finding]:
                 f"{facts.overflows_gain:,} of them in the last {facts.seconds:.1f} s",
             ),
             {"more": str(max(262144, 4 * limit))},
+            fields={
+                "count": count,
+                "limit": limit,
+                "overflows": facts.time_wait_overflows,
+                "gained": facts.overflows_gain,
+            },
         )
 
 
@@ -412,6 +445,7 @@ def descriptors(facts: Facts) -> Iterator[Finding]:
                 {"pid": str(process.pid), "more": commands.more_descriptors(limit, hard)}
                 if limit < commands.NR_OPEN
                 else {},
+                fields={"process": process, "count": used, "limit": limit},
             )
 
 
@@ -429,6 +463,7 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
             f"conntrack has {count:,} entries of {limit:,}",
             (f"net.netfilter.nf_conntrack_max is {limit}{where}",),
             {"more": str(2 * limit)} if facts.conntrack_is_ours else {},
+            fields={"count": count, "limit": limit},
         )
 
 
@@ -440,6 +475,7 @@ def old_kernel(facts: Facts) -> Iterator[Finding]:
             causes.OLD_KERNEL,
             f"Linux {facts.kernel} lacks something that helps",
             facts.lacking,
+            fields={"kernel": facts.kernel, "lacking": facts.lacking},
         )
 
 

@@ -6,21 +6,23 @@ import argparse
 import errno
 import socket
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._diagnosis.causes import FOLKLORE, LASTING
 from connectx._diagnosis.finding import SHOWN, Severity
-from connectx.addresses import HIGHEST_PORT, Endpoint
+from connectx.addresses import HIGHEST_PORT, Endpoint, PortRange
 from connectx.cli.arguments import add_netns, endpoint, port_range, seconds
 from connectx.cli.command import CommandError, errors_reported
 from connectx.cli.output import error_text, plural
 from connectx.cli.page import Page, Piece
 from connectx.cli.progress import spinner
-from connectx.cli.schemas import add_json, print_json
+from connectx.cli.schemas import add_json, of_endpoint, of_pair, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from connectx._diagnosis.facts import Call
     from connectx._diagnosis.finding import Finding
     from connectx.observe.doctor import Diagnosis
 
@@ -155,13 +157,18 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "taken_at": diagnosis.taken_at.isoformat(),
         "netns": diagnosis.netns,
         "verdict": diagnosis.verdict,
+        "healthy": diagnosis.healthy,
+        "calls": [_call_as_json(call) for call in diagnosis.calls],
         "findings": [
             {
                 "name": finding.cause.name,
                 "severity": finding.severity.value,
                 "title": finding.title,
                 "evidence": [*finding.evidence, *finding.details],
-                "also": [each.title for each in finding.also],
+                "fields": _plain(finding.fields),
+                "also": [
+                    {"title": each.title, "fields": _plain(each.fields)} for each in finding.also
+                ],
                 "why": finding.cause.summary,
                 "remedies": [
                     {
@@ -176,6 +183,38 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         ],
         "unseen": list(diagnosis.unseen),
     }
+
+
+def _call_as_json(call: Call) -> dict[str, Any]:
+    return {
+        "protocol": call.protocol,
+        "errno": errno.errorcode.get(call.number),
+        "source": of_endpoint(call.source),
+        "destination": _plain(call.destination),
+        "ports": _plain(call.ports),
+        "census_source": call.census_source,
+        "census": _plain(call.census),
+        "unreachable": call.unreachable,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a finding in JSON's types."""
+    from connectx._diagnosis.facts import Census, WatchedPair  # noqa: PLC0415 - --help needs none
+
+    if isinstance(value, Endpoint):
+        return of_endpoint(value)
+    if isinstance(value, WatchedPair):
+        trend = {"rate": round(value.rate, 1), "idle": value.idle}
+        return of_pair(value.row, processes=True) | trend
+    if isinstance(value, Census):
+        counts = value._asdict()
+        value = {"range": counts.pop("ports"), **counts, "free": value.free}
+    elif hasattr(value, "_asdict") and not isinstance(value, PortRange):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _show(diagnosis: Diagnosis, *, verbose: bool) -> None:

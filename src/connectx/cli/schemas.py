@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from connectx._diagnosis.facts import Row
     from connectx.addresses import Endpoint
     from connectx.linux.processes import Process
 
@@ -69,6 +70,27 @@ def of_endpoint(endpoint: Endpoint) -> dict[str, Any]:
 def of_process(process: Process | None) -> dict[str, Any] | None:
     """Return a process."""
     return None if process is None else process._asdict()
+
+
+def of_pair(row: Row, *, processes: bool) -> dict[str, Any]:
+    """Return the sockets from a source to a destination."""
+    fields: dict[str, Any] = {
+        "protocol": row.protocol,
+        "source": row.source,
+        "destination": of_endpoint(row.destination),
+        "in_use": row.in_use,
+        "reusable": row.reusable,
+        "capacity": row.capacity,
+        "free": row.free,
+        "utilisation": round(row.utilisation, 3),
+        "states": dict(row.states),
+    }
+    if processes:
+        fields["processes"] = [
+            {"process": of_process(process), "in_use": number}
+            for process, number in row.processes.items()
+        ]
+    return fields
 
 
 class _PrintSchema(argparse.Action):

@@ -1,7 +1,7 @@
 """``connectx usage``: how full the ports are, per source and destination.
 
 A column of the table is a line in `_pair_columns`, or in `_group_columns` for ``--by``; a field of
-the JSON is a line in `_pair_as_json` or `_group_as_json`.
+the JSON is a line in `connectx.cli.schemas.of_pair` or `_group_as_json`, and in the schema.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from connectx.cli.arguments import (
 from connectx.cli.command import OK, errors_reported
 from connectx.cli.output import percent, plural
 from connectx.cli.page import Column, Page, Piece, Table
-from connectx.cli.schemas import add_json, of_endpoint, of_process, print_json
+from connectx.cli.schemas import add_json, of_endpoint, of_pair, of_process, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -121,7 +121,7 @@ def _with_processes(arguments: argparse.Namespace) -> bool:
 def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
     processes = _with_processes(arguments)
     if arguments.by == "pair":
-        rows = [_pair_as_json(row, processes=processes) for row in taken.rows[: arguments.top]]
+        rows = [of_pair(row, processes=processes) for row in taken.rows[: arguments.top]]
     else:
         from connectx.observe.usage import group  # noqa: PLC0415 - as above
 
@@ -139,26 +139,6 @@ def _as_json(taken: Snapshot, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _pair_as_json(row: Row, *, processes: bool) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "protocol": row.protocol,
-        "source": row.source,
-        "destination": of_endpoint(row.destination),
-        "in_use": row.in_use,
-        "reusable": row.reusable,
-        "capacity": row.capacity,
-        "free": row.free,
-        "utilisation": round(row.utilisation, 3),
-        "states": dict(row.states),
-    }
-    if processes:
-        fields["processes"] = [
-            {"process": of_process(process), "in_use": number}
-            for process, number in row.processes.items()
-        ]
-    return fields
-
-
 def _group_as_json(each: Group, by: str, *, processes: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "protocol": each.protocol,
@@ -171,7 +151,7 @@ def _group_as_json(each: Group, by: str, *, processes: bool) -> dict[str, Any]:
     }
     if each.capacity is not None:
         fields["capacity"] = each.capacity
-    fields["fullest"] = _pair_as_json(each.fullest, processes=processes)
+    fields["fullest"] = of_pair(each.fullest, processes=processes)
     return fields
 
 

@@ -50,6 +50,8 @@ class Diagnosis(NamedTuple):
             comes first, then the worst.
         unseen: What could not be looked at, and why.
         because: The findings that the verdict rests on; none where nothing was found.
+        calls: The call that was asked about, with what was found out about it: one for each
+            source and destination that it may mean.
     """
 
     taken_at: dt.datetime
@@ -58,6 +60,7 @@ class Diagnosis(NamedTuple):
     findings: tuple[Finding, ...]
     unseen: tuple[str, ...]
     because: tuple[Finding, ...] = ()
+    calls: tuple[Call, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -140,6 +143,7 @@ def examine(
         tuple(findings),
         facts.unseen,
         tuple(each for each in findings if each.cause in because),
+        tuple(calls_answered[number] for number in order) if calls_answered else (),
     )
 
 
