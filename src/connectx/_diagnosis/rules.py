@@ -162,6 +162,7 @@ def link_local(facts: Facts) -> Iterator[Finding]:
             f"{' and '.join(f'{host}%{device}' for host, device in call.devices)} are on different "
             "devices",
             ("a link-local address reaches only its own link",),
+            fields={"devices": tuple(sorted(names))},
         )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx.addresses import Endpoint
 from connectx.cli.command import FAILED, OK, CommandError
 from connectx.cli.lab.arguments import add_ports
 from connectx.cli.output import plural
 from connectx.cli.page import Column, Page, Piece, Table
 from connectx.cli.progress import progress_bars
+from connectx.cli.schemas import add_json, of_endpoint, print_json
 from connectx.lab import demo
 from connectx.lab.resources import DEFAULT_PORTS, CannotStartError
 
@@ -39,23 +40,6 @@ ways:
   bind          bind() to the source address, then connect()
   SO_REUSEADDR  setsockopt(SO_REUSEADDR), then the same
   connectx      connectx.create_connection(..., source_address=(address, 0))
-
-keys of --json:
-  kernel, cores          kernel release; CPUs available
-  ports                  the port range, [low, high]
-  seconds                how long it took
-  ways                   a list, in the order of the table:
-    protocol             "tcp" or "udp"
-    technique            as above
-    destinations         a list of two:
-      destination        address and port
-      opened             connections
-      rate               connections per second, null if there is none
-      errno              name of the last error, null for none
-      stopped            "{demo.FULL}", "{demo.REFUSED}" or
-                         "{demo.SLOW}"
-    duplicates           sockets on a 4-tuple that another socket was on before them
-    echoed               connections that got back what they sent
 """
 
 #: How wide a bar is.
@@ -70,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("--protocol", choices=demo.DEMONSTRATED, help="try only this protocol")
     add_ports(parser, DEFAULT_PORTS)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_json(parser, "demo", "print JSON instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     except CannotStartError as error:
         raise CommandError(str(error)) from error
     if arguments.json:
-        print(json.dumps(_as_json(result), indent=2))
+        print_json("demo", _as_json(result))
     else:
         _print_table(result)
     flawless = all(way.flawless for way in result.ways if way.technique == demo.CONNECTX)
@@ -111,7 +95,7 @@ def _as_json(result: demo.Demonstration) -> dict[str, Any]:
                 "technique": way.technique,
                 "destinations": [
                     {
-                        "destination": list(destination),
+                        "destination": of_endpoint(Endpoint(*destination)),
                         "opened": opening.opened,
                         "rate": round(opening.rate) or None,
                         "errno": errno.errorcode.get(opening.errno),
