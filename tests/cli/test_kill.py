@@ -72,6 +72,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kill", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {key: found[key] for key in found if key != "sockets"} == {
+        "schema": "kill/1",
         "protocol": "tcp",
         "states": ["TIME-WAIT"],
         "dry_run": True,
@@ -82,7 +83,10 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "refused": {},
     }
     assert found["sockets"][0].keys() == {"state", "source", "destination"}
-    assert {each["destination"] for each in found["sockets"]} == {"127.0.0.1:9000"}
+    assert {each["source"]["address"] for each in found["sockets"]} == {"127.0.0.1"}
+    assert all(
+        each["destination"] == {"address": "127.0.0.1", "port": 9000} for each in found["sockets"]
+    )
     assert main(["kill", "--json", "--yes"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["dry_run"], found["selected"], found["closed"]) == (False, 3, 3)

@@ -213,7 +213,7 @@ def test_findings_of_every_rule(differing: dict[str, Any]) -> None:
         ("demo", []),
         ("lab-latency", []),
         ("lab-latency", ["--churn", "50", "--operations", "20", "--family", "6"]),
-        ("lab-latency", ["--connections", "1", "--way", "window:8"]),
+        ("lab-latency", ["--connections", "1", "--way", "shifting-window:8"]),
         ("lab-simulate", []),
         ("lab-simulate", ["--search", "window:2", "--bound", "40001", "--reserved", "40002"]),
         ("lab-simulate", ["--ports", "40000-40999", "--destinations", "2"]),

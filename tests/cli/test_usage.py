@@ -154,11 +154,9 @@ class TestTable:
         (_, titles, row) = lines("--destination", "127.0.0.5", "--protocol", "tcp")
         assert " ".join(titles) == "protocol source destination in use reusable of full states"
         assert " ".join(row) == "tcp 127.0.0.1 127.0.0.5:9001 1 1 10 0.0 % TIME-WAIT 1"
-        ((_, taken),) = {
-            (row["destination"], (row["in_use"], row["reusable"], row["utilisation"]))
-            for row in found("--destination", "127.0.0.5")["rows"]  # type: ignore[attr-defined]
-        }
-        assert taken == (1, 1, 0.0)
+        rows = found("--destination", "127.0.0.5")["rows"]
+        assert isinstance(rows, list)
+        assert [(row["in_use"], row["reusable"], row["utilisation"]) for row in rows] == [(1, 1, 0)]
 
     def test_link_local_addresses(self, network: Network, closing: contextlib.ExitStack) -> None:
         for device in ("one", "two"):
@@ -181,7 +179,7 @@ class TestJson:
     def test_schema(self) -> None:
         result = found()
         assert list(result) == [
-            "taken_at", "netns", "range", "reserved", "held", "unshared", "rows"
+            "schema", "taken_at", "netns", "range", "reserved", "held", "unshared", "by", "rows"
         ]  # fmt: skip
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", str(result["taken_at"]))
         assert result["netns"] == str(Path("/proc/thread-self/ns/net").readlink())
@@ -192,17 +190,18 @@ class TestJson:
             {
                 "protocol": protocol,
                 "source": host,
-                "destination": destination,
+                "destination": {"address": host, "port": PORT},
                 "in_use": number,
                 "reusable": 0,
                 "capacity": 10,
+                "free": 10 - number,
                 "utilisation": number / 10,
                 "states": {"ESTAB": number},
             }
-            for protocol, host, destination, number in (
-                ("tcp", "127.0.0.1", "127.0.0.1:9000", 10),
-                ("tcp", "::1", "[::1]:9000", 8),
-                ("udp", "127.0.0.1", "127.0.0.1:9000", 2),
+            for protocol, host, number in (
+                ("tcp", "127.0.0.1", 10),
+                ("tcp", "::1", 8),
+                ("udp", "127.0.0.1", 2),
             )
         ]
 
@@ -210,13 +209,11 @@ class TestJson:
         rows = found("--processes", "--top", "1")["rows"]
         assert isinstance(rows, list)
         (row,) = rows
-        (process,) = row.pop("processes")
-        assert (process["pid"], process["in_use"]) == (os.getpid(), 10)
-        assert process.keys() == {"pid", "command", "unit", "in_use"}
-        assert row.keys() == {
-            "protocol", "source", "destination", "in_use", "reusable", "capacity", "utilisation",
-            "states"
-        }  # fmt: skip
+        (owner,) = row["processes"]
+        assert (owner["process"]["pid"], owner["in_use"]) == (os.getpid(), 10)
+        rows = found("--top", "1")["rows"]
+        assert isinstance(rows, list)
+        assert "processes" not in rows[0]
 
     def test_groups(self) -> None:
         rows = found("--by", "destination", "--top", "1")["rows"]
@@ -225,7 +222,7 @@ class TestJson:
         fullest = group.pop("fullest")
         assert group == {
             "protocol": "tcp",
-            "destination": "127.0.0.1:9000",
+            "destination": {"address": "127.0.0.1", "port": PORT},
             "in_use": 10,
             "pairs": 1,
             "capacity": 10,
@@ -263,7 +260,7 @@ class TestWatch:
     @pytest.mark.parametrize("arguments", [[], ["--json"]])
     def test_ctrl_c(self, arguments: list[str]) -> None:
         with on_a_terminal("usage", "--watch", "3600", *arguments) as (process, screen):
-            read_until(screen, b"127.0.0.1:9000")
+            read_until(screen, b"127.0.0.1")
             os.killpg(process.pid, signal.SIGINT)
             assert b"Traceback" not in read_to_end(screen)
             assert process.wait(20) == 130

@@ -185,6 +185,7 @@ class TestOutput:
             seed=7,
             paths=True,
         )
+        assert found.pop("schema") == "lab-simulate/1"
         assert found == simulate.as_json(simulate.run(settings))
 
     def test_as_json_has_paths_of_small_ranges(self, capsys: pytest.CaptureFixture[str]) -> None:
