@@ -11,7 +11,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 import connectx.aio
 import connectx.observe
 
-# For lab_tables and mermaid, which are beside this file.
+# For json_fields, lab_tables and mermaid, which are beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "connectx"
@@ -20,6 +20,7 @@ copyright = author  # noqa: A001 -- the name Sphinx reads
 release = version = importlib.metadata.version("connectx")
 
 extensions = [
+    "json_fields",
     "lab_tables",
     "mermaid",
     "myst_parser",

@@ -90,7 +90,7 @@ def check_commands(example: Example) -> None:
 
 def check_command_line(arguments: list[str]) -> None:
     # What a subcommand does is for its own tests; here it only has to be typed right.
-    if {"--help", "--version"} & set(arguments):
+    if {"--help", "--json-schema", "--version"} & set(arguments):
         with pytest.raises(SystemExit, match=r"^0$"):
             cli.main(arguments)
     else:

@@ -125,6 +125,13 @@ class TestSchemas:
             main([*command, "--json-schema"])
         assert json.loads(capsys.readouterr().out) == schema(name)
 
+    def test_are_in_the_documentation(self) -> None:
+        page = (Path(__file__).parent.parent.parent / "docs" / "json.md").read_text()
+        drawn = re.findall(r"## `(.*)`\n\n:::{json-fields} (.*)\n", page)
+        assert {name for _, name in drawn} == set(VERSIONS)
+        for command, name in drawn:
+            assert schema(name)["title"] == f"{command} --json"
+
     def test_forbid_no_new_field(self) -> None:
         """A program that checks an output must not fail when a field is added."""
         for name in VERSIONS:
