@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import re
 import socket
@@ -17,9 +16,10 @@ from connectx._diagnosis.rules import find
 from connectx.cli import main as cli
 from connectx.cli.doctor import _plain
 from connectx.cli.main import main
-from connectx.cli.schemas import VERSIONS, schema_text
+from connectx.cli.schemas import VERSIONS
 from tests._diagnosis.test_rules import CASES, HEALTHY
 from tests.api.calls import reset_on_close
+from tests.cli.schemas import check, objects, schema, strict
 from tests.lab.commands import connectx
 from tests.observe.helpers import leave_time_wait
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 PORT = 9000
 
-#: The commands that print JSON, by the name of their schema, with arguments.
+#: The commands that print JSON, by the name of their schema, with arguments. `connectx lab report`
+#: writes a file: tests/lab/test_report.py.
 COMMANDS = {
     "demo": "demo --ports 40000-40063 --protocol udp",
     "doctor": "doctor --seconds 0",
@@ -42,37 +43,6 @@ COMMANDS = {
     "lab-techniques": "lab techniques --protocol udp --family 4",
     "usage": "usage",
 }
-
-
-def schema(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(schema_text(name))
-    return found
-
-
-def objects(node: Any) -> Iterator[dict[str, Any]]:
-    """Every schema of an object with named fields in a schema."""
-    if isinstance(node, dict):
-        if isinstance(node.get("properties"), dict) and "type" in node:
-            yield node
-        for each in node.values():
-            yield from objects(each)
-    elif isinstance(node, list):
-        for each in node:
-            yield from objects(each)
-
-
-def strict(name: str) -> dict[str, Any]:
-    """A schema that allows no field that it does not describe: programs must ignore new ones."""
-    found = copy.deepcopy(schema(name))
-    for each in objects(found):
-        each["additionalProperties"] = False
-    return found
-
-
-def check(name: str, printed: str) -> dict[str, Any]:
-    output: dict[str, Any] = json.loads(printed)
-    jsonschema.Draft202012Validator(strict(name)).validate(output)
-    return output
 
 
 def run(name: str, *arguments: str) -> dict[str, Any]:
@@ -94,9 +64,9 @@ class TestSchemas:
         printing = {
             parser.prog.removeprefix("connectx ").replace(" ", "-")
             for parser in parsers(cli.parser_for([]))
-            if "--json" in parser.format_help()
+            if "--json-schema" in parser.format_help()
         }
-        assert printing == set(VERSIONS) == set(COMMANDS)
+        assert printing == set(VERSIONS) == {*COMMANDS, "lab-report"}
         directory = Path(cli.__file__).parent / "json_schemas"
         assert {path.stem for path in directory.iterdir()} == set(VERSIONS)
 
@@ -105,7 +75,8 @@ class TestSchemas:
         found = schema(name)
         jsonschema.Draft202012Validator.check_schema(found)
         assert found["properties"]["schema"]["const"] == f"{name}/{VERSIONS[name]}"
-        assert found["title"] == f"connectx {name.replace('lab-', 'lab ')} --json"
+        option = "--data" if name == "lab-report" else "--json"
+        assert found["title"] == f"connectx {name.replace('lab-', 'lab ')} {option}"
 
     @pytest.mark.parametrize("name", VERSIONS)
     def test_describe_every_field(self, name: str) -> None:
@@ -127,15 +98,19 @@ class TestSchemas:
 
     def test_are_in_the_documentation(self) -> None:
         page = (Path(__file__).parent.parent.parent / "docs" / "json.md").read_text()
-        drawn = re.findall(r"## `(.*)`\n\n:::{json-fields} (.*)\n", page)
+        drawn = re.findall(r"## `(.*)`\n\n(?:.+\n\n)?:::{json-fields} (.*)\n", page)
         assert {name for _, name in drawn} == set(VERSIONS)
         for command, name in drawn:
-            assert schema(name)["title"] == f"{command} --json"
+            assert schema(name)["title"].rpartition(" ")[0] == command
 
     def test_forbid_no_new_field(self) -> None:
         """A program that checks an output must not fail when a field is added."""
         for name in VERSIONS:
             assert all("additionalProperties" not in each for each in objects(schema(name)))
+
+    def test_of_the_results_in_the_documentation(self) -> None:
+        results = Path(__file__).parent.parent.parent / "docs" / "results" / "lab.json"
+        check("lab-report", results.read_text())
 
 
 @pytest.fixture

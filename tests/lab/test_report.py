@@ -13,6 +13,7 @@ import pytest
 
 from connectx.linux import features
 from connectx.linux.features import Probe
+from tests.cli.schemas import check
 from tests.lab.browser import Browser, browser
 from tests.lab.commands import connectx
 
@@ -189,6 +190,9 @@ class TestFigures:
 
 
 class TestData:
+    def test_fits_its_schema(self, written: Written) -> None:
+        check("lab-report", json.dumps(written.data))
+
     def test_holds_the_findings(self, written: Written) -> None:
         kernel = written.data["strategies"]["kernel"]
         assert kernel["opened"] == 1024

@@ -25,6 +25,7 @@ VERSIONS: Final = {
     "doctor": 1,
     "kill": 1,
     "lab-latency": 1,
+    "lab-report": 1,
     "lab-simulate": 1,
     "lab-techniques": 1,
     "usage": 1,
@@ -34,12 +35,17 @@ VERSIONS: Final = {
 def add_json(options: argparse._ActionsContainer, name: str, help_: str = "print JSON") -> None:
     """Add --json, and --json-schema, which prints the schema of that name."""
     options.add_argument("--json", action="store_true", help=help_)
+    add_json_schema(options, name, "--json")
+
+
+def add_json_schema(options: argparse._ActionsContainer, name: str, of: str) -> None:
+    """Add --json-schema for an output that the option `of` asks for."""
     options.add_argument(
         "--json-schema",
         action=_PrintSchema,
         nargs=0,
         const=name,
-        help="print the JSON Schema of what --json prints, which describes each field, and exit",
+        help=f"print the JSON Schema of what {of} gives, which describes each field, and exit",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from connectx.cli.command import FAILED, OK
 from connectx.cli.lab.arguments import add_ports
 from connectx.cli.lab.output import changes_text
 from connectx.cli.progress import progress_bars
+from connectx.cli.schemas import add_json_schema, tagged
 from connectx.lab.machine import describe
 from connectx.lab.resources import CannotStartError, in_first_network, require
 from connectx.lab.techniques import require_descriptors
@@ -61,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write the figures' numbers as JSON, without single samples",
     )
+    add_json_schema(parser, "lab-report", "--data")
     add_ports(parser, _PORTS)
 
 
@@ -82,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         findings = experiments.run(arguments.ports, machine, watch)
     _write(arguments.output, page.render(findings))
     if arguments.data is not None:
-        _write(arguments.data, page.as_text(findings))
+        found = tagged("lab-report", page.as_json(findings))
+        text = json.dumps(found, separators=(",", ":"), allow_nan=False)
+        _write(arguments.data, f"{text}\n")
     if arguments.figures is not None:
         written = page.write_figures(findings, arguments.figures)
         print(f"wrote {len(written)} figures to {arguments.figures}")

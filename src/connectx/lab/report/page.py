@@ -52,9 +52,9 @@ def write_figures(findings: Findings, directory: Path) -> list[Path]:
     return written
 
 
-def as_text(findings: Findings) -> str:
-    """Return the numbers behind the figures and tables, without single samples, as JSON."""
-    found = {
+def as_json(findings: Findings) -> dict[str, Any]:
+    """Return the numbers behind the figures and tables, without single samples."""
+    return {
         "machine": findings.machine._asdict(),
         "seconds": round(findings.seconds, 1),
         "ports": list(findings.ports),
@@ -71,7 +71,6 @@ def as_text(findings: Findings) -> str:
         "missing": findings.missing,
         "article": ARTICLE,
     }
-    return json.dumps(found, separators=(",", ":")) + "\n"
 
 
 def _fills(fills: Mapping[Any, Latency]) -> dict[str, Any]:
