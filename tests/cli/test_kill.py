@@ -93,6 +93,18 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("time_waits")
+def test_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["kill"]) == 0
+    shown = capsys.readouterr()
+    assert max(map(len, shown.err.splitlines())) <= 40
+    # What is to be copied stays whole.
+    assert any("to 127.0.0.1:9000" in line for line in shown.out.splitlines())
+
+
+@pytest.mark.usefixtures("time_waits")
 @pytest.mark.parametrize(
     "spelled", ["TIME-WAIT", "TIME_WAIT", "time-wait", "time_wait", "timewait", "TCP_TIME_WAIT"]
 )
@@ -134,7 +146,7 @@ def test_listeners_only_by_name(servers: Servers, capsys: pytest.CaptureFixture[
     assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert main(["kill", "--state", "LISTEN", "--source", "127.0.0.1", "--yes"]) == 0
     assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    assert "nothing listens on its port." in capsys.readouterr().err
+    assert "nothing listens on its port." in " ".join(capsys.readouterr().err.split())
 
 
 def test_warns_of_what_it_does_to_others(

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 import connectx
 from connectx.cli import main as cli
 from connectx.cli.command import FAILED, INTERRUPTED, OK, WRONG_USAGE
+from connectx.cli.output import accept_any_encoding
 from tests import limits
 from tests.cli.bare import without_extras
 
@@ -237,6 +239,23 @@ class TestEncodings:
         assert result.returncode == 0, result.stderr
         printed = result.stdout if stream == "stdout" else result.stderr
         assert printed.decode(encoding.partition(":")[0]) == shown
+
+    def test_every_character_that_commands_print_has_a_stand_in(self) -> None:
+        package = Path(connectx.__file__).parent
+        printed = {
+            character
+            for part in ("cli", "lab", "observe", "_diagnosis", "errors.py")
+            for path in [package / part, *(package / part).rglob("*.py")]
+            if path.is_file()
+            for character in path.read_text("utf-8")
+            if not character.isascii()
+        }
+        assert "µ" in printed
+        accept_any_encoding()
+        for character in printed:
+            stand_in = character.encode("ascii", errors="connectx").decode()
+            assert len(stand_in) == 1
+            assert stand_in != "?", character
 
     def test_of_a_locale(self) -> None:
         result = without_extras(

@@ -12,6 +12,7 @@ from connectx.addresses import Endpoint, needs_scope, text
 from connectx.cli.arguments import add_addresses, add_netns, port_range, whole_number
 from connectx.cli.command import FAILED, OK, UsageError, errors_reported
 from connectx.cli.output import error_text, plural
+from connectx.cli.page import Page
 from connectx.cli.schemas import add_json, of_endpoint, print_json
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ _OTHER_NAMES: Final = {
     "NEWSYNRECV": "SYNRECV",
     "UNCONNECTED": "UNCONN",
 }
+
+#: The greatest width of the text, in columns.
+_WIDEST: Final = 100
 
 #: How many lines of the list are printed: there may be thousands.
 _SHOWN: Final = 20
@@ -108,7 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
             lacking = error_text(error)
         if selected:
             # On standard error, so that it is seen with --json too, and before anything closes.
-            print("\n\n".join(_warnings(wanted)), end="\n\n", file=sys.stderr)
+            page = Page(_WIDEST, stream=sys.stderr)
+            for warning in _warnings(wanted):
+                page.paragraph(warning)
+                page.line()
         if arguments.yes:
             outcome = kill(wanted, selected, netns=arguments.netns)
     if arguments.json:
@@ -178,30 +185,34 @@ def _as_json(
 def _show(
     wanted: Wanted, selected: list[SocketRecord], outcome: Outcome | None, lacking: str
 ) -> None:
+    page = Page(_WIDEST)
     if not selected:
-        print(f"No {wanted.protocol.upper()} socket in {' or '.join(wanted.states)} matches.")
+        states = " or ".join(wanted.states)
+        page.paragraph(f"No {wanted.protocol.upper()} socket in {states} matches.")
         return
     groups = Counter(
         (_state(record), _source(record).host, str(_destination(record))) for record in selected
     )
     for (state, source, destination), number in groups.most_common(_SHOWN):
-        print(f"{number:>7,}  {state:<10}  {source} to {destination}")
+        page.line(f"{number:>7,}  {state:<10}  {source} to {destination}")
     if len(groups) > _SHOWN:
-        print(f"         {plural(len(groups) - _SHOWN, 'more row')}")
+        page.line(f"         {plural(len(groups) - _SHOWN, 'more row')}")
+    page.line()
     if outcome is None:
-        print(f"\nNothing was closed. --yes would close {plural(len(selected), 'socket')}.")
+        page.paragraph(f"Nothing was closed. --yes would close {plural(len(selected), 'socket')}.")
         if lacking:
-            print(f"This process cannot close them: {lacking}.")
+            page.paragraph(f"This process cannot close them: {lacking}.")
         return
-    print(f"\n{plural(outcome.closed, 'socket')} closed, {outcome.gone:,} already gone.")
+    page.paragraph(f"{plural(outcome.closed, 'socket')} closed, {outcome.gone:,} already gone.")
     for number, times in sorted(outcome.refused.items()):
         if number == errno.ENOENT:
-            print(f"{times:,} not closed: the kernel finds another socket on the same 4-tuple.")
+            why = "the kernel finds another socket on the same 4-tuple"
         elif number == errno.EOPNOTSUPP:
             # Linux 5.10 refuses a TIME_WAIT so; 6.1 closes it (tcp_abort).
-            print(f"{times:,} not closed: this kernel cannot close sockets in that state.")
+            why = "this kernel cannot close sockets in that state"
         else:
-            print(f"{times:,} not closed: {os.strerror(number)}.")
+            why = os.strerror(number)
+        page.paragraph(f"{times:,} not closed: {why}.")
 
 
 def _warnings(wanted: Wanted) -> list[str]:
