@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import textwrap
-import unicodedata
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeAlias
 
 if TYPE_CHECKING:
@@ -274,6 +272,8 @@ def columns_of(text: str) -> int:
     """Return how many columns of a terminal a text takes."""
     if text.isascii():
         return len(text)
+    import unicodedata  # noqa: PLC0415 - rarely needed, and never for JSON
+
     return sum(
         0 if unicodedata.combining(each) else 1 + int(unicodedata.east_asian_width(each) in "WF")
         for each in text
@@ -313,6 +313,8 @@ def _folded(piece: Piece, width: int) -> list[Piece]:
 def _wrapped(
     text: str, width: int, first: str = "", rest: str = "", *, long_words: bool = False
 ) -> list[str]:
+    import textwrap  # noqa: PLC0415 - not needed for JSON
+
     # Not at hyphens: of a range or a state, each half would look like a whole one.
     return textwrap.wrap(
         text,

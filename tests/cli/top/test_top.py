@@ -368,6 +368,15 @@ class TestOnATerminal:
         assert not colours & {38, 48}
         assert bool(colours - {39, 49}) is not bool(no_colour)
 
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+    def test_an_encoding_without_its_characters(self, encoding: str) -> None:
+        with on_a_terminal("top", PYTHONIOENCODING=encoding) as (process, screen):
+            shown = read_until_and_quit(screen)
+            assert process.wait(limits.LIMIT) == 0
+        assert b"Traceback" not in shown
+        # One for one, or columns would move.
+        assert b"\\u" not in shown
+
     def test_of_another_namespace(self) -> None:
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         with on_a_terminal("top", "--netns", str(child.pid), "--interval", "0.1") as (_, screen):
