@@ -631,3 +631,37 @@ def test_ports_for_sockets_that_share_are_not_for_all() -> None:
     answer = verdict(facts, find(facts))
     assert "but only for sockets that share ports" in answer.text
     assert answer.because == (causes.UNSHARED,)
+
+
+@pytest.mark.parametrize(
+    "states, cause",
+    [
+        (("LISTEN", "LISTEN", "connected"), causes.HELD),
+        (("connected", "connected", "LISTEN"), causes.BOUND_FIRST),
+        (("bound", "TIME-WAIT", "connected"), causes.POLLUTED),
+        ((), causes.HELD),
+    ],
+)
+def test_what_holds_ports_is_one_finding(states: tuple[str, ...], cause: causes.Cause) -> None:
+    """The call's finding, and the machine's about the same sockets, have one cause."""
+    held = tuple(each for state in states for each in holders(9_000, state))
+    call = CALL._replace(census=Census(PORTS, 100, 0, 28_132, 0))
+    facts = HEALTHY._replace(call=call, holders=held)
+    found = find(facts)
+    assert [each.cause for each in found if each.severity is C].count(cause) == 1
+    (finding,) = (each for each in found if each.cause is cause)
+    titles = [each.title for each in (finding, *finding.also)]
+    assert any(title.startswith("no source port of ") for title in titles)
+    assert verdict(facts, found).because == (cause,)
+
+
+def test_udp_pairs_that_do_not_share_are_one_finding() -> None:
+    watched = pair(28_232, protocol="udp")._replace(shared=False)
+    call = CALL._replace(number=errno.EAGAIN, protocol="udp", census=Census(PORTS, 28_232, 0, 0, 0))
+    facts = HEALTHY._replace(call=call, pairs=(watched,), udp_unused=0)
+    (finding,) = find(facts)
+    assert finding.cause is causes.UNSHARED
+    assert verdict(facts, [finding]).because == (causes.UNSHARED,)
+    (finding, other) = find(facts._replace(pairs=(watched._replace(shared=True),)))
+    assert (finding.cause, other.cause) == (causes.CONNECTED, causes.UNSHARED)
+    assert verdict(facts, [finding, other]).because == (causes.CONNECTED,)

@@ -51,6 +51,37 @@ class TestCommand:
         assert done.stdout.index(owner) < done.stdout.index("  - ")
         assert "What does not help" not in done.stdout
 
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            [],
+            ["--errno", "11", "--protocol", "udp"],
+            ["--errno", "11", "--protocol", "udp", "--destination", "127.0.0.1:9000"],
+            ["--protocol", "udp", "--destination", "127.0.0.2:9000"],
+        ],
+        ids=str,
+    )
+    def test_an_exhaustion_of_udp_fits_on_a_screen(
+        self, network: Network, closing: contextlib.ExitStack, asked: list[str]
+    ) -> None:
+        network.port_range(LOW, HIGH)
+        for _ in range(SIZE):
+            sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            sock.connect(HERE)
+        done = self.run(*asked)
+        assert len(done.stdout.splitlines()) <= 20
+        assert done.stdout.count(f"({os.getpid()}") == 1
+
+    @pytest.mark.usefixtures("binds_are_seen")
+    def test_ports_that_are_bound_first_fit_on_a_screen(
+        self, connect: Callable[..., socket.socket]
+    ) -> None:
+        for _ in range(SIZE):
+            connect(("127.0.0.2", 0), ("127.0.0.3", PORT))
+        done = self.run("--errno", "99", "--destination", "127.0.0.1:9000")
+        assert len(done.stdout.splitlines()) <= 20
+        assert done.stdout.count("locked by sockets that were bound") == 1
+
     def test_time_waits_fit_on_a_screen(self, listener: socket.socket, network: Network) -> None:
         network.sysctl("net.ipv4.tcp_tw_reuse", 0)
         for _ in range(SIZE):

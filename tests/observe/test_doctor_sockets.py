@@ -130,7 +130,7 @@ def test_a_port_toward_another_destination_is_free_to_share(
 def test_a_port_that_nobody_has_any_more(network: Network) -> None:
     del network
     diagnosis = look(number=IN_USE, source=Endpoint("", LOW))
-    assert f"another socket had tcp port {LOW}, and none has it now" in diagnosis.verdict
+    assert f"was on tcp port {LOW}, and none is in the way now" in diagnosis.verdict
 
 
 def test_ports_out_of_the_range_are_looked_at(network: Network, servers: Servers) -> None:
@@ -379,9 +379,10 @@ def test_ports_that_are_held_have_owners(
     for _ in range(SIZE):
         connect(("127.0.0.2", 0), ("127.0.0.3", PORT))
     (finding,) = look(destination=TOWARD).because
-    assert finding.cause is causes.HELD
-    assert f"{SIZE} connected; " in finding.evidence[1]
-    assert f"({os.getpid()})" in finding.evidence[1]
+    assert finding.cause is causes.BOUND_FIRST
+    assert f"{SIZE} connected; " in finding.evidence[0]
+    assert f"({os.getpid()})" in finding.evidence[0]
+    assert finding.also[0].title.startswith(f"no source port of {LOW}-{HIGH} is free")
     for _ in range(SIZE):
         sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         sock.connect(("127.0.0.3", 53))

@@ -461,9 +461,7 @@ UNSHARED: Final = Cause(
     "share ports (SO_REUSEADDR) may still find some.",
     (
         Remedy("open them with connectx, which shares ports between destinations"),
-        Remedy(
-            "use one unconnected socket for many destinations, or close sockets you no longer need"
-        ),
+        Remedy("use one unconnected socket for many destinations, or close unneeded ones"),
         _WIDEN,
     ),
 )

@@ -5,6 +5,7 @@ Nothing here looks at anything; the package's docstring says which modules do.
 
 from __future__ import annotations
 
+from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -159,11 +160,13 @@ class WatchedPair(NamedTuple):
         row: What a snapshot counts, with owners.
         rate: The ports that the pair gains, per second.
         idle: How many connections are open and have carried no data for long.
+        shared: For UDP, whether its ports are shared with other destinations.
     """
 
     row: Row
     rate: float = 0.0
     idle: int = 0
+    shared: bool = True
 
 
 class Holder(NamedTuple):
@@ -366,6 +369,16 @@ class Facts(NamedTuple):
     unseen: tuple[str, ...]
     call: Call | None
     within: str = ""
+
+    @property
+    def of_holders(self) -> Cause:
+        """Why most of the TCP ports are held that are kept from every destination."""
+        states = Counter(each.state for each in self.holders)
+        bound = states.total() - states["LISTEN"] - states["connected"]
+        most = max(states["LISTEN"], states["connected"], bound)
+        if not self.tells_binds_apart or most == states["LISTEN"]:
+            return causes.HELD
+        return causes.BOUND_FIRST if most == states["connected"] else causes.POLLUTED
 
     @property
     def unused(self) -> int:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx.addresses import PROTOCOLS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from connectx._diagnosis.causes import Cause, Remedy
+    from connectx.addresses import Endpoint
 
 #: Shares of a capacity from which on it is full, and filling.
 FULL: Final = 0.95
@@ -87,6 +90,11 @@ def one_per_cause(findings: Iterable[Finding]) -> list[Finding]:
         if finding.about:
             seen.add(finding.about)
     return [some[0]._replace(also=tuple(some[1:])) for some in of_cause.values() if some]
+
+
+def about(protocol: str, source: str, destination: Endpoint | None) -> str:
+    """Return which connections a finding is about, whichever rule finds them."""
+    return f"{PROTOCOLS[protocol].table} {source} {destination}"
 
 
 def duration(seconds: float) -> str:

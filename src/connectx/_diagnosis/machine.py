@@ -20,6 +20,7 @@ from connectx._diagnosis.ownership import Ownership
 from connectx.addresses import (
     PROTOCOLS,
     Endpoint,
+    FourTuple,
     needs_scope,
     packed,
     ports_in,
@@ -159,6 +160,7 @@ def look(
             row,
             (row.in_use - (before[row[:3]].in_use if row[:3] in before else 0)) / passed,
             idle_in.get(row[:3], 0),
+            shared=row.protocol == "tcp" or _is_shared(row, sockets.datagrams),
         )
         for row in taken.rows
     )
@@ -333,6 +335,27 @@ def _count_idle(
                 )
                 found[row[:3]] = idle(netlink, wanted, math.ceil(seconds * 1000))
     return found
+
+
+def _is_shared(row: Row, datagrams: Iterable[SocketRecord]) -> bool:
+    """Whether a port of a UDP pair may be used toward other destinations; of a full pair only."""
+    if row.utilisation < _WORTH_ASKING:
+        return True
+    host, scope = resolve_scope(row.source)
+    source = Endpoint(host, 0, 0, scope)
+    octets = packed(host)
+    port = next(
+        (
+            each.source_port
+            for each in datagrams
+            if unmapped(each.source) == octets and each.destination_port == row.destination.port
+        ),
+        0,
+    )
+    try:
+        return not port or census.shares(FourTuple("udp", source, row.destination), port)
+    except OSError:
+        return True
 
 
 def _total(rows: Iterable[Row], state: str) -> int:

@@ -20,6 +20,7 @@ from connectx._diagnosis.finding import (
     SHOWN,
     Finding,
     Severity,
+    about,
     duration,
     numbers,
     one_per_cause,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from connectx._diagnosis.causes import Cause
-    from connectx._diagnosis.facts import Facts, Holder, Row, WatchedPair
+    from connectx._diagnosis.facts import Call, Census, Facts, Holder, Row, WatchedPair
 
 #: Seconds to exhaustion from which on a pair is filling at a lower share, and the least
 #: share for that: a few connections more in a second say nothing about the next hour.
@@ -63,11 +64,15 @@ _LAST: Final = 0.95
 
 def find(facts: Facts) -> list[Finding]:
     """Return all findings, one for each cause, the worst first."""
-    return one_per_cause(
+    found = [
         finding._replace(values={**finding.values, "within": facts.within})
         for rule in RULES
         for finding in rule(facts)
-    )
+    ]
+    if causes.HELD_DATAGRAM in (finding.cause for finding in found):
+        # The same sockets, for which the call's finding has the better remedies.
+        found = [finding for finding in found if finding.cause is not causes.UNSHARED]
+    return one_per_cause(found)
 
 
 # The call that was asked about.
@@ -172,18 +177,19 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
     if call is None or call.census is None or call.census.free > 0 or call.census.untold:
         return
     source, destination = Endpoint(call.census_source, 0), call.destination or Endpoint("", 0)
-    cause, _ = call.census.by_cause(stream=call.stream)[0]
+    asked = [pair for pair in facts.pairs if _is_asked(facts, pair)]
+    cause = _main_cause(facts, call, call.census, asked)
     counted = call.census.describe(FourTuple(call.protocol, source, destination))
-    seen = [line for pair in facts.pairs if _is_asked(facts, pair) for line in _told(facts, pair)]
+    seen = [line for pair in asked for line in _told(facts, pair)] + list(_keepers(facts, cause))
     yield Finding(
         Severity.CRITICAL,
         cause,
         f"no source port of {call.census.ports} is free from {source.host} to {destination} "
         f"({call.protocol})",
-        (*(seen or [counted]), *_keepers(facts, cause), *_of_time_wait(facts, cause)),
+        (*(seen or [counted]), *_of_time_wait(facts, cause)),
         commands.against_exhaustion(facts),
         (counted,) if seen else (),
-        _about(call.protocol, source.host, destination),
+        about(call.protocol, source.host, destination),
         fields={
             "protocol": call.protocol,
             "source": source.host,
@@ -193,9 +199,19 @@ def exhausted(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def _main_cause(facts: Facts, call: Call, census: Census, asked: list[WatchedPair]) -> Cause:
+    """What keeps most of the ports of an exhausted destination."""
+    cause, _ = census.by_cause(stream=call.stream)[0]
+    if cause is causes.HELD:
+        return facts.of_holders
+    if cause is causes.CONNECTED and not all(pair.shared for pair in asked):
+        return causes.UNSHARED
+    return cause
+
+
 def _keepers(facts: Facts, cause: Cause) -> tuple[str, ...]:
     """Who keeps ports from every destination, if that is the cause."""
-    if cause is causes.HELD and facts.holders:
+    if cause in (causes.HELD, causes.BOUND_FIRST, causes.POLLUTED) and facts.holders:
         return owners(
             Counter(each.described or each.owner for each in facts.holders),
             numbers(Counter(each.state for each in facts.holders)),
@@ -236,6 +252,8 @@ def full(facts: Facts) -> Iterator[Finding]:
             continue
         row = pair.row
         cause = causes.TIME_WAIT if _resting(row) > row.taken / 2 else causes.CONNECTED
+        if not pair.shared:
+            cause = causes.UNSHARED
         yield Finding(
             Severity.CRITICAL if _share(row) >= FULL else Severity.WARNING,
             cause,
@@ -243,7 +261,7 @@ def full(facts: Facts) -> Iterator[Finding]:
             f"use from {row.source} to {row.destination} ({row.protocol})",
             (*_told(facts, pair), *_of_time_wait(facts, cause)),
             commands.against_exhaustion(facts),
-            about=_about(row.protocol, row.source, row.destination),
+            about=about(row.protocol, row.source, row.destination),
             fields={"pairs": (pair,)},
         )
 
@@ -308,7 +326,7 @@ def listeners(facts: Facts) -> Iterator[Finding]:
             causes.LISTENERS,
             f"{lie} in the range {facts.ports}",
             tuple(
-                f"{Endpoint(each.address, each.port)} {each.owner}".rstrip()
+                f"{Endpoint(each.address, each.port)} {each.described or each.owner}".rstrip()
                 for each in found[: 2 * SHOWN]
             ),
             commands.against_exhaustion(facts),
@@ -485,10 +503,10 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     ipv6_off,
     link_local,
     port.taken,
-    exhausted,
-    full,
     bound_first,
     polluted,
+    exhausted,
+    full,
     *datagrams.RULES,
     not_honoured,
     time_wait,
@@ -534,11 +552,6 @@ def _is_asked(facts: Facts, pair: WatchedPair) -> bool:
         and call.census_source == pair.row.source
         and PROTOCOLS[call.protocol].table == PROTOCOLS[pair.row.protocol].table
     )
-
-
-def _about(protocol: str, source: str, destination: Endpoint) -> str:
-    """Which connections a finding is about, whichever rule finds them."""
-    return f"{PROTOCOLS[protocol].table} {source} {destination}"
 
 
 def _told(facts: Facts, pair: WatchedPair) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import errno
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connectx._diagnosis import causes
-from connectx._diagnosis.finding import FULL, Severity
+from connectx._diagnosis.finding import FULL, Severity, about
 from connectx.addresses import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -165,11 +165,10 @@ def _of_question(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answe
         return _not_exhausted(call, census, facts, findings)
     if census.untold:
         return Answer(_untold(call, census), doubtful=True)
-    cause, _ = census.by_cause(stream=call.stream)[0]
     return Answer(
         f"No source port of {census.ports} is free {_way(call)} ({call.protocol}): this is "
         "exhaustion.",
-        (cause,),
+        _because(call, findings),
     )
 
 
@@ -202,13 +201,22 @@ def _untold(call: Call, census: Census) -> str:
     )
 
 
-def _exhausted(call: Call, census: Census) -> Answer:
+def _exhausted(call: Call, census: Census, findings: Sequence[Finding]) -> Answer:
     cause, number = census.by_cause(stream=call.stream)[0]
     return Answer(
         f"here means exhaustion: no source port of {census.ports} is free {_way(call)} "
         f"({call.protocol}), because of {number:,} {_KEPT[cause]}.",
-        (cause,),
+        _because(call, findings),
     )
+
+
+def _because(call: Call, findings: Sequence[Finding]) -> tuple[Cause, ...]:
+    """The cause of the finding about the exhaustion, which may be one of several of its cause."""
+    subject = about(call.protocol, call.census_source, call.destination)
+    for each in findings:
+        if any(one.about == subject for one in (each, *each.also)):
+            return (each.cause,)
+    return ()
 
 
 def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
@@ -241,14 +249,16 @@ def _not_available(call: Call, facts: Facts, findings: Sequence[Finding]) -> Ans
         )
     if census.untold:
         return Answer(f"may be exhaustion: {_inside(_untold(call, census))}", doubtful=True)
-    return _exhausted(call, census)
+    return _exhausted(call, census, findings)
 
 
 def _in_use(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
     if call.source.port:
+        at = f" at {call.source.host}" if call.source.host else ""
         return Answer(
-            f"comes from bind(), not from connect(): another socket had {call.protocol} port "
-            f"{call.source.port}, and none has it now. Try again, and ask again if it fails."
+            f"comes from bind(), not from connect(): another socket was on {call.protocol} port "
+            f"{call.source.port}{at}, and none is in the way now. Try again, and ask again if it "
+            "fails."
         )
     text = (
         "comes from bind(), not from connect(): another socket has the port that was asked for "
@@ -282,13 +292,12 @@ def _again(call: Call, facts: Facts, findings: Sequence[Finding]) -> Answer:
         )
     census = call.census
     if census is not None and not census.free:
-        return _exhausted(call, census)
+        return _exhausted(call, census, findings)
     sharing = "" if census is None else f" {_free(call, census)} for sockets that share ports."
     if not facts.unused:
         return Answer(
-            "here means exhaustion for sockets that do not share ports: a plain UDP connect() or "
-            "sendto() needs a port that no other UDP socket has, and there is none."
-            f"{sharing}",
+            "here means exhaustion for sockets that do not share ports: each port of the range has "
+            f"a UDP socket.{sharing}",
             (causes.UNSHARED,),
         )
     unused = f"{facts.unused:,} ports have no UDP socket at all."
@@ -305,7 +314,7 @@ def _of_machine(call: Call, facts: Facts, findings: Sequence[Finding], hint: str
     for finding in (one for each in findings for one in (each, *each.also)):
         if (
             finding.severity is Severity.CRITICAL
-            and finding.cause in causes.OF_A_DESTINATION
+            and finding.cause in (*causes.OF_A_DESTINATION, causes.UNSHARED)
             and finding.about.startswith(f"{table} ")
         ):
             return Answer(

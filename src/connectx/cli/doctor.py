@@ -284,7 +284,7 @@ def _show_finding(finding: Finding, page: Page, *, said: str, verbose: bool) -> 
     for line in (*finding.evidence, *(finding.details if verbose else ())):
         if line not in said:
             page.paragraph(line, "  ", "    ")
-    _show_others(finding, page, verbose=verbose)
+    _show_others(finding, page, said=said, verbose=verbose)
     for remedy in finding.cause.remedies:
         page.paragraph(remedy.text, "  - ")
         commands = [each.command(remedy) for each in (finding, *finding.also)]
@@ -294,10 +294,12 @@ def _show_finding(finding: Finding, page: Page, *, said: str, verbose: bool) -> 
             page.paragraph(f"it breaks: {remedy.breaks}", "    ", style="dim")
 
 
-def _show_others(finding: Finding, page: Page, *, verbose: bool) -> None:
+def _show_others(finding: Finding, page: Page, *, said: str, verbose: bool) -> None:
     """Print the other findings of the same cause: their titles, or all that shows them."""
     shown = finding.also if verbose else finding.also[:SHOWN]
     for other in shown:
+        if other.title.lower() in said.lower():
+            continue
         page.paragraph(f"also: {other.title}", "  ", "    ")
         for line in (*other.evidence, *other.details) if verbose else ():
             page.paragraph(line, "    ", "      ")
