@@ -167,7 +167,9 @@ class TestCommand:
         done = self.run("--json", "--errno", "99")
         assert done.returncode == 1
         report = json.loads(done.stdout)
-        assert report.keys() == {"taken_at", "netns", "verdict", "findings", "unseen"}
+        assert report.keys() == {
+            *("schema", "taken_at", "netns", "verdict", "healthy", "calls", "findings", "unseen")
+        }
         (finding,) = report["findings"]
         assert finding["name"] == "timestamps off"
         assert finding["severity"] == "warning"
