@@ -1,5 +1,8 @@
 """Tables, counters and addresses of a namespace: what is read, and where it is read."""
 
+import socket
+import sys
+
 import pytest
 
 from connectx.linux import proc_net
@@ -96,3 +99,21 @@ def test_devices_with_link_local_addresses_and_without_ipv6(network: Network) ->
     assert proc_net.devices_without_ipv6() == ("va",)
     network.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
     assert set(proc_net.devices_without_ipv6() or ()) >= {"all", "va", "vb", "lo"}
+
+
+def test_multicast_groups_that_programs_have_joined(network: Network) -> None:
+    """Not those that come with a device or an address."""
+    network.add_device_pair("va", "vb")
+    network.add_address("2001:db8::7", 64, "va")
+    assert proc_net.multicast_groups() == set()
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock6,
+    ):
+        member = socket.inet_aton("239.1.2.3") + socket.inet_aton("127.0.0.1")
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        index = socket.if_nametoindex("va").to_bytes(4, sys.byteorder)
+        member = socket.inet_pton(socket.AF_INET6, "ff0e::1234") + index
+        sock6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
+        assert proc_net.multicast_groups() == {"239.1.2.3", "ff0e::1234"}
+    assert proc_net.multicast_groups() == set()

@@ -442,3 +442,24 @@ def test_output_that_nobody_takes(network: Network) -> None:
         )
     assert done.returncode == 2
     assert "No space left on device" in done.stderr
+
+
+def test_sources_of_udp_that_are_full(
+    network: Network, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    """As for TCP: the one that a call may have asked for is the answer."""
+    network.port_range(LOW, HIGH)
+    servers.receive("127.0.0.1", PORT)
+    for host in ("127.0.0.2", "127.0.0.3"):
+        for _ in range(SIZE):
+            sock = connectx.create_connection(
+                HERE, source_address=(host, 0), type=socket.SOCK_DGRAM
+            )
+            closing.enter_context(sock)
+    diagnosis = look(protocol="udp", destination=TOWARD)
+    first, *others = diagnosis.verdict.splitlines()
+    assert first.startswith(f"No source port of {LOW}-{HIGH} is free from 127.0.0.2 to {TOWARD}")
+    assert first.endswith("this is exhaustion.")
+    assert others[0] == f"No source port is free from 127.0.0.3 to {TOWARD}, either."
+    assert len(diagnosis.because) == 1
+    assert not any(" is not exhaustion" in line for line in others)

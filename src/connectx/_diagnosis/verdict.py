@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     Attributes:
         text: One or two sentences, the first of which is the verdict; "" where nobody asked.
         because: The causes that the verdict rests on; none where nothing was found.
-        doubtful: Whether there may be a cause that nothing shows.
+        doubtful: Whether it is exhaustion only in some cases, or only perhaps.
         beside: The answer in one sentence, for its place below the answer about another
             source or destination.
     """
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     @property
     def rank(self) -> int:
         """Where it belongs among the answers about several addresses: lower is earlier."""
-        return 0 if self.because else 1 if self.doubtful else 2
+        return 1 if self.doubtful else 0 if self.because else 2
 
 
 def verdict(facts: Facts, findings: Sequence[Finding]) -> Answer:
@@ -179,10 +179,11 @@ def _not_exhausted(call: Call, census: Census, facts: Facts, findings: Sequence[
             f"{free}, but only for sockets that share ports: a plain UDP connect() or sendto() "
             "finds none.",
             (causes.UNSHARED,),
+            doubtful=True,
         )
     if census.free < (1 - FULL) * census.ports.size:
         found = tuple(each.cause for each in findings if each.cause in causes.OF_A_DESTINATION)
-        return Answer(f"{free}: this is not exhaustion yet, but nearly.", found[:1])
+        return Answer(f"{free}: this is not exhaustion yet, but nearly.", found[:1], doubtful=True)
     return Answer(f"{free}: this is not exhaustion.")
 
 
