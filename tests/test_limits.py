@@ -70,7 +70,7 @@ def waits_on(call: ast.Call) -> bool:
         return (owner == "subprocess" or name == "communicate") and "timeout" not in named
     if name == "select":
         return owner == "select" and len(call.args) < 4
-    return name in SOCKET_CALLS
+    return name in SOCKET_CALLS and "MSG_DONTWAIT" not in ast.unparse(call)
 
 
 def is_excepted(path: Path, call: str) -> bool:
@@ -112,6 +112,7 @@ with pytest.raises(BlockingIOError):
 ", ".join(names)
 thread.join(10)
 limits.accept(listener)
+sock.recv(1, socket.MSG_DONTWAIT)
 await event.wait()
 numbers.get(7)
 """

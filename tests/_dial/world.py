@@ -10,9 +10,9 @@ import pytest
 import connectx._dial.call as calls
 from connectx._connect.steps import Handshake, NewWaiter, Pause, Steps
 from connectx._dial.endings import Ending
-from connectx._dial.rules import Rules
 from connectx._dial.slots import Destinations, Slot
 from connectx._dial.sources import Sources
+from connectx._dial.terms import Terms
 from connectx.addresses import Endpoint, PortRange
 from connectx.errors import PortsExhausted
 
@@ -128,14 +128,14 @@ class TriedCall(calls.Call):
     """A call whose connections wait for a test."""
 
     def __init__(
-        self, rules: Rules, key: str, version: int, only: str, listen: Callable[[], Heard]
+        self, terms: Terms, key: str, version: int, only: str, listen: Callable[[], Heard]
     ) -> None:
-        self._rules = rules
-        host = only or rules.sources.single(version)
-        single = (host, rules.ranges[0]) if host is not None and len(rules.ranges) == 1 else None
-        lane = "" if rules.destinations.limit else only
+        self._terms = terms
+        host = only or terms.sources.single(version)
+        single = (host, terms.ranges[0]) if host is not None and len(terms.ranges) == 1 else None
+        lane = "" if terms.destinations.limit else only
         self._target = Target(key, version, only, lane, single)
-        self._wait = rules.wait
+        self._wait = terms.wait
         self._heard = listen
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
@@ -172,7 +172,7 @@ class World:
             lambda: self.time,
             lambda _slot, _sock: pytest.fail("nothing is detached here"),
         )
-        self.rules = Rules(
+        self.terms = Terms(
             self.destinations,
             Sources(hosts, "most-free", range),
             ranges,
@@ -190,7 +190,7 @@ class World:
         self, key: str = "there", only: str = "", listen: Callable[[], Heard] = Heard
     ) -> TriedCall:
         """A call of which no step is taken."""
-        return TriedCall(self.rules, key, 4, only, listen)
+        return TriedCall(self.terms, key, 4, only, listen)
 
     def nothing_is_kept(self) -> None:
         assert self.destinations.open_to("there") == {}

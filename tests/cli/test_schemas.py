@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from connectx._diagnosis.rules import find
+from connectx._diagnosis.doctor_rules import find
 from connectx.cli import main as cli
 from connectx.cli.doctor import _plain
 from connectx.cli.main import main
 from connectx.cli.schemas import VERSIONS
-from tests._diagnosis.test_rules import CASES, HEALTHY
+from tests._diagnosis.made_up import CASES, HEALTHY
 from tests.api.calls import reset_on_close
 from tests.cli.schemas import check, objects, schema, strict
 from tests.lab.commands import connectx

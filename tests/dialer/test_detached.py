@@ -157,10 +157,10 @@ def test_tls_over_a_blocking_socket(
         assert isinstance(secured, ssl.SSLSocket)
         hasty = Dialer(limit=1)
         hasty._policy = to._policy
-        to._policy.open.rules.wait = 0
+        to._policy.open.terms.wait = 0
         with pytest.raises(PortsExhausted):
             hasty.create_connection(HERE)
-        to._policy.open.rules.wait = FOREVER
+        to._policy.open.terms.wait = FOREVER
     with client.wrap_socket(to.create_connection(HERE), server_hostname="127.0.0.1"):
         pass
 
@@ -198,7 +198,7 @@ class TestMany:
         self, many: tuple[Dialer, list[socket.socket]], closing: contextlib.ExitStack
     ) -> None:
         to, socks = many
-        to._policy.open.rules.wait = 0
+        to._policy.open.terms.wait = 0
         socks[400].close()
         closing.enter_context(to.create_connection(HERE, type=socket.SOCK_DGRAM))
         with pytest.raises(PortsExhausted):
@@ -226,7 +226,7 @@ class TestMany:
             one = driver.dialer()
             waits = Waits()
             cast("Any", one).plain = to
-            to._policy.open.rules.on_wait = waits
+            to._policy.open.terms.on_wait = waits
             hearing = listeners(monkeypatch) if told else waits
             call = await start(one.create_connection(HERE, type=socket.SOCK_DGRAM))
             await hearing.reach(1)

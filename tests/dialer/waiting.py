@@ -36,8 +36,8 @@ def nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the first in line rely on being told."""
-    monkeypatch.setattr("connectx._dial.waiting._POLL_FIRST", 10 * FOREVER)
-    monkeypatch.setattr("connectx._dial.waiting._POLL_LONGEST", 10 * FOREVER)
+    monkeypatch.setattr("connectx._dial.wait_queue._POLL_FIRST", 10 * FOREVER)
+    monkeypatch.setattr("connectx._dial.wait_queue._POLL_LONGEST", 10 * FOREVER)
 
 
 def listeners(monkeypatch: pytest.MonkeyPatch) -> Waits:

@@ -123,7 +123,7 @@ def test_a_command_line_has_no_directory_and_nothing_unprintable() -> None:
     command = [sys.executable, "-c", OWNER, "a\x1b[31mb"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
-        inode = int(child.stdout.readline())
+        inode = int(limits.line_from(child))
         (process,) = owners().by_inode[inode]
     assert process.pid == child.pid
     assert process.arguments.startswith(f"{Path(sys.executable).name} -c \\nimport os")

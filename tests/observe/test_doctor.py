@@ -166,7 +166,7 @@ def test_filling_with_rate_and_time_left(
             connect()
 
     monkeypatch.setattr("connectx._diagnosis.machine._wait", meanwhile)
-    monkeypatch.setattr("connectx._diagnosis.rules._A_RATE_TAKES", 0.0)
+    monkeypatch.setattr("connectx._diagnosis.doctor_rules._A_RATE_TAKES", 0.0)
     finding = found(look(), causes.CONNECTED)
     assert finding.severity is Severity.WARNING
     assert finding.title.startswith("15 of 20 source ports (75 %) are in use")

@@ -12,12 +12,12 @@ import pytest
 
 from connectx._diagnosis import causes
 from connectx._diagnosis.census import offset_depends_on_port
-from connectx._diagnosis.rules import find
+from connectx._diagnosis.doctor_rules import find
 from connectx._diagnosis.verdict import verdict
 from connectx.addresses import Endpoint
 from connectx.linux import nat_rules
 from tests import limits
-from tests._diagnosis.test_rules import CALL, HEALTHY
+from tests._diagnosis.made_up import CALL, HEALTHY
 from tests.observe.helpers import HIGH, LOW, PORT, SIZE
 from tests.remedies.world import World, follows
 

@@ -3,7 +3,7 @@
 An errno alone says little. EADDRNOTAVAIL, for example, has the causes in `OF_EADDRNOTAVAIL`,
 and only facts about sockets tell these apart. To add a cause, describe it here; then
 `connectx._diagnosis.facts.Census.by_cause` (for `explain()`) or a rule in
-`connectx._diagnosis.rules` (for `connectx doctor`) says when it applies.
+`connectx._diagnosis.doctor_rules` (for `connectx doctor`) says when it applies.
 """
 
 from __future__ import annotations

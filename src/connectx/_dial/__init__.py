@@ -19,7 +19,7 @@ tenth of a CPU.
     settings      the arguments of a Dialer, checked
     sources       which address comes next
     slots         what is open, what is full, who waits: all that is counted
-    rules         what the calls of one dialer have in common
+    terms         what the calls of one dialer have in common
     call          one call's tries; decides, and knows neither sockets nor clocks
     waiting       how a call waits its turn: who wakes it, and when it looks by itself
     connecting    calls as they are made: an address, a name, a caller's socket

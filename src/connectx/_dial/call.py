@@ -9,14 +9,14 @@ In words:
   wait for the same slots, hence in one queue.
 - It tries all sources and ranges before it gives up or waits, in the order that
   connectx._dial.sources has.
-- How it waits is in connectx._dial.waiting.
+- How it waits is in connectx._dial.wait_queue.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from connectx._dial.waiting import Turn
+from connectx._dial.wait_queue import Turn
 from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from connectx._connect.steps import Steps, Work
-    from connectx._dial.rules import Rules
     from connectx._dial.slots import Destination, Slot
-    from connectx._dial.waiting import Endings
+    from connectx._dial.terms import Terms
+    from connectx._dial.wait_queue import Endings
     from connectx.addresses import PortRange
 
     class AnyTarget(Protocol):
@@ -95,7 +95,7 @@ class Call:
 
     # What a subclass sets: what the calls of the dialer have in common, and what those to the
     # destination have; and how many seconds it may wait.
-    _rules: Rules
+    _terms: Terms
     _target: AnyTarget
     _wait: float
 
@@ -135,7 +135,7 @@ class Call:
 
         Whatever is raised, here or there, leaves nothing behind.
         """
-        target, destinations = self._target, self._rules.destinations
+        target, destinations = self._target, self._terms.destinations
         candidates: Iterator[tuple[str, PortRange | None]] = iter(())
         try:
             if target.single is not None:
@@ -166,21 +166,21 @@ class Call:
 
         candidates, pending: what is left of the first round, and of the try at hand.
         """
-        rules = self._rules
+        terms = self._terms
         try:
             while True:
-                begun = rules.clock()
+                begun = terms.clock()
                 if (yield from self._round(candidates, pending)):
                     break
                 candidates = pending = None
                 turn = self._turn
                 if turn is None:
                     turn = self._turn = Turn(
-                        rules, self._target.key, self._target.lane, self._wait, self._listen
+                        terms, self._target.key, self._target.lane, self._wait, self._listen
                     )
                 if not (yield from turn.wait(begun)):
                     raise self._error()  # noqa: TRY301 - of this call, as any other
-                rules.unreported.sweep(SWEPT_BY_A_WAITER)
+                terms.unreported.sweep(SWEPT_BY_A_WAITER)
             work = self._adopt()
             if work is not None:
                 yield work
@@ -206,7 +206,7 @@ class Call:
     ) -> Steps[bool]:
         """Try every source and range once, if it is this call's turn; whether one is open."""
         if candidates is None:
-            known = self.queue or self._rules.destinations.find(self._target.key)
+            known = self.queue or self._terms.destinations.find(self._target.key)
             waiter = self._turn.waiter if self._turn is not None else None
             if known.queues and known.first(self._target.lane) not in (None, waiter):
                 return False
@@ -232,10 +232,10 @@ class Call:
 
     def _open(self, host: str, ports: PortRange | None) -> Steps[None] | None:
         """Begin a try; returns None if it is connected, else what is left of it."""
-        destinations = self._rules.destinations
+        destinations = self._terms.destinations
         slot = self.slot = destinations.reserve(self._target.key, host)
         if slot is None:
-            self._rules.unreported.look()
+            self._terms.unreported.look()
             slot = self.slot = destinations.reserve(self._target.key, host)
         if slot is None:
             raise LimitReached
@@ -243,19 +243,19 @@ class Call:
 
     def _start(self, slot: Slot, ports: PortRange | None) -> Steps[None] | None:
         """Begin a try that has a slot."""
-        rules = self._rules
-        if rules.wait:
+        terms = self._terms
+        if terms.wait:
             slot.path.destination.searching |= {slot.path.host}
         self._ports = ports
-        self._began = rules.clock()
+        self._began = terms.clock()
         try:
             opening = self._opening = self._connect(slot.path.host, ports)
             steps = opening.begin()
         except BaseException as error:
-            rules.destinations.failed(error)
+            terms.destinations.failed(error)
             raise
         if steps is None:
-            rules.destinations.opened(0)
+            terms.destinations.opened(0)
         return steps
 
     def _adopt(self) -> Work | None:
@@ -268,13 +268,13 @@ class Call:
         else:
             slot.detached(opening.sock)
         # Not of the socket: its handshake may not be done yet, or its peer gone.
-        if self._rules.chooses and slot.path.destination.growing:
+        if self._terms.chooses and slot.path.destination.growing:
             return self._count_others()
         return None
 
     def _finish(self, steps: Steps[None]) -> Steps[None]:
         """Go on with a try."""
-        destinations = self._rules.destinations
+        destinations = self._terms.destinations
         try:
             turn = self._turn
             yield from steps if turn is None or turn.queue is None else turn.watch(steps)
@@ -287,18 +287,18 @@ class Call:
 
     def _refused(self, error: PortsExhausted) -> None:
         """Note that a try has found no port."""
-        rules, slot, turn = self._rules, self.slot, self._turn
+        terms, slot, turn = self._terms, self.slot, self._turn
         self.slot = None
         if slot is None:
             return
-        now, path = rules.clock(), slot.path
-        rules.destinations.refused(slot, error.errno or 0, error.attempts, now - self._began)
+        now, path = terms.clock(), slot.path
+        terms.destinations.refused(slot, error.errno or 0, error.attempts, now - self._began)
         if turn is not None:
             turn.take_endings()
         # Not if something has ended meanwhile, or may have with nobody to notice: a call
         # that waits would pass over a range that is not full any more.
         hears = turn is not None and turn.hears
-        if not rules.wait or (hears and path.host in path.destination.searching):
+        if not terms.wait or (hears and path.host in path.destination.searching):
             path.destination.fill(path.host, self._ports, now, self._began)
 
     def _give_back(self) -> None:
@@ -316,13 +316,13 @@ class Call:
 
     def _candidates(self, known: Destination) -> Iterable[tuple[str, PortRange | None]]:
         """Return sources and ranges in the order in which to try them."""
-        rules = self._rules
+        terms = self._terms
         target = self._target
         hosts: Iterable[str] = (target.only,)
         if not target.only:
-            if known.seen and known.seen_until < rules.clock():
+            if known.seen and known.seen_until < terms.clock():
                 known.seen = {}
-            hosts = rules.sources.order(target.version, known.load, known.last)
+            hosts = terms.sources.order(target.version, known.load, known.last)
         return self._in_order(known, hosts)
 
     def _in_order(
@@ -333,11 +333,11 @@ class Call:
         A call that waits passes over them, until something ends there, or that moment is
         past, or this is the last round.
         """
-        rules = self._rules
+        terms = self._terms
         later = []
-        now = rules.clock() if known.full else 0.0
+        now = terms.clock() if known.full else 0.0
         for host in hosts:
-            for ports in rules.ranges:
+            for ports in terms.ranges:
                 if known.full and known.full.get((host, ports), 0.0) > now:
                     later.append((host, ports))
                 else:

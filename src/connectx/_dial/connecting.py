@@ -135,9 +135,9 @@ class _PolicyCall(Call):
             begun = policy.open
         if begun.unreported.sockets:
             begun.unreported.sweep(SWEPT_BY_A_CALL)
-        self._rules = begun.rules
+        self._terms = begun.terms
         self._target = target
-        self._wait = begun.rules.wait if wait else 0.0
+        self._wait = begun.terms.wait if wait else 0.0
         self._policy = policy
         self._awaited = awaited
 
@@ -146,8 +146,8 @@ class _PolicyCall(Call):
 
     def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
         # A name's addresses are tried without waiting first, which ends no call.
-        if self._wait == self._rules.wait:
-            self._rules.destinations.unserved()
+        if self._wait == self._terms.wait:
+            self._terms.destinations.unserved()
         return self._policy.failure(error, self._target.to)
 
     def _count_others(self) -> Work:

@@ -23,10 +23,10 @@ from connectx._connect.steps import Work
 from connectx._dial.call import LimitReached
 from connectx._dial.capacity import Capacity, SourceCapacity, count
 from connectx._dial.endings import Unreported
-from connectx._dial.rules import Rules
 from connectx._dial.settings import check
 from connectx._dial.slots import Destinations
 from connectx._dial.sources import MOST_FREE, STICKY, usable
+from connectx._dial.terms import Terms
 from connectx.addresses import V4_MAPPED_TEXT, Endpoint
 from connectx.errors import PortsExhausted
 
@@ -69,7 +69,7 @@ class Open:
     """What a process has open."""
 
     # No named tuple, whose attributes take longer to load.
-    __slots__ = ("destinations", "pid", "rules", "unreported")
+    __slots__ = ("destinations", "pid", "terms", "unreported")
 
     def __init__(self, settings: Settings) -> None:
         self.pid = os.getpid()
@@ -77,7 +77,7 @@ class Open:
         self.destinations = Destinations(
             settings.limit, threading.RLock(), time.monotonic, self.unreported.add
         )
-        self.rules = Rules(
+        self.terms = Terms(
             self.destinations,
             settings.sources,
             settings.ranges,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from connectx.aio import waiting
+from connectx.aio import asyncio_waiting
 from connectx.aio.running import run_by, under_trio
 
 if TYPE_CHECKING:
@@ -19,4 +19,4 @@ async def run(steps: Steps[_T]) -> _T:
         from connectx.aio import trio_waiting  # noqa: PLC0415 - only where trio runs
 
         return await run_by(trio_waiting.wait, steps)
-    return await run_by(waiting.wait, steps)
+    return await run_by(asyncio_waiting.wait, steps)

@@ -11,10 +11,10 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from connectx._diagnosis.doctor_rules import find
 from connectx._diagnosis.facts import Call
 from connectx._diagnosis.finding import Finding, Severity, one_per_cause
 from connectx._diagnosis.machine import look
-from connectx._diagnosis.rules import find
 from connectx._diagnosis.verdict import together, verdict
 from connectx.addresses import (
     PROTOCOLS,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from connectx._connect.steps import Steps, Waiter
-    from connectx._dial.rules import Rules
     from connectx._dial.slots import Destination
+    from connectx._dial.terms import Terms
 
     class Ending(Protocol):
         """The end of a connection, or what may have been one."""
@@ -85,8 +85,8 @@ class Turn:
         "_lane",
         "_listen",
         "_poll",
-        "_rules",
         "_seconds",
+        "_terms",
         "hears",
         "queue",
         "waiter",
@@ -94,7 +94,7 @@ class Turn:
 
     def __init__(
         self,
-        rules: Rules,
+        terms: Terms,
         key: Hashable,
         lane: str,
         seconds: float,
@@ -102,13 +102,13 @@ class Turn:
     ) -> None:
         """Wait for nothing yet.
 
-        rules: of the dialer. key, lane: name the destination, and a queue there. seconds:
+        terms: of the dialer. key, lane: name the destination, and a queue there. seconds:
         how long the call may wait altogether. listen: begins to notice ends.
         """
         self.queue: Destination | None = None
         self.waiter: Waiter | None = None
         self.hears = False
-        self._rules = rules
+        self._terms = terms
         self._key = key
         self._lane = lane
         self._seconds = seconds
@@ -127,15 +127,15 @@ class Turn:
     @property
     def is_last(self) -> bool:
         """Whether the call may wait no longer, so that this round is its last."""
-        return self.queue is None or self._rules.clock() >= self._deadline
+        return self.queue is None or self._terms.clock() >= self._deadline
 
     def wait(self, begun: float) -> Steps[bool]:
         """Wait until it is worth another round; returns False if there is no time left.
 
         begun: when the last round began.
         """
-        rules = self._rules
-        now = rules.clock()
+        terms = self._terms
+        now = terms.clock()
         if self._seconds and self.queue is None:
             yield from self._join(now)
         if not self._seconds or now >= self._deadline:
@@ -144,9 +144,9 @@ class Turn:
         rest = min(_REST * (now - begun), _REST_LONGEST)
         if first and rest > _REST_SHORTEST:
             yield Pause(min(self._deadline - now, rest))
-        seconds = max(0.0, self._deadline - rules.clock())
+        seconds = max(0.0, self._deadline - terms.clock())
         if first:
-            seconds = min(seconds, rules.spread(self._poll))
+            seconds = min(seconds, terms.spread(self._poll))
             self._poll = min(self._poll * _POLL_GROWTH, _POLL_LONGEST)
             self._hint = min(self._hint * _POLL_GROWTH, _POLL_LONGEST)
         yield from self._pause(seconds, first=first)
@@ -173,40 +173,40 @@ class Turn:
 
     def _join(self, now: float) -> Steps[None]:
         """Stand at the end of the queue, for as long as the call may wait altogether."""
-        rules, waiter = self._rules, self.waiter
+        terms, waiter = self._terms, self.waiter
         # It may have left the queue for a port that was another's in the end.
         again = waiter is not None
         if waiter is None:
             self._deadline = now + self._seconds
             waiter = self.waiter = yield NewWaiter()
-        rules.destinations.join(self, self._key, waiter, self._lane, again=again)
+        terms.destinations.join(self, self._key, waiter, self._lane, again=again)
         self._joined = self.queue
-        if not again and rules.on_wait is not None:
-            rules.on_wait(self._key)
+        if not again and terms.on_wait is not None:
+            terms.on_wait(self._key)
 
     def _leave(self) -> None:
         """Let the next in the queue try: the port is taken, whatever becomes of the handshake."""
         queue, waiter = self.queue, self.waiter
         if queue is not None and waiter is not None:
-            self._rules.destinations.leave(queue, waiter, self._lane)
+            self._terms.destinations.leave(queue, waiter, self._lane)
             self.queue = None
 
     def _pause(self, seconds: float, *, first: bool) -> Steps[None]:
         """Wait to be woken, for the end of a connection to the destination, or so long."""
-        rules = self._rules
+        terms = self._terms
         if first and self._endings is None and self._joined is not None:
             # What the last one has handed on, so that no end is missed in between.
-            self._endings = rules.destinations.take_over(self._joined) or self._listen()
+            self._endings = terms.destinations.take_over(self._joined) or self._listen()
         descriptor = -1 if self._endings is None else self._endings.fileno()
         self._hinted = False
-        deadline = rules.clock() + seconds
+        deadline = terms.clock() + seconds
         while seconds > 0:
             woken = yield Pause(seconds, self.waiter, descriptor)
             if self.take_endings() or woken:
                 break
             if self._hinted:
-                deadline = min(deadline, rules.clock() + self._hint)
-            seconds = deadline - rules.clock()
+                deadline = min(deadline, terms.clock() + self._hint)
+            seconds = deadline - terms.clock()
         self.hears |= first
 
     def take_endings(self) -> bool:
@@ -215,7 +215,7 @@ class Turn:
 
     def _note(self, endings: Endings) -> bool:
         certain = False
-        known = self.queue or self._rules.destinations.find(self._key)
+        known = self.queue or self._terms.destinations.find(self._key)
         for ending in endings.take():
             certain |= ending.certain
             self._hinted |= not ending.certain
@@ -232,7 +232,7 @@ class Turn:
             self.waiter.close()
         endings, self._endings = self._endings, None
         if self._joined is not None:
-            for each in (endings, self._rules.destinations.take_over(self._joined)):
+            for each in (endings, self._terms.destinations.take_over(self._joined)):
                 if each is not None:
                     self._pass_on(each, self._joined)
 
@@ -240,7 +240,7 @@ class Turn:
         """Take what has ended by now, and leave what is to come to the next in the queue."""
         try:
             self._note(endings)
-            if self._rules.destinations.hand_on(joined, endings):
+            if self._terms.destinations.hand_on(joined, endings):
                 return
         except BaseException:
             endings.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
             """Look at all of them, before a call is refused."""
 
 
-class Rules:
+class Terms:
     """What the calls of one dialer have in common.
 
     Attributes:
