@@ -179,6 +179,13 @@ class Ledger:
         states, shelf = self._states, self._shelf
         low, size, take = shelf.low, len(states), shelf.numbers.take
         mapped = states is not shelf.template
+        if self._batch == 1:
+            index = take() % size
+            if not states[index] and not mapped:
+                # A new destination, most of the time: without the list, which takes as long.
+                self._batch = 2
+                self._given += 1
+                return low + index
         proposals = []
         for _ in range(self._batch):
             index = take() % size

@@ -47,6 +47,8 @@ class Terms:
     Attributes:
         namespace, origin: What it is made of.
         program: The table that its attempts walk.
+        opens: Whether a call may begin with a port of the ledger.
+        interface: The device that the socket is bound to; 0 for none.
         random: Gives so many octets that nobody else can foresee.
         ports: The range in force, or the part of it to stay within.
         search: The window in which the kernel searches it.
@@ -63,7 +65,9 @@ class Terms:
         "_routes",
         "asked",
         "binds",
+        "interface",
         "namespace",
+        "opens",
         "origin",
         "ports",
         "program",
@@ -85,6 +89,8 @@ class Terms:
         self.namespace = namespace
         self.origin = origin
         self.program = program
+        self.opens = program.opens
+        self.interface = origin.options.interface
         self.random: Callable[[int], bytes] = os.urandom
         self.ports = ports or namespace.ports or FULL_RANGE
         self.search = ports or FULL_RANGE
@@ -155,7 +161,7 @@ class Plan:
         terms: What it has in common with others of the same origin.
         request: What is asked for.
         host: The source that was asked for, as bind() takes it; "" for any.
-        any_port: The same for a port that is yet to be chosen.
+        any_port: The same for a port that is yet to be chosen; unset for any source.
         shelf: Where the ledger is kept.
         ledger: What is known of the source ports toward the destination.
         opening: The ledger, if a call may begin with a port of it without an `Attempt`.
@@ -164,16 +170,21 @@ class Plan:
 
     __slots__ = ("any_port", "host", "ledger", "looked", "opening", "request", "shelf", "terms")
 
+    any_port: Address
+    ledger: Ledger
+
     def __init__(self, terms: Terms, request: Request) -> None:
         self.terms = terms
         self.request = request
         self.host = terms.origin.source.host
-        self.any_port: Address = (self.host, 0) + request.source_suffix  # type: ignore[assignment] # noqa: RUF005 - which takes twice as long
+        if terms.binds:
+            self.any_port = self.source_at(0)
         self.shelf = terms.shelf
         to = request.destination
-        key = request.wire_destination, to.port, terms.origin.options.interface or to.scope_id
-        self.ledger: Ledger = self.shelf.ledger(key)
-        self.opening = self.ledger if terms.program.opens else None
+        self.ledger = terms.shelf.ledger(
+            (request.wire_destination, to.port, terms.interface or to.scope_id)
+        )
+        self.opening = self.ledger if terms.opens else None
         self.looked: Ends | None = None
 
     def __repr__(self) -> str:

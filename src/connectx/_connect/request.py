@@ -297,7 +297,8 @@ def parse_literal(
         host, port = destination[:2]
         if not isinstance(host, str) or not isinstance(port, int):
             return None
-    _require_name(strategy)
+    if strategy.__class__ is not str:
+        _require_name(strategy)
     if not destination[0]:
         return None
     try:
