@@ -17,6 +17,7 @@ from connectx.addresses import (
     AF_INET,
     AF_INET6,
     PROTOCOLS,
+    V4_MAPPED_TEXT,
     Endpoint,
     FourTuple,
     ports_in,
@@ -164,7 +165,11 @@ def shares(connection: FourTuple, port: int, *, beside_devices: bool = False) ->
         OSError: The port cannot be tried.
     """
     protocol = PROTOCOLS[connection.protocol]
-    source, destination = connection.source, connection.destination
+    # IPv4-mapped addresses are IPv4's, and so are the ports.
+    source, destination = (
+        end._replace(host=end.host.removeprefix(V4_MAPPED_TEXT))
+        for end in (connection.source, connection.destination)
+    )
     family = AF_INET6 if ":" in destination.host else AF_INET
     # MPTCP's ports are TCP's, and before Linux 6.2 it has no TCP_FASTOPEN_CONNECT.
     number = 0 if protocol.stream else protocol.number
