@@ -111,7 +111,8 @@ class Attempt:
         """
         terms = self._terms
         state = terms.program.states[self._name]
-        if isinstance(self.action, Verdict) or outcome not in state.then:
+        itself = outcome is Outcome.ITSELF
+        if isinstance(self.action, Verdict) or not (itself or outcome in state.then):
             return False
         if state.action not in (Action.LOOK, Action.SURVEY, Action.RETRY):
             self.failures += 1
@@ -119,7 +120,7 @@ class Attempt:
             self.proposed = False
             self._ledger.refused(self.low, contended=outcome in state.passing)
             self._ledger.refusals += self._name == terms.program.start
-        self._enter(state.then[outcome])
+        self._enter(self._name if itself else state.then[outcome])
         return True
 
     def abandon(self) -> None:

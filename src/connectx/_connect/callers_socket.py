@@ -177,8 +177,8 @@ class CallersConnection(Connection):
             # No cookie yet. A socket with a timeout waits in send() until the handshake
             # is done, a non-blocking one tells its user, as connect() would.
             if not self.sock.gettimeout():
-                if self.plan.terms.verifies:
-                    self._verify()
+                if self.plan.checks:
+                    self._check()
                 raise
         except OSError as error:
             # Clients may not (net.ipv4.tcp_fastopen), or MPTCP cannot (before 6.2).
@@ -187,8 +187,8 @@ class CallersConnection(Connection):
             super()._connect()
         if not self.taken:
             self.taken = self.sock.send(self._data)
-        if self.plan.terms.verifies:
-            self._verify()
+        if self.plan.checks:
+            self._check()
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port; it must not get stuck on it."""
@@ -199,8 +199,8 @@ class CallersConnection(Connection):
             not namespace.shared_until or namespace.shared_until < monotonic()
         ):
             if claim_alone(self.sock, source, request.address, releasable=True):
-                if plan.terms.verifies:
-                    self._verify()
+                if plan.checks:
+                    self._check()
                 return
             namespace.shared_until = monotonic() + _CROWDED
         ends, netlink = plan.ends(), namespace.diag
@@ -225,8 +225,8 @@ class CallersConnection(Connection):
             if error.errno == errno.EADDRINUSE:
                 namespace.crowded_until = monotonic() + _CROWDED
             raise
-        if plan.terms.verifies:
-            self._verify()
+        if plan.checks:
+            self._check()
 
     def _require_sharable(self, source: Address) -> None:
         """Raise OSError (EADDRINUSE) if the port's holder does not share it.
@@ -283,6 +283,9 @@ class CallersConnection(Connection):
     def _renew(self) -> None:
         """Give the socket's port back, if bind() was not given it explicitly."""
         disconnect(self.sock)
+        if self._kind == SOCK_DGRAM:
+            # The next port is to be tried alone.
+            self.sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
         interface = self.request.origin.options.interface
         if interface:
             # connect(AF_UNSPEC) has cleared it.

@@ -30,7 +30,7 @@ from connectx._connect.udp_connect import (
     claim_alone,
     one_port,
 )
-from connectx.addresses import PortRange
+from connectx.addresses import PortRange, packed, unmapped
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
 from connectx.linux.sockopts import set_ip_freebind, set_ip_local_port_range
 from connectx.linux.uapi import (
@@ -87,6 +87,14 @@ def opening(request: Request, timeout: float | None, *, awaited: bool) -> Steps[
     if steps is not None:
         yield from steps
     return connection.sock
+
+
+class Itself(Exception):  # noqa: N818 - an outcome, not a failure
+    """The socket was connected to itself, or is about to be."""
+
+
+#: What a step raises that has not connected the socket.
+REFUSALS: Final = (OSError, Contested, NotVisible, Itself)
 
 
 class Connection:
@@ -187,7 +195,7 @@ class Connection:
                     self._connect()
                 else:
                     self._claim(port)
-            except (OSError, Contested, NotVisible) as error:
+            except REFUSALS as error:
                 # Its traceback refers to frames of ours, one of which may come to hold what is
                 # returned here when an interrupt comes in between.
                 return self._refused(port, error.with_traceback(None))
@@ -200,7 +208,7 @@ class Connection:
             raise
         return None
 
-    def _refused(self, port: int, error: OSError | Contested | NotVisible) -> Steps[None]:
+    def _refused(self, port: int, error: OSError | Contested | NotVisible | Itself) -> Steps[None]:
         """Return what is left to do after a proposal that has failed."""
         attempt = Attempt(self.plan.terms, self.plan.ledger, port)
         if not _in_progress(error):
@@ -214,7 +222,7 @@ class Connection:
         return self._steps(attempt, error)
 
     def _steps(
-        self, attempt: Attempt, error: OSError | Contested | NotVisible | None = None
+        self, attempt: Attempt, error: OSError | Contested | NotVisible | Itself | None = None
     ) -> Steps[None]:
         """Do what the attempt says until the socket is connected.
 
@@ -229,9 +237,9 @@ class Connection:
                 try:
                     yield from self._walk(attempt, error)
                     break
-                except ConnectxError as refusal:
+                except ConnectxError:
                     error = None
-                    renewed = self._plan_again(refusal) if again else None
+                    renewed = self._plan_again() if again else None
                     if renewed is None:
                         raise
                 attempt.abandon()
@@ -250,7 +258,7 @@ class Connection:
             del error
 
     def _walk(
-        self, attempt: Attempt, error: OSError | Contested | NotVisible | None
+        self, attempt: Attempt, error: OSError | Contested | NotVisible | Itself | None
     ) -> Steps[None]:
         connected = False
         while not connected:
@@ -262,7 +270,7 @@ class Connection:
                     connected = True
                 else:
                     raise error
-            except (OSError, Contested, NotVisible) as refusal:
+            except REFUSALS as refusal:
                 outcome = self._outcome(refusal)
                 if outcome is None or not attempt.feed(outcome):
                     raise
@@ -333,11 +341,11 @@ class Connection:
         try:
             self.sock.connect(self.request.address)
         except BlockingIOError as error:
-            if self.plan.terms.verifies and _in_progress(error):
-                self._verify()
+            if self.plan.checks and _in_progress(error):
+                self._check()
             raise
-        if self.plan.terms.verifies:
-            self._verify()
+        if self.plan.checks:
+            self._check()
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port, if nobody has the 4-tuple."""
@@ -350,6 +358,8 @@ class Connection:
             source: Any = (plan.host, port) + request.source_suffix  # noqa: RUF005
             if claim_alone(self.sock, source, request.address):
                 shelf.in_vain = 0
+                if plan.may_meet_itself:
+                    self._check()
                 return
             # Others are the likelier to have the next ones, too.
             shelf.shared_calls = shelf.in_vain = min(2 * shelf.in_vain + 1, _MOST_SHARED)
@@ -364,6 +374,8 @@ class Connection:
         except OSError as error:
             self._require_local(error, ends.host)
             raise
+        if plan.may_meet_itself:
+            self._check()
 
     def _shake_hands(self, seconds: float | None) -> Steps[None]:
         """Have the driver wait for the end of the handshake."""
@@ -372,11 +384,14 @@ class Connection:
         if number:
             raise OSError(number, os.strerror(number))
 
-    def _outcome(self, error: OSError | Contested | NotVisible) -> Outcome | None:
+    def _outcome(self, error: OSError | Contested | NotVisible | Itself) -> Outcome | None:
         """Return what an error says of the port, and free the socket of it; None if nothing."""
         if isinstance(error, Contested):
             self._renew()
             return Outcome.OCCUPIED if error.connected else Outcome.OVERTAKEN
+        if isinstance(error, Itself):
+            self._renew()
+            return Outcome.ITSELF
         if isinstance(error, NotVisible):
             raise self.request.error(
                 NotSupported,
@@ -443,24 +458,31 @@ class Connection:
             return Outcome.NOTHING
         return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
 
-    def _plan_again(self, refusal: ConnectxError) -> Plan | None:
+    def _plan_again(self) -> Plan | None:
         """Plan anew with sysctls and routes as they are now; None if nothing has changed."""
-        if isinstance(refusal, RangeNotHonoured):
-            # Connected, but from a port that nobody asked for.
-            self._renew()
         namespace = NAMESPACES.look_again(self.plan.terms.namespace)
         return make_plan(namespace, self.request, unlike=self.plan)
 
-    def _verify(self) -> None:
-        """Make sure that the kernel has not ignored a window that fitted a second ago."""
-        terms = self.plan.terms
+    def _check(self) -> None:
+        """Make sure that the source is one that was asked for, and not the destination itself."""
+        plan, request = self.plan, self.request
+        terms, name = plan.terms, self.sock.getsockname()
+        if (
+            plan.may_meet_itself
+            and name[1] == request.destination.port
+            and unmapped(packed(name[0]) or b"") == request.wire_destination
+        ):
+            raise Itself
+        if not terms.verifies:
+            return
         wanted = PortRange(terms.asked, terms.asked) if terms.asked else terms.ports
-        port = self.sock.getsockname()[1]
-        if not wanted.contains(port):
-            raise self.request.error(
+        if not wanted.contains(name[1]):
+            # Nobody asked for the port, so nobody is to be connected from it.
+            self._renew()
+            raise request.error(
                 RangeNotHonoured,
                 f"net.ipv4.ip_local_port_range has changed and leaves out {wanted}: "
-                f"the kernel took port {port} instead",
+                f"the kernel took port {name[1]} instead",
             )
 
     def _settle(self, attempt: Attempt) -> None:

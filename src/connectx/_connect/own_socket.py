@@ -98,7 +98,12 @@ def discard(sock: socket.socket) -> None:
 
 
 def replace(sock: socket.socket) -> None:
-    """Put a new socket in the place of one that is stuck on a port, under the same descriptor."""
+    """Put a new socket in the place of one that is stuck on a port, under the same descriptor.
+
+    Nothing is left of a connection that it may have.
+    """
+    if sock.type == socket.SOCK_STREAM:
+        sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
     with socket.socket(sock.family, sock.type, sock.proto) as fresh:
         fresh.settimeout(sock.gettimeout())
         if get_ip_freebind(sock):

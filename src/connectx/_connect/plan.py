@@ -166,9 +166,23 @@ class Plan:
         ledger: What is known of the source ports toward the destination.
         opening: The ledger, if a call may begin with a port of it without an `Attempt`.
         looked: The plan's `ends`, once somebody has needed them.
+        may_meet_itself: Whether a source port may be the destination's own, at the same address,
+            so that the socket would be connected to itself.
+        checks: Whether the source has to be looked at once the socket is connected.
     """
 
-    __slots__ = ("any_port", "host", "ledger", "looked", "opening", "request", "shelf", "terms")
+    __slots__ = (
+        "any_port",
+        "checks",
+        "host",
+        "ledger",
+        "looked",
+        "may_meet_itself",
+        "opening",
+        "request",
+        "shelf",
+        "terms",
+    )
 
     any_port: Address
     ledger: Ledger
@@ -186,6 +200,13 @@ class Plan:
         )
         self.opening = self.ledger if terms.opens else None
         self.looked: Ends | None = None
+        # A source that is left to the kernel may be the destination's own address.
+        self.may_meet_itself = (
+            terms.ports.low <= to.port <= terms.ports.high
+            and not terms.asked
+            and terms.origin.wire_source in (b"", request.wire_destination)
+        )
+        self.checks = terms.verifies or self.may_meet_itself
 
     def __repr__(self) -> str:
         ports = self.terms.ports

@@ -71,6 +71,8 @@ class Outcome(enum.Enum):
     TIME_WAIT = "time-wait"
     #: LOOK found nothing on the 4-tuple.
     NOTHING = "nothing"
+    #: connect() has connected the socket to itself: source and destination are the same.
+    ITSELF = "itself"
     #: SURVEY found ports that look free, or RETRY ports to try again; or none.
     SOME_FREE = "some free"
     NONE_FREE = "none free"
@@ -101,7 +103,7 @@ class State(NamedTuple):
         action: What to do.
         pick: Where the ports for it come from.
         then: The next state for each outcome; an outcome that is not here ends the call
-            with the kernel's own error.
+            with the kernel's own error. After ITSELF the state is entered again.
         limit: How many times the state may be entered; `spent` follows after that, and
             where its pick has no port to offer.
         spent: The state or verdict that follows then.
@@ -237,6 +239,9 @@ RETRIES: Final = 3
 #: passing effect of another claim, which takes some 10 µs.
 CLAIMS_OF_ONE_PORT: Final = 64
 
+#: How often the kernel may choose the one port with which a socket is connected to itself.
+KERNEL_CHOICES: Final = 8
+
 #: Random windows tried before giving up: the article's technique has no last word.
 RANDOM_WINDOWS: Final = 16
 
@@ -252,6 +257,7 @@ _KERNEL: Final = _program(
             Action.KERNEL,
             Pick.NONE,
             {Outcome.UNAVAILABLE: Verdict.EXHAUSTED, Outcome.IN_USE: Verdict.EXHAUSTED},
+            limit=KERNEL_CHOICES,
         ),
     }
 )
@@ -267,7 +273,12 @@ _EXCLUSIVE: Final = _program(
 )
 
 _SEARCH: Final = {
-    "search": State(Action.WINDOW, Pick.FULL_RANGE, {Outcome.UNAVAILABLE: Verdict.EXHAUSTED}),
+    "search": State(
+        Action.WINDOW,
+        Pick.FULL_RANGE,
+        {Outcome.UNAVAILABLE: Verdict.EXHAUSTED},
+        limit=KERNEL_CHOICES,
+    ),
 }
 
 _PROPOSE_THEN_SEARCH: Final = _program(
@@ -359,7 +370,13 @@ _PROPOSE_CLAIMS: Final = _propose_then_survey(
 # The kernel's search in steps of two skips one port when the range has an odd size.
 _KERNEL_THEN_BIND: Final = _program(
     {
-        "connect": State(Action.KERNEL, Pick.NONE, {Outcome.UNAVAILABLE: "survey"}),
+        "connect": State(
+            Action.KERNEL,
+            Pick.NONE,
+            {Outcome.UNAVAILABLE: "survey"},
+            limit=KERNEL_CHOICES,
+            spent="survey",
+        ),
         **_survey(Action.SHARED_BIND, (Outcome.UNAVAILABLE, Outcome.IN_USE)),
     }
 )
