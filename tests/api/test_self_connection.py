@@ -25,6 +25,7 @@ from tests.api.calls import (
     DATAGRAMS,
     STREAMS,
     Call,
+    by_create_connection,
     is_stream,
     port_of,
     reset_on_close,
@@ -185,3 +186,17 @@ def test_another_address_has_the_port() -> None:
         )
     )
     assert found == list(range(LOW, LOW + SIZE))
+
+
+@pytest.mark.parametrize("transport", [UDP, UDP6], ids=str)
+def test_the_explanation_counts_no_port_that_is_free(
+    transport: Transport, opened: list[socket.socket]
+) -> None:
+    def connect() -> socket.socket:
+        return by_create_connection(transport, None, (transport.source, OWN))
+
+    opened.extend(connect() for _ in OTHERS)
+    with pytest.raises(PortsExhausted) as caught:
+        connect()
+    assert "4 ports: 3 connected" in caught.value.explain()
+    assert "0 free now" in caught.value.explain()

@@ -113,6 +113,22 @@ def test_reserved_ports_and_holders_are_no_capacity(
     assert {row.protocol: row.capacity for row in taken.rows} == {"tcp": 87, "udp": 87}
 
 
+def test_the_destination_s_own_port_is_no_capacity_at_its_own_address(
+    network: Network, closing: contextlib.ExitStack
+) -> None:
+    """From there a socket would be connected to itself."""
+    network.port_range(LOW, HIGH)
+    for source in ("127.0.0.1", "127.0.0.2"):
+        sock = closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((source, LOW + 1))
+        sock.connect(("127.0.0.1", LOW + 50))
+    assert {row.source: row.capacity for row in snapshot().rows} == {
+        "127.0.0.1": 99,
+        "127.0.0.2": 100,
+    }
+
+
 def test_a_bound_tcp_socket_is_a_holder(network: Network, closing: contextlib.ExitStack) -> None:
     network.port_range(LOW, HIGH)
     sock = closing.enter_context(socket.socket())

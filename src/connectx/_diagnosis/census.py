@@ -93,6 +93,15 @@ def take(
     protocol = PROTOCOLS[connection.protocol]
     source, destination = connection.source, connection.destination
     within = set(range(ports.low, ports.high + 1))
+    # From its own port a destination would be connected to itself.
+    itself = (
+        ports.contains(destination.port)
+        and not source.port
+        and (
+            source.host.removeprefix(V4_MAPPED_TEXT)
+            == destination.host.removeprefix(V4_MAPPED_TEXT)
+        )
+    )
     reserved = ports_in(sysctl.read_reserved_ports()) & within
     between = filter_between(
         protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
@@ -115,6 +124,9 @@ def take(
         # A connect() that chooses does not take over what a bound socket has left.
         reusable -= set(locked(reusable) or ())
     others = within - time_wait - connected
+    if itself:
+        others.discard(destination.port)
+        itself = destination.port not in time_wait | connected
     doubtful = (others - reserved) & anywhere
     untold: set[int] = set()
     if protocol.stream and not tells_binds_apart():
@@ -146,6 +158,7 @@ def take(
         reserved=len(others & reserved),
         reusable=len(reusable),
         untold=len(untold),
+        itself=int(itself),
     )
 
 

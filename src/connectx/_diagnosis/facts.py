@@ -106,6 +106,7 @@ class Census(NamedTuple):
         reusable: How many of the TIME_WAITs a connect() may take over now.
         untold: Other ports with sockets, where this kernel does not report whether these
             share them.
+        itself: 1 if the destination's own port would connect a socket to itself; else 0.
     """
 
     ports: PortRange
@@ -115,6 +116,7 @@ class Census(NamedTuple):
     reserved: int
     reusable: int = 0
     untold: int = 0
+    itself: int = 0
 
     @property
     def free(self) -> int:
@@ -122,6 +124,7 @@ class Census(NamedTuple):
         return (
             self.ports.size
             - self.untold
+            - self.itself
             - sum((self.connected, self.time_wait - self.reusable, self.held, self.reserved))
         )
 

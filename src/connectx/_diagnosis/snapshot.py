@@ -214,6 +214,9 @@ def _rows(
         source, destination, port, scope = ends
         family = family_of(source)
         own = held.by_source.get((source, scope), set()) - held.by_family[family]
+        if source == destination and any(each.contains(port) for each in left[family]):
+            # From there a socket would be connected to itself.
+            own = own | {port}
         yield Row(
             name,
             with_scope(text(source), scope if needs_scope(source) else 0),
