@@ -17,6 +17,8 @@ DEPTH: Final = 8
 FILES: Final = {"warm": 6, "new destination": 10, "refused once": 10}
 #: The same over UDP from a port that another connection has.
 SHARED: Final = {"warm, shared port": 6, "new destination, shared port": 10}
+#: Those that need no lookup.
+SIMPLE: Final = ("warm", "new destination")
 #: What a Dialer may add.
 MORE_FILES: Final = 3
 MORE_DEPTH: Final = 3
@@ -50,7 +52,9 @@ def test_a_call_takes_a_short_way(
     more = way == "Dialer"
     assert trace.depth <= DEPTH + more * MORE_DEPTH
     assert len(trace.files) <= (FILES | SHARED)[state] + more * MORE_FILES
-    again = {file: count for file, count in trace.files.items() if count > 2}
+    # A UDP port that is shared is looked up twice, and a refused one once more.
+    most = {"linux/sock_diag.py": 3} if protocol == "UDP" and state not in SIMPLE else {}
+    again = {file: count for file, count in trace.files.items() if count > most.get(file, 2)}
     assert again == {}, "left and entered again more than once"
 
 

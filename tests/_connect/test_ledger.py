@@ -336,10 +336,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def recycle(self) -> None:
-        # What it has drawn already comes first.
-        drawn = bool(self.ledger.drawn)
+        # What it has drawn already comes first, and what it takes to be free: it knows nothing
+        # of ports that were opened while it had no map.
+        left = self.ledger.drawn or FREE in self.ledger._states
         self.ledger.recycle()
-        if not drawn and not ALL - self.reserved - self.taken - set(self.opened):
+        if not left:
             self.taken = set()
             self.contended = set()
 

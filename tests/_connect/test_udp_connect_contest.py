@@ -1,5 +1,6 @@
 """What the UDP lock makes of what its lookup shows."""
 
+import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -36,6 +37,10 @@ class ScriptedLookup:
         record = self.find_record(None, port)
         return record is not None and record.cookie == cookie
 
+    def is_service(self, _: None, port: int) -> bool:
+        record = self.find_record(None, port)
+        return record is not None and record.state == UNCONNECTED
+
     def find_record(self, _: None, port: int) -> "Record | None":
         assert port == PORT
         shown, *rest = self._shows
@@ -61,10 +66,9 @@ def sock(network: Network) -> Iterator[socket.socket]:
         yield made
 
 
-@pytest.fixture(params=[claim, partial(claim, releasable=True)], ids=["bound", "from a window"])
+@pytest.fixture(params=[False, True], ids=["bound", "from a window"])
 def claims(request: pytest.FixtureRequest) -> Callable[..., None]:
-    function: Callable[..., None] = request.param
-    return function
+    return partial(claim, releasable=request.param, beside_services=True)
 
 
 def test_who_finds_itself_connects_and_shares_the_port(
@@ -115,3 +119,23 @@ def test_nothing_seen_again_and_again_is_a_lookup_that_does_not_see_us(
 ) -> None:
     with pytest.raises(NotVisible):
         claims(sock, ScriptedLookup(sock, None), None, SOURCE, DESTINATION)
+
+
+@pytest.mark.parametrize("releasable", [False, True])
+def test_a_port_that_was_not_asked_for_is_not_taken_beside_a_service(
+    sock: socket.socket, *, releasable: bool
+) -> None:
+    lookup = ScriptedLookup(sock, UNCONNECTED, OWN)
+    claims: Callable[..., None] = claim
+    with pytest.raises(OSError, match="in use") as refused:
+        claims(sock, lookup, None, SOURCE, DESTINATION, releasable=releasable)
+    assert refused.value.errno == errno.EADDRINUSE
+    assert sock.getsockname()[1] == 0
+
+
+@pytest.mark.parametrize("before", [None, CONNECTED])
+def test_beside_a_socket_that_is_connected_it_is(sock: socket.socket, before: int | None) -> None:
+    """To that peer, or to another one: the lookup in the end tells."""
+    claims: Callable[..., None] = claim
+    claims(sock, ScriptedLookup(sock, before, OWN), None, SOURCE, DESTINATION)
+    assert sock.getpeername() == DESTINATION

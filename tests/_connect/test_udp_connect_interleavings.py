@@ -42,7 +42,9 @@ def alone_or_shared(
         claim(sock, lookup, netlink, source, destination)
 
 
-CLAIMS: Final = [claim, claim_from_a_window, alone_or_shared]
+claim_asked: Final = functools.partial(claim, beside_services=True)
+
+CLAIMS: Final = [claim, claim_asked, claim_from_a_window, alone_or_shared]
 
 
 class Killed(BaseException):
@@ -127,7 +129,9 @@ class Process:
                 self._wait()
             self._model.reuseaddr = bool(value)
 
-    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+    def getsockopt(self, level: int, option: int, size: int = 0) -> bytes:
+        if (level, option) == (uapi.SOL_SOCKET, uapi.SO_MEMINFO):
+            return b""
         assert (level, option, size) == (uapi.SOL_SOCKET, uapi.SO_COOKIE, 8)
         return cookie(self._model)
 
@@ -144,6 +148,10 @@ class Process:
     def shows(self, _: None, port: int, cookie: bytes) -> bool:
         record = self.find_record(None, port)
         return record is not None and record.cookie == cookie
+
+    def is_service(self, _: None, port: int) -> bool:
+        record = self.find_record(None, port)
+        return record is not None and record.state != uapi.TCP_ESTABLISHED
 
     def find_record(self, _: None, port: int) -> "Record | None":
         self._wait()

@@ -95,6 +95,23 @@ def test_without_a_connected_socket_a_bound_one_is_found(
     assert record.state == uapi.TCP_CLOSE
 
 
+@pytest.mark.parametrize("holder", ["127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "::"])
+def test_a_bound_socket_is_a_service_and_a_connected_one_is_not(
+    netlink: NetlinkSocket, open_socket: Open, holder: str
+) -> None:
+    open_socket(uapi.IPPROTO_UDP, (holder, 20000))
+    host = holder if holder.endswith("127.0.0.1") else "127.0.0.1"
+    open_socket(uapi.IPPROTO_UDP, (host, 20001), (host, 53))
+    open_socket(uapi.IPPROTO_UDP, (host, 20002), (host, 54))
+    found = lookup(uapi.IPPROTO_UDP, "127.0.0.1", "127.0.0.1", 53)
+    services = [found.is_service(netlink, port) for port in (20000, 20001, 20002, 20003)]
+    assert services == [True, False, False, False]
+    # A reply that was left behind is no answer.
+    left = encode_lookup(uapi.IPPROTO_UDP, uapi.AF_INET, IPV4, 20000, IPV4, 53)
+    netlink._send(uapi.SOCK_DIAG_BY_FAMILY, 0, left)
+    assert not found.is_service(netlink, 20003)
+
+
 def test_of_bound_sockets_the_newest_is_found_and_a_connected_one_before_all(
     netlink: NetlinkSocket, open_socket: Open
 ) -> None:

@@ -25,6 +25,7 @@ def without_lock(
     netlink: NetlinkSocket,
     source: Address,
     destination: Address,
+    **_: bool,
 ) -> None:
     """SO_REUSEADDR stays on, so that others can bind the port at any time."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -40,6 +41,7 @@ def without_lookup(
     netlink: NetlinkSocket,  # noqa: ARG001 - as above
     source: Address,
     destination: Address,
+    **_: bool,
 ) -> None:
     """The port is locked, but nobody looks who is on the 4-tuple."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -55,6 +57,7 @@ def lookup_before_lock(
     netlink: NetlinkSocket,
     source: Address,
     destination: Address,
+    **_: bool,
 ) -> None:
     """What was seen may have changed by the time the port is locked."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -73,6 +76,7 @@ def without_comparison(
     netlink: NetlinkSocket,
     source: Address,
     destination: Address,
+    **_: bool,
 ) -> None:
     """Only a connected socket counts: of several that hold the lock, all go on."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -91,6 +95,7 @@ def lookup_after_connect(
     netlink: NetlinkSocket,
     source: Address,
     destination: Address,
+    **_: bool,
 ) -> None:
     """Connect first and verify then: whoever comes last finds itself."""
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)

@@ -219,7 +219,15 @@ class CallersConnection(Connection):
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
             self._require_sharable(source)
         try:
-            claim(self.sock, ends.lookup, netlink, source, request.address, releasable=True)
+            claim(
+                self.sock,
+                ends.lookup,
+                netlink,
+                source,
+                request.address,
+                releasable=True,
+                beside_services=plan.terms.asked != 0,
+            )
         except OSError as error:
             self._require_local(error, ends.host)
             if error.errno == errno.EADDRINUSE:

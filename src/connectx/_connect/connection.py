@@ -370,7 +370,14 @@ class Connection:
             netlink = plan.terms.namespace.diag
         source = (ends.host, port) + request.source_suffix  # noqa: RUF005
         try:
-            claim(self.sock, ends.lookup, netlink, source, request.address)
+            claim(
+                self.sock,
+                ends.lookup,
+                netlink,
+                source,
+                request.address,
+                beside_services=plan.terms.asked != 0,
+            )
         except OSError as error:
             self._require_local(error, ends.host)
             raise

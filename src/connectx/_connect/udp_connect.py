@@ -31,12 +31,18 @@ udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.
 from __future__ import annotations
 
 import errno
+import os
+
+# The C class, which gevent does not replace.
+from _socket import socket as _Socket  # noqa: N812
+from socket import MSG_PEEK
 from typing import TYPE_CHECKING, Final
 
 from connectx.linux.uapi import (
     IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
     SO_COOKIE,
+    SO_MEMINFO,
     SO_REUSEADDR,
     SOL_SOCKET,
     TCP_ESTABLISHED,
@@ -97,6 +103,8 @@ def claim_alone(
         return False
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
+        _drop_strangers(sock, destination)
     return True
 
 
@@ -108,6 +116,7 @@ def claim(
     destination: Address,
     *,
     releasable: bool = False,
+    beside_services: bool = False,
 ) -> None:
     """Bind and connect a socket, if nobody has the 4-tuple.
 
@@ -118,8 +127,15 @@ def claim(
     (the search ignores its size), a refused explicit bind less than one microsecond. The port
     must then lie in the range in force and not be reserved.
 
+    A socket that is bound and not connected may be a service, whose packets from the
+    destination would be ours from now on. Such a port is for those who ask for it by number:
+    beside_services. For others it is as one that is not shared.
+
     Raises OSError as bind() and connect() do, `Contested`, `NotVisible`.
     """
+    # Before bind(): from then on the lookup finds us, the newest.
+    if not beside_services and lookup.is_service(netlink, source[1]):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     try:
         _bind(sock, source, releasable=releasable)
@@ -130,6 +146,8 @@ def claim(
         raise _contested(lookup, netlink, source[1])
     sock.connect(destination)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
+        _drop_strangers(sock, destination)
 
 
 def claim_by_placeholder(
@@ -145,11 +163,29 @@ def claim_by_placeholder(
     A port that bind() was given cannot be released again, so the socket comes last: the
     placeholder holds the 4-tuple until the socket is on it as well.
     """
-    claim(placeholder, lookup, netlink, source, destination)
+    claim(placeholder, lookup, netlink, source, destination, beside_services=True)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(source)
     # No lock: whoever looks the 4-tuple up finds the placeholder on it.
     sock.connect(destination)
+    if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
+        _drop_strangers(sock, destination)
+
+
+def _drop_strangers(sock: socket.socket, destination: Address) -> None:
+    """Receive and drop what came in between bind() and connect() from anybody else.
+
+    What the destination has sent is left, and what is behind it. SO_MEMINFO tells that
+    something is queued (sk_rmem_alloc), so that nothing here waits: on a socket with a
+    timeout Python waits for a datagram whatever the flags say.
+    """
+    # gevent's sockets are not the standard library's, and would switch to another greenlet.
+    raw = sock if isinstance(sock, _Socket) else sock._sock  # noqa: SLF001 - see tests of gevent
+    while raw.getsockopt(SOL_SOCKET, SO_MEMINFO):
+        _, sender = raw.recvfrom(1, MSG_PEEK)
+        if sender[:2] == destination[:2]:
+            return
+        raw.recv(1)
 
 
 def _bind(sock: socket.socket, source: Address, *, releasable: bool) -> None:

@@ -29,8 +29,10 @@ from connectx.linux.uapi import (
     INET_DIAG_NOCOOKIE,
     IPPROTO_TCP,
     NLM_F_REQUEST,
+    NLMSG_ERROR,
     SOCK_DIAG_BY_FAMILY,
     STATE_NAMES,
+    TCP_ESTABLISHED,
     TCP_FIN_WAIT2,
     TCP_TIME_WAIT,
 )
@@ -53,6 +55,13 @@ _REQUEST_UDP: Final = Struct(">26sH44s")
 #: Where idiag_cookie lies in a reply, of which no more is received. An error is shorter
 #: (NETLINK_CAP_ACK) and has nothing there.
 _COOKIE: Final = slice(60, 68)
+
+#: As much of a reply as has nlmsghdr and either idiag_state or an errno.
+_BEGINNING: Final = 20
+_STATE: Final = 17
+_DIAG: Final = SOCK_DIAG_BY_FAMILY.to_bytes(2, sys.byteorder)
+_ERROR: Final = NLMSG_ERROR.to_bytes(2, sys.byteorder)
+_NO_ENTRY: Final = (-errno.ENOENT).to_bytes(4, sys.byteorder, signed=True)
 
 #: The tables by the number of a protocol. MPTCP's subflows are in TCP's.
 _TABLES: Final = {each.number or each.table: each.table for each in PROTOCOLS.values()}
@@ -184,6 +193,32 @@ class TupleLookup:
         # between, or a machine of the other byte order, which swaps a cookie's halves.
         record = self.find_record(netlink, source_port)
         return record is not None and record.cookie == cookie
+
+    def is_service(self, netlink: NetlinkSocket, source_port: int) -> bool:
+        """Return whether a socket that is not connected is found on a source port.
+
+        Each UDP connection from a shared port makes one such lookup, too; raises as `shows`
+        does.
+        """
+        sequence = netlink.next_sequence().to_bytes(4, sys.byteorder)
+        request = self._pack(self._before_port, source_port, self._after_port)
+        try:
+            netlink.send(request[:8] + sequence + request[12:])
+            reply = netlink.recv(_BEGINNING)
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.ENOBUFS}:
+                raise
+            reply = b""
+        except BaseException:
+            netlink.discard()
+            raise
+        if len(reply) == _BEGINNING and reply[8:12] == sequence:
+            if reply[4:6] == _DIAG:
+                return reply[_STATE] != TCP_ESTABLISHED
+            if reply[4:6] == _ERROR and reply[16:20] == _NO_ENTRY:
+                return False
+        record = self.find_record(netlink, source_port)
+        return record is not None and record.state != TCP_ESTABLISHED
 
     def find_record(self, netlink: NetlinkSocket, source_port: int) -> SocketRecord | None:
         """Return the socket on a source port, None if there is none; raises as `shows` does."""

@@ -22,6 +22,7 @@ SO_REUSEPORT: Final = 15  # asm-generic/socket.h, 3.9
 SO_BINDTODEVICE: Final = 25  # asm-generic/socket.h, 2.0.30
 SO_MARK: Final = 36  # asm-generic/socket.h, 2.6.25
 SO_PROTOCOL: Final = 38  # asm-generic/socket.h, 2.6.32
+SO_MEMINFO: Final = 55  # asm-generic/socket.h, 4.12
 SO_COOKIE: Final = 57  # asm-generic/socket.h, 4.12
 SO_BINDTOIFINDEX: Final = 62  # asm-generic/socket.h, 5.0
 SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h, 5.14
