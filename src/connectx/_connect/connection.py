@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from connectx._connect import own_socket
 from connectx._connect.attempt import Attempt
@@ -21,7 +21,7 @@ from connectx._connect.namespace import NAMESPACES
 from connectx._connect.own_socket import OwnSocket
 from connectx._connect.plan import make_plan
 from connectx._connect.request import NEW_SOCKET
-from connectx._connect.steps import Handshake, Work
+from connectx._connect.steps import Handshake, Pause, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
 from connectx._connect.udp_connect import (
     Contested,
@@ -64,6 +64,12 @@ _UNCONNECTED_STATES: Final = (TCP_LISTEN, TCP_CLOSE, TCP_BOUND_INACTIVE)
 #: Calls that share a UDP port at once, before one is tried alone again, where all are in use:
 #: so few tries cost nothing that one could measure.
 _MOST_SHARED: Final = 255
+
+#: How often a UDP port is tried again at once, and then after how many seconds: about what
+#: others are given of a processor in turn (EEVDF's base slice). Together with how often a
+#: strategy tries (CLAIMS_OF_ONE_PORT) that is how long a port has to be held to be called so.
+_QUICK_TRIES: Final = 8
+_TIME_SLICE: Final = 0.001
 
 #: What the errno of a failed step means. EADDRINUSE comes from bind(), the others
 #: from connect(): EADDRNOTAVAIL for streams, EAGAIN for datagrams.
@@ -275,6 +281,8 @@ class Connection:
                 if outcome is None or not attempt.feed(outcome):
                     raise
                 self.retries = attempt.failures
+                if self.plan.terms.asked and attempt.action is Action.CLAIM:
+                    yield from self._let_others_finish(attempt.failures)
             finally:
                 error = None
 
@@ -287,9 +295,6 @@ class Connection:
             return True
         if action in (Action.WINDOW, Action.KERNEL):
             self._offer(attempt.low, attempt.high, again=bool(attempt.failures))
-        elif action is Action.SURVEY:
-            attempt.feed((yield Work(self._survey)))
-            return False
         elif action in (Action.SHARED_BIND, Action.EXCLUSIVE_BIND):
             if self.sock.getsockname()[1]:
                 self._renew()
@@ -297,7 +302,7 @@ class Connection:
                 self.sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
             self._bind(self.plan.source_at(attempt.low))
         else:
-            attempt.feed(self._observe(action, attempt.low))
+            attempt.feed((yield from self._find_out(action, attempt)))
             return False
         try:
             self._connect()
@@ -414,9 +419,6 @@ class Connection:
                 # Of connect(), which has no source to take: routing may know why.
                 self.plan.terms.route(self.request, b"")
                 return None
-            if self.plan.terms.asked:
-                # Whoever holds the lock on the port may have been preempted.
-                os.sched_yield()
         return _OUTCOMES.get(error.errno or 0)
 
     def _require_local(self, error: OSError, host: str) -> None:
@@ -454,16 +456,31 @@ class Connection:
         free = plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
         return Outcome.SOME_FREE if free else Outcome.NONE_FREE
 
-    def _observe(self, action: Action, port: int) -> Outcome:
-        """Find out who is on a 4-tuple, or have ports again that were contended."""
+    def _find_out(self, action: Action, attempt: Attempt) -> Steps[Outcome]:
+        """Find out who is on a 4-tuple, or which ports are free, or may be by now."""
         plan = self.plan
+        if action is Action.SURVEY:
+            return cast("Outcome", (yield Work(self._survey)))
         if action is Action.RETRY:
-            os.sched_yield()
-            return Outcome.SOME_FREE if plan.ledger.retry() else Outcome.NONE_FREE
-        record = plan.ends().lookup.find_record(plan.terms.namespace.diag, port)
+            if not plan.ledger.retry():
+                return Outcome.NONE_FREE
+            yield from self._let_others_finish(attempt.failures)
+            return Outcome.SOME_FREE
+        record = plan.ends().lookup.find_record(plan.terms.namespace.diag, attempt.low)
         if record is None or record.state in _UNCONNECTED_STATES:
             return Outcome.NOTHING
         return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
+
+    def _let_others_finish(self, failures: int) -> Steps[None]:
+        """Wait for those who may only be trying a UDP port.
+
+        That takes microseconds, unless they lose the processor: then milliseconds.
+        """
+        waits = self._apart is not None or self.sock.gettimeout() != 0
+        if failures < _QUICK_TRIES or not waits:
+            os.sched_yield()
+        else:
+            yield Pause(_TIME_SLICE)
 
     def _plan_again(self) -> Plan | None:
         """Plan anew with sysctls and routes as they are now; None if nothing has changed."""

@@ -236,7 +236,8 @@ SURVEYS: Final = 4
 RETRIES: Final = 3
 
 #: Tries at one asked-for UDP port. EADDRINUSE and being overtaken may be the
-#: passing effect of another claim, which takes some 10 µs.
+#: passing effect of another claim, which takes some 10 µs, or if it loses the processor
+#: some milliseconds: a blocking call waits between most of the tries.
 CLAIMS_OF_ONE_PORT: Final = 64
 
 #: How often the kernel may choose the one port with which a socket is connected to itself.
