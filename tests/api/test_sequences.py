@@ -185,6 +185,12 @@ class World:
                 )
             )
 
+    def _has_a_service(self, port: int) -> bool:
+        """Whether somebody's datagram socket is bound to it, and receives from anybody."""
+        with NetlinkSocket(uapi.NETLINK_SOCK_DIAG) as netlink:
+            wanted = Filter(self.transport.protocol, source_port=port, family=self._family)
+            return any(record.state == uapi.TCP_CLOSE for record in records(netlink, wanted))
+
     def _can_be_bound(self, port: int) -> bool:
         with self.transport.socket() as sock:
             try:
@@ -197,7 +203,11 @@ class World:
     def _can_be_had(self, port: int, destination: int) -> bool:
         """Whether the port could have been used, by the kernel's own word."""
         if not is_stream(self.transport):
-            return self._can_be_bound(port) and not self._is_connected(port, destination)
+            return (
+                self._can_be_bound(port)
+                and not self._is_connected(port, destination)
+                and not self._has_a_service(port)
+            )
         window = Technique("", reuseaddr=True, window=(port, port))
         with self.transport.socket() as sock:
             prepare(sock, window, self.transport.source)
