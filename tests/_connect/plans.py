@@ -7,6 +7,7 @@ from typing import Final
 
 from connectx._connect.ledger import Ledger, Numbers, Shelf, template
 from connectx._connect.plan import FULL_RANGE
+from connectx._connect.rest import Rest
 from connectx._connect.strategies import STRATEGIES, Case, Need, Program
 from connectx.addresses import PortRange
 
@@ -39,9 +40,19 @@ def drawing(seed: int) -> Callable[[int], bytes]:
     return random.Random(seed).randbytes  # noqa: S311 - to be repeatable is what it is for
 
 
-def ledger_of(ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0) -> Ledger:
+def shelf_of(
+    ports: PortRange,
+    reserved: Iterable[int] = (),
+    *,
+    seed: int = 0,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Shelf:
     holes = [PortRange(port, port) for port in reserved]
-    return Ledger(Shelf(ports.low, template(ports, holes), Numbers(drawing(seed))))
+    return Shelf(ports.low, template(ports, holes), Numbers(drawing(seed)), Rest(clock))
+
+
+def ledger_of(ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0) -> Ledger:
+    return Ledger(shelf_of(ports, reserved, seed=seed))
 
 
 def plan_of(

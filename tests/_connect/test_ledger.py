@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from connectx._connect.ledger import FREE, RESERVED, Ledger, Numbers, Shelf, template
+from connectx._connect.ledger import FREE, RESERVED, RESTING, Ledger, template
 from connectx.addresses import PortRange
-from tests._connect.plans import drawing, ledger_of
+from tests._connect.plans import ledger_of, shelf_of
 
 PORTS: Final = PortRange(20000, 20009)
 ALL: Final = set(range(20000, 20010))
@@ -200,7 +200,7 @@ class TestMemory:
     COUNT: Final = 20
 
     def test_of_the_default_range(self) -> None:
-        shelf = Shelf(DEFAULT_RANGE.low, template(DEFAULT_RANGE, []), Numbers(drawing(0)))
+        shelf = shelf_of(DEFAULT_RANGE)
         ledgers: list[Ledger] = []
 
         def weigh(operation: Callable[[Ledger], object]) -> float:
@@ -221,7 +221,9 @@ class TestMemory:
             recycled = weigh(lambda ledger: ledger.recycle())
             assert recycled < 2 * DEFAULT_RANGE.size
             # The last open socket's end: the one that the second step opened.
-            assert weigh(lambda ledger: ledger.released(40001)) < 5000
+            assert weigh(lambda ledger: ledger.released(40001)) < 2 * DEFAULT_RANGE.size
+            # And when nothing rests any more.
+            assert weigh(lambda ledger: ledger.wake_all()) < 5000
         finally:
             tracemalloc.stop()
 
@@ -301,9 +303,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.released(port)
             self.taken.discard(port)
             self.contended.discard(port)
-            if not self.opened:
-                self.taken = set()
-                self.contended = set()
 
     @rule(number=st.integers(0, 99))
     def refuse(self, number: int) -> None:
@@ -338,7 +337,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def recycle(self) -> None:
         # What it has drawn already comes first, and what it takes to be free: it knows nothing
         # of ports that were opened while it had no map.
-        left = self.ledger.drawn or FREE in self.ledger._states
+        left = self.ledger.drawn or {FREE, RESTING} & set(self.ledger._states)
         self.ledger.recycle()
         if not left:
             self.taken = set()

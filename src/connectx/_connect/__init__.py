@@ -25,6 +25,7 @@ How a call goes, file by file:
     connection       does what the attempt says, and all else but waiting
       attempt        what to do next; strategies.py has its tables
       ledger         which ports may be free
+        rest         those that were in use a moment ago
       udp_connect    the critical section of a UDP connection
       failures       the error for a verdict
     own_socket       sockets that report their end, and can be replaced

@@ -6,7 +6,8 @@ refusal corrects the ledger. What it buys is that near exhaustion the next free
 port is found by one ``memchr`` instead of thousands of probes in the kernel.
 
 One byte a port, and only for a destination that needs it: a ledger begins with
-the namespace's shared template and copies it when the first port is refused.
+the namespace's shared template and copies it when the first port is refused, or
+when more than a few were closed within a minute (`connectx._connect.rest`).
 Until then ports are drawn at random and collisions are rare, so a crawler with
 one connection to each of a million destinations pays for no map at all.
 """
@@ -17,9 +18,12 @@ import weakref
 from array import array
 from typing import TYPE_CHECKING, Final
 
+from connectx._connect.rest import LEDGER, RestingPorts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
+    from connectx._connect.rest import Rest
     from connectx.addresses import PortRange
 
 FREE: Final = 0
@@ -32,6 +36,8 @@ RESERVED: Final = 3
 #: Refused by the kernel on behalf of somebody who may hold the port for good, or may
 #: only be trying it, as whoever is inside the UDP lock.
 CONTENDED: Final = 4
+#: Closed less than a minute ago.
+RESTING: Final = 5
 
 _FREE_BYTE: Final = bytes([FREE])
 _TAKEN_BYTE: Final = bytes([TAKEN])
@@ -43,6 +49,13 @@ _MOST_CONTENDERS: Final = 64
 
 #: Refused ports are few where they are less than one in so many.
 _FEW: Final = 64
+
+#: Ports that rest without a map. Each proposal looks at all of them.
+_RESTING_UNMAPPED: Final = 16
+
+#: How often a port is drawn that is in use or rests, before the next free one is taken: after
+#: so many the ports are few that are free.
+_DRAWS: Final = 16
 
 #: Random numbers that are drawn at once.
 _NUMBERS: Final = 256
@@ -97,17 +110,28 @@ class Shelf:
         low: The first port of the range.
         template: The states of its ports while nothing is open.
         numbers: What ports are drawn with.
+        rest: What bounds the memory of ports that rest.
         shared_calls: How many calls are to share a UDP port at once, since few are left that
             nobody has; see connectx._connect.connection.
         in_vain: How many were after the last port that somebody had.
     """
 
-    __slots__ = ("__weakref__", "_kept", "in_vain", "low", "numbers", "shared_calls", "template")
+    __slots__ = (
+        "__weakref__",
+        "_kept",
+        "in_vain",
+        "low",
+        "numbers",
+        "rest",
+        "shared_calls",
+        "template",
+    )
 
-    def __init__(self, low: int, template: bytes, numbers: Numbers) -> None:
+    def __init__(self, low: int, template: bytes, numbers: Numbers, rest: Rest) -> None:
         self.low = low
         self.template = template
         self.numbers = numbers
+        self.rest = rest
         self.shared_calls = self.in_vain = 0
         # Not a WeakValueDictionary, which costs a new destination another microsecond.
         self._kept: dict[Hashable, weakref.ref[Ledger]] = {}
@@ -145,7 +169,16 @@ class Ledger:
     in use; for `connectx._connect.attempt` to count.
     """
 
-    __slots__ = ("__weakref__", "_batch", "_given", "_shelf", "_states", "drawn", "refusals")
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_given",
+        "_resting",
+        "_shelf",
+        "_states",
+        "drawn",
+        "refusals",
+    )
 
     def __init__(self, shelf: Shelf) -> None:
         """Begin with nothing open."""
@@ -155,6 +188,7 @@ class Ledger:
         self._batch = 1
         # In use or drawn: taking a port from the list then is all there is to a proposal.
         self._given = 0
+        self._resting: RestingPorts | None = None
         self.refusals = 0
 
     @property
@@ -167,8 +201,9 @@ class Ledger:
 
         What becomes of it is to be told: `released` or `refused` or `held`.
 
-        Each is a random port, or the next free one after it (RFC 6056, algorithm 1). A
-        destination that is busy has some drawn before they are needed.
+        Each is a random one of the free ports, and where these are few the next one after a
+        random port (RFC 6056, algorithm 1); where there is none, the one that has rested
+        longest. A destination that is busy has some drawn before they are needed.
         """
         if self.drawn:
             try:
@@ -176,34 +211,15 @@ class Ledger:
             except IndexError:
                 # Another thread was quicker.
                 pass
-        states, shelf = self._states, self._shelf
-        low, size, take = shelf.low, len(states), shelf.numbers.take
-        mapped = states is not shelf.template
-        if self._batch == 1:
-            index = take() % size
-            if not states[index] and not mapped:
+        shelf, states = self._shelf, self._states
+        if self._batch == 1 and self._resting is None and states is shelf.template:
+            index = shelf.numbers.take() % len(states)
+            if not states[index]:
                 # A new destination, most of the time: without the list, which takes as long.
                 self._batch = 2
                 self._given += 1
-                return low + index
-        proposals = []
-        for _ in range(self._batch):
-            index = take() % size
-            if states[index]:
-                index = states.find(FREE, index)
-                if index < 0:
-                    index = states.find(FREE)
-                    if index < 0:
-                        break
-            proposals.append(low + index)
-            if mapped:
-                states[index] = PROPOSED  # type: ignore[index] # what is not shared can be written
-        self._batch = min(2 * self._batch, _BATCH)
-        self._given += len(proposals)
-        port = proposals.pop() if proposals else 0
-        # Another thread may have drawn at the same moment.
-        self.drawn += proposals
-        return port
+                return shelf.low + index
+        return self._propose_anew()
 
     def found(self, port: int) -> None:
         """The kernel has chosen this port by itself; as if it had been proposed."""
@@ -211,13 +227,27 @@ class Ledger:
         self._mark(port, PROPOSED)
 
     def released(self, port: int) -> None:
-        """The port is free again, or has not been used after all."""
+        """The port is in use no more; it rests from now on."""
         self._given -= 1
-        if self._states is self._shelf.template:
-            return
-        if self.in_use > 0:
-            self._mark(port, FREE)
-        else:
+        rest, resting = self._shelf.rest, self._resting
+        if resting is None:
+            resting = self._resting = RestingPorts()
+        now = rest.now()
+        resting.add(port, now)
+        mapped = self._states is not self._shelf.template
+        if mapped:
+            self._mark(port, RESTING)
+        elif len(resting) > min(_RESTING_UNMAPPED, len(self._states) // 8):
+            self._map()
+            mapped = True
+        rest.add(self, LEDGER + 4 * len(resting) + mapped * len(self._states), now)
+
+    def wake_all(self) -> None:
+        """Have no port rest any more."""
+        resting, self._resting = self._resting, None
+        for port in resting or ():
+            self._wake(port)
+        if self.in_use <= 0:
             # Nothing is open: an idle destination holds no map.
             self._forget(self._shelf.template)
 
@@ -233,9 +263,7 @@ class Ledger:
             self._given -= len(self.drawn) - len(others)
             self.drawn = others
         if self._states is self._shelf.template:
-            self._states = bytearray(self._shelf.template)
-            for proposal in self.drawn:
-                self._mark(proposal, PROPOSED)
+            self._map()
         self._mark(port, CONTENDED if contended else TAKEN)
 
     def retry(self) -> bool:
@@ -271,7 +299,8 @@ class Ledger:
             if 0 <= port - low < size and states[port - low] == FREE:
                 states[port - low] = TAKEN
         self._forget(states)
-        return states.find(FREE) >= 0
+        self._mark_resting()
+        return states.find(FREE) >= 0 or states.find(RESTING) >= 0
 
     def recycle(self) -> None:
         """Where no port is left, give those that were refused another chance.
@@ -280,13 +309,81 @@ class Ledger:
         again: sockets that were thrown away unclosed have not told us either.
         """
         states = self._states
-        if self.drawn or states.find(FREE) >= 0:
+        if self.drawn or states.find(FREE) >= 0 or states.find(RESTING) >= 0:
             return
         states = states.replace(_CONTENDED_BYTE, _TAKEN_BYTE)
         if states.count(TAKEN) * _FEW >= len(states):
             self._states = states.replace(_TAKEN_BYTE, _FREE_BYTE)
         else:
             self._forget(bytearray(self._shelf.template))
+
+    def _propose_anew(self) -> int:
+        """Draw some ports; returns one of them, 0 if there are none."""
+        states, shelf, resting = self._states, self._shelf, self._resting
+        low, size, take = shelf.low, len(states), shelf.numbers.take
+        mapped = states is not shelf.template
+        if resting is not None:
+            for port in resting.take_rested(shelf.rest.now()):
+                self._wake(port)
+        # Without a map, what is known of ports that rest, and of those drawn with it.
+        avoided = set(resting or ()) if not mapped else set[int]()
+        proposals: list[int] = []
+        for _ in range(self._batch):
+            for _ in range(_DRAWS):
+                index = take() % size
+                if not states[index] and low + index not in avoided:
+                    break
+            else:
+                # Those that rest one by one, so that each has rested longest.
+                index = self._next_free(index) if not proposals else states.find(FREE)
+                if index < 0 or low + index in avoided:
+                    break
+            proposals.append(low + index)
+            if mapped:
+                states[index] = PROPOSED  # type: ignore[index] # what is not shared can be written
+            else:
+                avoided.add(low + index)
+        self._batch = min(2 * self._batch, _BATCH)
+        self._given += len(proposals)
+        port = proposals.pop() if proposals else 0
+        # Another thread may have drawn at the same moment.
+        self.drawn += proposals
+        return port
+
+    def _next_free(self, index: int) -> int:
+        """Return where the next free port is, or the one that has rested longest; -1 for none."""
+        states = self._states
+        found = states.find(FREE, index)
+        if found < 0:
+            found = states.find(FREE)
+        if found >= 0 and (not self._resting or states is not self._shelf.template):
+            return found
+        resting = self._resting
+        while resting:
+            index = resting.take_oldest() - self._shelf.low
+            if states is self._shelf.template or states[index] == RESTING:
+                return index
+        return -1
+
+    def _map(self) -> None:
+        """Have a map, on which what is known is marked."""
+        self._states = bytearray(self._shelf.template)
+        for port in self.drawn:
+            self._mark(port, PROPOSED)
+        self._mark_resting()
+
+    def _mark_resting(self) -> None:
+        low, states = self._shelf.low, self._states
+        for port in self._resting or ():
+            if states[port - low] == FREE:
+                self._mark(port, RESTING)
+
+    def _wake(self, port: int) -> None:
+        """Have a port again that has rested, unless it is in use by now."""
+        states = self._states
+        index = port - self._shelf.low
+        if states is not self._shelf.template and states[index] == RESTING:
+            self._mark(port, FREE)
 
     def _forget(self, states: bytes | bytearray) -> None:
         self._states = states

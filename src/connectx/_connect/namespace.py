@@ -20,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from connectx._connect.ledger import Numbers, Shelf, template
+from connectx._connect.rest import Rest
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
 from connectx.linux.uapi import (
@@ -115,6 +116,7 @@ class Namespace:
         self._template: tuple[PortRange, bytes] | None = None
         self._shelves: weakref.WeakValueDictionary[Hashable, Shelf] = weakref.WeakValueDictionary()
         self._numbers = Numbers(os.urandom)
+        self._rest = Rest(monotonic)
 
     def __repr__(self) -> str:
         ledgers = sum(map(len, self._shelves.values()))
@@ -143,7 +145,7 @@ class Namespace:
             known = self._template
             if known is None or known[0] != ports:
                 known = self._template = ports, template(ports, self.reserved)
-            shelf = self._shelves[key] = Shelf(ports.low, known[1], self._numbers)
+            shelf = self._shelves[key] = Shelf(ports.low, known[1], self._numbers, self._rest)
         return shelf
 
     def honours(self, protocol: str, port: int) -> bool:

@@ -1,0 +1,233 @@
+"""Ports that were in use a moment ago come back late, and still at random."""
+
+import itertools
+import tracemalloc
+from collections import Counter
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectx._connect.ledger import Ledger, Shelf
+from connectx._connect.rest import LEDGER, MINUTE, MOST, Rest, RestingPorts, age
+from connectx.addresses import PortRange
+from tests._connect.plans import shelf_of
+
+DEFAULT_RANGE: Final = PortRange(32768, 60999)
+EIGHT: Final = PortRange(20000, 20007)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def use(ledger: Ledger) -> int:
+    """Open a connection, and close it."""
+    port = ledger.propose()
+    assert port
+    ledger.released(port)
+    return port
+
+
+def all_of(ledger: Ledger) -> list[int]:
+    ports = []
+    while port := ledger.propose():
+        ports.append(port)
+    return ports
+
+
+class TestOneAfterTheOther:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_no_port_comes_back_in_a_minute(self, clock: Clock, seed: int) -> None:
+        """As plain connect() over the default range: of 1,500 calls, none."""
+        ledger = shelf_of(DEFAULT_RANGE, seed=seed, clock=clock).ledger("there")
+        ports = []
+        for _ in range(1500):
+            ports.append(use(ledger))
+            clock.seconds += MINUTE / 1500
+        assert len(set(ports)) == len(ports)
+
+    @pytest.mark.parametrize("size", [1, 2, 8, 100])
+    def test_more_often_than_there_are_ports_each_has_rested_longest(
+        self, clock: Clock, size: int
+    ) -> None:
+        ledger = shelf_of(PortRange(20000, 20000 + size - 1), clock=clock).ledger("there")
+        ports = [use(ledger) for _ in range(5 * size)]
+        for start in range(4 * size):
+            # Up to half of the ports are drawn before they are needed, in no order.
+            assert len(set(ports[start : start + size])) >= size / 2
+
+    def test_after_a_minute_any_may_come(self, clock: Clock) -> None:
+        ledger = shelf_of(EIGHT, clock=clock).ledger("there")
+        first = [use(ledger) for _ in range(8)]
+        clock.seconds += MINUTE + 2
+        again = {tuple(use(ledger) for _ in range(8))}
+        for _ in range(20):
+            clock.seconds += MINUTE + 2
+            again.add(tuple(use(ledger) for _ in range(8)))
+        assert all(sorted(each) == sorted(first) for each in again)
+        assert len(again) > 1
+
+    def test_what_rests_is_known_to_a_ledger_that_is_asked_for_again(self, clock: Clock) -> None:
+        """Nobody else refers to it in between."""
+        shelf = shelf_of(EIGHT, clock=clock)
+        used = [use(shelf.ledger("there")) for _ in range(8)]
+        assert len(set(used)) == 8
+
+    @pytest.mark.parametrize("near", [0, 20_000, 28_000])
+    def test_what_is_drawn_is_uniform_over_the_rested(self, clock: Clock, near: int) -> None:
+        """Between ports that are in use, or rest: no free port is likelier than another."""
+        ledger = shelf_of(DEFAULT_RANGE, clock=clock).ledger("there")
+        ledger.survey(range(DEFAULT_RANGE.low, DEFAULT_RANGE.low + near))
+        free = DEFAULT_RANGE.size - near
+        bins = 16
+        counts = Counter[int]()
+        rounds = 6000 // bins * bins
+        for _ in range(rounds):
+            port = use(ledger)
+            counts[(port - DEFAULT_RANGE.low - near) * bins // free] += 1
+            clock.seconds += MINUTE + 2
+        expected = rounds / bins
+        chi_square = sum((counts[each] - expected) ** 2 / expected for each in range(bins))
+        # 15 degrees of freedom: 99.9 % of uniform samples lie below 37.7. Where most ports are
+        # in use the first free one after them is likelier (RFC 6056, algorithm 1).
+        assert near > 20_000 or chi_square < 37.7
+
+    def test_one_destination_says_nothing_of_another(self, clock: Clock) -> None:
+        shelf = shelf_of(DEFAULT_RANGE, clock=clock)
+        one, other = shelf.ledger("one"), shelf.ledger("other")
+        pairs = [(use(one), use(other)) for _ in range(1000)]
+        differences = Counter(
+            (b - a) % DEFAULT_RANGE.size * 8 // DEFAULT_RANGE.size for a, b in pairs
+        )
+        assert max(differences.values()) < 2 * min(differences.values())
+
+
+class TestNearExhaustion:
+    def test_the_last_port_is_found_although_it_rests(self, clock: Clock) -> None:
+        ledger = shelf_of(EIGHT, clock=clock).ledger("there")
+        ledger.survey([])
+        ports = all_of(ledger)
+        ledger.released(ports[3])
+        assert all_of(ledger) == [ports[3]]
+
+    def test_the_longest_rested_comes_first(self, clock: Clock) -> None:
+        ledger = shelf_of(EIGHT, clock=clock).ledger("there")
+        ledger.survey([])
+        ports = all_of(ledger)
+        for port in ports:
+            ledger.released(port)
+            clock.seconds += 1
+        again = all_of(ledger)
+        # The last of a batch that was drawn is the first to be proposed.
+        assert set(again) == set(ports)
+
+    def test_a_port_that_the_kernel_has_chosen_meanwhile_is_not_proposed(
+        self, clock: Clock
+    ) -> None:
+        ledger = shelf_of(EIGHT, clock=clock).ledger("there")
+        ledger.survey([])
+        ports = all_of(ledger)
+        ledger.refused(ports.pop())
+        for port in ports[:2]:
+            ledger.released(port)
+        ledger.found(ports[0])
+        assert all_of(ledger) == [ports[1]]
+
+
+class TestMemory:
+    def test_four_octets_a_port(self) -> None:
+        resting = RestingPorts()
+        tracemalloc.start()
+        try:
+            for port in range(28_232):
+                resting.add(port, 0)
+            assert tracemalloc.get_traced_memory()[0] < 4 * 28_232 * 1.2
+        finally:
+            tracemalloc.stop()
+
+    def test_it_is_bounded_and_the_oldest_goes_first(self, clock: Clock) -> None:
+        shelf = shelf_of(DEFAULT_RANGE, clock=clock)
+        count = 2 * MOST // LEDGER
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                use(shelf.ledger(number))
+            used = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert shelf.rest.octets <= MOST
+        assert used < 1.5 * MOST
+        assert len(shelf) == len(shelf.rest) < count
+        assert shelf.ledger(count - 1)._resting is not None
+        assert shelf.ledger(0)._resting is None
+
+    def test_after_a_minute_idle_destinations_are_nothing(self, clock: Clock) -> None:
+        shelf = shelf_of(DEFAULT_RANGE, clock=clock)
+        for number in range(100):
+            use(shelf.ledger(number))
+        clock.seconds += MINUTE + 2
+        for _ in range(51):
+            use(shelf.ledger("there"))
+        assert len(shelf.rest) == len(shelf) == 1
+
+    def test_the_octets_add_up(self, clock: Clock) -> None:
+        shelf = shelf_of(EIGHT, clock=clock)
+        for number, _ in itertools.product(range(10), range(40)):
+            use(shelf.ledger(number))
+        ledgers = [shelf.ledger(number) for number in range(10)]
+        kept = sum(LEDGER + 4 * len(each._resting or ()) + EIGHT.size for each in ledgers)
+        assert kept <= shelf.rest.octets <= kept + 4 * 10 * EIGHT.size
+        clock.seconds += MINUTE + 2
+        for _ in range(9):
+            use(ledgers[0])
+        assert len(shelf.rest) == 1
+        assert shelf.rest.octets <= LEDGER + 5 * EIGHT.size
+
+
+@given(
+    st.lists(st.one_of(st.integers(1, 65535), st.none()), max_size=200),
+    st.integers(0, 0xFFFF),
+)
+def test_ports_wake_in_the_order_in_which_they_were_closed(
+    steps: list[int | None], start: int
+) -> None:
+    """A plain list beside it; None: the oldest is taken, and a second passes."""
+    resting, plain, now = RestingPorts(), list[tuple[int, int]](), start
+    for step in steps:
+        if step is None:
+            taken = resting.take_oldest()
+            assert taken == (plain.pop(0)[0] if plain else 0)
+            now = (now + 1) & 0xFFFF
+        else:
+            resting.add(step, now)
+            plain.append((step, now))
+        assert list(resting) == [port for port, _ in plain]
+    later = (now + MINUTE) & 0xFFFF
+    assert resting.take_rested(later) == [port for port, at in plain if age(at, later) > MINUTE]
+
+
+def test_a_clock_that_begins_anew(clock: Clock) -> None:
+    clock.seconds = 65536 - 10
+    rest = Rest(clock)
+    then = rest.now()
+    clock.seconds += 30
+    assert age(then, rest.now()) == 30
+
+
+def test_shelves_share_what_bounds_them(clock: Clock) -> None:
+    first = shelf_of(EIGHT, clock=clock)
+    second = Shelf(EIGHT.low, first.template, first.numbers, first.rest)
+    use(first.ledger("there"))
+    use(second.ledger("there"))
+    assert len(first.rest) == 2
