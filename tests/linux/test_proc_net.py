@@ -1,16 +1,19 @@
 """Tables, counters and addresses of a namespace: what is read, and where it is read."""
 
+import contextlib
 import socket
 import sys
 
 import pytest
 
-from connectx.linux import proc_net
+from connectx.addresses import packed, unmapped
+from connectx.linux import proc_net, uapi
 from connectx.linux.proc_net import Table
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests import limits
-from tests.kernel.raw import FIRST
+from tests.api.calls import TCP_MAPPED, close_first
+from tests.kernel.raw import FIRST, TCP, TCP6, Transport
 from tests.observe.helpers import leave_time_wait
 
 SOCKSTAT = """\
@@ -117,3 +120,39 @@ def test_multicast_groups_that_programs_have_joined(network: Network) -> None:
         sock6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
         assert proc_net.multicast_groups() == {"239.1.2.3", "ff0e::1234"}
     assert proc_net.multicast_groups() == set()
+
+
+def ends(sock: socket.socket) -> tuple[bytes, int, bytes, int]:
+    (host, port, *_), (to, to_port, *_) = sock.getsockname(), sock.getpeername()
+    wire = [unmapped(packed(each) or b"") for each in (host, to)]
+    return wire[0], port, wire[1], to_port
+
+
+@pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED], ids=str)
+def test_tcp_sockets_on_a_4_tuple(
+    transport: Transport, servers: Servers, closing: contextlib.ExitStack
+) -> None:
+    servers.listen(transport.source, FIRST)
+    first, second = (closing.enter_context(transport.socket()) for _ in range(2))
+    for sock in (first, second):
+        sock.connect((transport.source, FIRST))
+    source, port, destination, to_port = ends(first)
+    found = proc_net.tcp_sockets(source, port, destination, to_port)
+    assert found == [proc_net.TcpSocket(uapi.TCP_ESTABLISHED, in_time_wait=False)]
+    assert proc_net.tcp_sockets(b"", port, destination, to_port) == found
+    assert proc_net.tcp_sockets(source, port, destination, to_port + 1) == []
+    assert proc_net.tcp_sockets(source, 1, destination, to_port) == []
+
+
+@pytest.mark.parametrize("state", [uapi.TCP_TIME_WAIT, uapi.TCP_FIN_WAIT2])
+@pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED], ids=str)
+def test_tcp_sockets_of_which_only_a_time_wait_is_left(
+    transport: Transport, servers: Servers, state: int
+) -> None:
+    listener = servers.listen(transport.source, FIRST)
+    with transport.socket() as sock:
+        sock.connect((transport.source, FIRST))
+        server, _ = limits.accept(listener)
+        found = ends(sock)
+        close_first(sock, server, state)
+    assert proc_net.tcp_sockets(*found) == [proc_net.TcpSocket(state, in_time_wait=True)]

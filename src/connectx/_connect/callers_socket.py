@@ -7,34 +7,37 @@ import errno
 import os
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.connection import Connection
-from connectx._connect.namespace import identity_of
+from connectx._connect.namespace import NetlinkRefused, identity_of
 from connectx._connect.plan import absence
 from connectx._connect.request import PLAIN, Options, parse, request_with, require_served
-from connectx._connect.udp_connect import claim, claim_alone, claim_by_placeholder
+from connectx._connect.udp_connect import Contested, claim, claim_alone, join
 from connectx.addresses import AF_INET, AF_INET6, PROTOCOL_OF, SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
 from connectx.linux.uapi import (
     IP_BIND_ADDRESS_NO_PORT,
-    IP_FREEBIND,
     IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
     IPPROTO_MPTCP,
     MSG_FASTOPEN,
     SO_BINDTOIFINDEX,
+    SO_BROADCAST,
     SO_MARK,
     SO_REUSEADDR,
     SO_REUSEPORT,
     SOL_SOCKET,
+    TCP_ESTABLISHED,
 )
 
 if TYPE_CHECKING:
+    from connectx._connect.plan import Ends
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
     from connectx.addresses import Address, PortRange
+    from connectx.linux.netlink import NetlinkSocket
 
 #: The C class has these, and all subclasses of the standard library's share them.
 _FAMILY: Final = socket.SocketType.family.__get__
@@ -192,86 +195,127 @@ class CallersConnection(Connection):
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port; it must not get stuck on it."""
-        plan, request = self.plan, self.request
+        plan = self.plan
+        if not plan.terms.releasable:
+            self._claim_for_good(port)
+            return
         namespace = plan.terms.namespace
-        source = plan.source_at(port)
-        if plan.terms.releasable and (
-            not namespace.shared_until or namespace.shared_until < monotonic()
-        ):
-            if claim_alone(self.sock, source, request.address, releasable=True):
+        if not namespace.shared_until or namespace.shared_until < monotonic():
+            source = plan.source_at(port)
+            if claim_alone(self.sock, source, self.request.address, releasable=True):
                 if plan.checks:
                     self._check()
                 return
             namespace.shared_until = monotonic() + _CROWDED
-        ends, netlink = plan.ends(), namespace.diag
-        source = (ends.host, port, *request.source_suffix)  # type: ignore[assignment] # two or four
-        if not plan.terms.releasable:
-            # A port that bind() was given cannot be released again.
-            with self._twin() as placeholder:
-                try:
-                    claim_by_placeholder(
-                        self.sock, placeholder, ends.lookup, netlink, source, request.address
-                    )
-                except OSError as error:
-                    self._require_local(error, ends.host)
-                    raise
-            return
+        try:
+            ends, netlink = plan.ends(), namespace.diag
+        except NetlinkRefused:
+            if not self._claim_unshared(plan.source_at(port)):
+                raise
+        else:
+            self._claim_shared(ends, netlink, port)
+        if plan.checks:
+            self._check()
+
+    def _claim_shared(self, ends: Ends, netlink: NetlinkSocket, port: int) -> None:
+        """Connect from a port that others have, if nobody has the 4-tuple."""
+        namespace = self.plan.terms.namespace
+        source: Any = (ends.host, port, *self.request.source_suffix)
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
-            self._require_sharable(source)
+            # A window that is refused costs milliseconds, for the search it ends in ignores
+            # its size; a refused bind of another socket, microseconds.
+            self._try_bind(source, sharing=True)
         try:
             claim(
                 self.sock,
                 ends.lookup,
                 netlink,
                 source,
-                request.address,
+                self.request.address,
                 releasable=True,
-                beside_services=plan.terms.asked != 0,
+                beside_services=self.plan.terms.asked != 0,
             )
         except OSError as error:
             self._require_local(error, ends.host)
             if error.errno == errno.EADDRINUSE:
                 namespace.crowded_until = monotonic() + _CROWDED
             raise
-        if plan.checks:
-            self._check()
 
-    def _require_sharable(self, source: Address) -> None:
-        """Raise OSError (EADDRINUSE) if the port's holder does not share it.
+    def _claim_unshared(self, source: Address) -> bool:
+        """Connect from a port that nobody has; False if others have it and share it.
 
-        A window that is refused costs milliseconds, for the search it ends in ignores
-        its size; a refused bind of another socket, which need not be kept, microseconds.
+        Raises OSError (EADDRINUSE) if they do not.
         """
-        with self._twin() as scratch:
-            scratch.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            # Whether the address is local is the real socket's affair: it may be
-            # transparent, or have this option itself.
-            scratch.setsockopt(IPPROTO_IP, IP_FREEBIND, 1)
-            scratch.bind(source)
+        try:
+            self._try_bind(source, sharing=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            if claim_alone(self.sock, source, self.request.address, releasable=True):
+                return True
+        self._try_bind(source, sharing=True)
+        return False
+
+    def _claim_for_good(self, port: int) -> None:
+        """Connect a datagram socket from a port that no window can have.
+
+        Such a port cannot be released again, so another socket takes the 4-tuple first. It may
+        need a privilege that this process has given up since the socket was made: then the
+        socket goes by itself, as with bind() and connect().
+        """
+        plan, request = self.plan, self.request
+        ends: Ends | None = None
+        source: Any = plan.source_at(port)
+        with contextlib.suppress(NetlinkRefused):
+            netlink = plan.terms.namespace.diag
+            ends = plan.ends()
+            source = (ends.host, port, *request.source_suffix)
+        with self._twin() as twin:
+            first = twin if self._equip(twin) else self.sock
+            if ends is not None and first is self.sock:
+                record = ends.lookup.find_record(netlink, port)
+                if record is not None and record.state == TCP_ESTABLISHED:
+                    raise Contested(connected=True)
+            try:
+                if not claim_alone(first, source, request.address):
+                    if ends is None:
+                        self._try_bind(source, sharing=True)
+                        netlink = plan.terms.namespace.diag  # Raises why it could not be had.
+                        ends = plan.ends()
+                    claim(first, ends.lookup, netlink, source, request.address, beside_services=True)
+                if first is twin:
+                    join(self.sock, source, request.address)
+            except OSError as error:
+                self._require_local(error, source[0])
+                raise
 
     def _twin(self) -> socket.socket:
-        """Return another socket that may do what this one may."""
-        sock, options = self.sock, self.request.origin.options
+        """Return another socket of this one's kind, in its namespace."""
         twin = socket.socket(self._family, self._kind, self._proto)
+        # The thread may have netlink sockets into the other one still.
+        if identity_of(twin) != self.plan.terms.namespace.identity:
+            twin.close()
+            raise absence(self.request)
+        return twin
+
+    def _equip(self, twin: socket.socket) -> bool:
+        """Set on a socket what bind() and connect() look at; False if that is not allowed."""
+        sock, options = self.sock, self.request.origin.options
+        if sock.getsockopt(SOL_SOCKET, SO_BROADCAST):
+            twin.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
+        if sockopts.get_ip_freebind(sock):
+            sockopts.set_ip_freebind(twin, on=True)
         try:
-            self._require_here(twin)
             if options.mark:
                 sockopts.set_so_mark(twin, options.mark)
             if options.interface:
                 sockopts.set_so_bindtoifindex(twin, options.interface)
-            if sockopts.get_ip_freebind(sock):
-                sockopts.set_ip_freebind(twin, on=True)
             if sockopts.get_ip_transparent(sock):
                 sockopts.set_ip_transparent(twin, on=True)
-        except BaseException:
-            twin.close()
-            raise
-        return twin
-
-    def _require_here(self, twin: socket.socket) -> None:
-        """Refuse to go on in another namespace, where the thread may have netlink sockets still."""
-        if identity_of(twin) != self.plan.terms.namespace.identity:
-            raise absence(self.request)
+        except PermissionError:
+            return False
+        return True
 
     def _made(self, port: int) -> None:
         """Set back what only finding a port has needed, so that it binds no later connect()."""

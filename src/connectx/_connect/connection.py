@@ -8,6 +8,7 @@ create_connection(), asyncio, trio and the Dialer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from connectx._connect import own_socket
 from connectx._connect.attempt import Attempt
 from connectx._connect.failures import failure
-from connectx._connect.namespace import NAMESPACES
+from connectx._connect.namespace import NAMESPACES, NetlinkRefused, identity_of
 from connectx._connect.own_socket import OwnSocket
-from connectx._connect.plan import make_plan
+from connectx._connect.plan import absence, make_plan, without_netlink
 from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Pause, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
@@ -32,7 +33,12 @@ from connectx._connect.udp_connect import (
 )
 from connectx.addresses import PortRange, packed, unmapped
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
-from connectx.linux.sockopts import set_ip_freebind, set_ip_local_port_range
+from connectx.linux.sockopts import (
+    set_ip_freebind,
+    set_ip_local_port_range,
+    set_so_bindtoifindex,
+    set_so_reuseaddr,
+)
 from connectx.linux.uapi import (
     IP_BIND_ADDRESS_NO_PORT,
     IP_LOCAL_PORT_RANGE,
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from connectx._connect.plan import Plan
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
+    from connectx.addresses import Address
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
 DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
@@ -119,7 +126,22 @@ class Connection:
 
     leaves_handshake = False
 
-    __slots__ = ("_apart", "plan", "reports", "request", "retries", "sock", "under_way")
+    __slots__ = (
+        "_apart",
+        "_surveyed",
+        "_unshared",
+        "plan",
+        "reports",
+        "request",
+        "retries",
+        "sock",
+        "under_way",
+    )
+
+    # Where netlink is refused, unset before: whether every port was taken for free, once, and
+    # the error for a port that could not be shared.
+    _surveyed: bool
+    _unshared: ConnectxError
 
     plan: Plan
     under_way: bool
@@ -289,7 +311,7 @@ class Connection:
     def _act(self, action: Action | Verdict, attempt: Attempt) -> Steps[bool]:
         """Do one thing; returns whether the socket is connected."""
         if isinstance(action, Verdict):
-            raise failure(action, self.plan, attempt.failures)
+            raise getattr(self, "_unshared", None) or failure(action, self.plan, attempt.failures)
         if action is Action.CLAIM:
             self._claim(attempt.low)
             return True
@@ -368,11 +390,16 @@ class Connection:
                 return
             # Others are the likelier to have the next ones, too.
             shelf.shared_calls = shelf.in_vain = min(2 * shelf.in_vain + 1, _MOST_SHARED)
-        ends = plan.ends()
         try:
-            netlink = plan.terms.namespace.sockets.diag
-        except AttributeError:
-            netlink = plan.terms.namespace.diag
+            ends = plan.ends()
+            try:
+                netlink = plan.terms.namespace.sockets.diag
+            except AttributeError:
+                netlink = plan.terms.namespace.diag
+        except NetlinkRefused:
+            shelf.shared_calls = 0
+            self._try_bind(plan.source_at(port), sharing=True)
+            raise
         source = (ends.host, port) + request.source_suffix  # noqa: RUF005
         try:
             claim(
@@ -388,6 +415,24 @@ class Connection:
             raise
         if plan.may_meet_itself:
             self._check()
+
+    def _try_bind(self, source: Address, *, sharing: bool) -> None:
+        """Bind another socket, to find out whether a datagram port is unused, or is shared.
+
+        Raises OSError (EADDRINUSE) if it is not. That costs microseconds, and leaves the socket
+        at hand as it was.
+        """
+        origin = self.request.origin
+        with socket.socket(origin.family, origin.type, origin.proto) as scratch:
+            if identity_of(scratch) != self.plan.terms.namespace.identity:
+                raise absence(self.request)
+            if origin.options.interface:
+                set_so_bindtoifindex(scratch, origin.options.interface)
+            set_so_reuseaddr(scratch, on=sharing)
+            # Whether the address is local is the real socket's affair: it may be
+            # transparent, or have this option itself.
+            set_ip_freebind(scratch, on=True)
+            scratch.bind(source)
 
     def _shake_hands(self, seconds: float | None) -> Steps[None]:
         """Have the driver wait for the end of the handshake."""
@@ -413,12 +458,27 @@ class Connection:
         if isinstance(error, ConnectxError):
             return None
         if not self.request.origin.stream:
-            if self.plan.host:
-                self._require_local(error, self.plan.host)
-            elif error.errno == errno.EADDRNOTAVAIL:
-                # Of connect(), which has no source to take: routing may know why.
-                self.plan.terms.route(self.request, b"")
-                return None
+            return self._outcome_of_claim(error)
+        return _OUTCOMES.get(error.errno or 0)
+
+    def _outcome_of_claim(self, error: OSError) -> Outcome | None:
+        """Do the same for a datagram socket."""
+        plan, request = self.plan, self.request
+        if isinstance(error, NetlinkRefused):
+            # Another port may be nobody's, so this is the error only in the end.
+            if not hasattr(self, "_unshared"):
+                asked = plan.terms.asked
+                ports = f"source port {asked}" if asked else "source ports that are left"
+                purpose = f"sharing with other sockets the {ports} to {request.destination}"
+                self._unshared = without_netlink(request, error, purpose)
+            return Outcome.OCCUPIED
+        if plan.host:
+            self._require_local(error, plan.host)
+        elif error.errno == errno.EADDRNOTAVAIL:
+            # Of connect(), which has no source to take: routing may know why.
+            with contextlib.suppress(NetlinkRefused):
+                plan.terms.route(request, b"")
+            return None
         return _OUTCOMES.get(error.errno or 0)
 
     def _require_local(self, error: OSError, host: str) -> None:
@@ -438,13 +498,22 @@ class Connection:
         (EXDEV) in one of another.
         """
         plan, request = self.plan, self.request
+        try:
+            netlink = plan.terms.namespace.diag
+            source = plan.ends().source
+        except NetlinkRefused:
+            # Every port is tried then, once: the kernel refuses those that are not free.
+            if hasattr(self, "_surveyed"):
+                return Outcome.NONE_FREE
+            self._surveyed = True
+            return Outcome.SOME_FREE if plan.ledger.survey(()) else Outcome.NONE_FREE
         from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in namespace.py
 
         in_use = ports_toward(
-            plan.terms.namespace.diag,
+            netlink,
             request.origin.table,
             request.origin.wire_family,
-            plan.ends().source,
+            source,
             request.wire_destination,
             request.destination.port,
             interface=request.scope,
@@ -462,11 +531,14 @@ class Connection:
         if action is Action.SURVEY:
             return cast("Outcome", (yield Work(self._survey)))
         if action is Action.RETRY:
-            if not plan.ledger.retry():
+            if hasattr(self, "_surveyed") or not plan.ledger.retry():
                 return Outcome.NONE_FREE
             yield from self._let_others_finish(attempt.failures)
             return Outcome.SOME_FREE
-        record = plan.ends().lookup.find_record(plan.terms.namespace.diag, attempt.low)
+        try:
+            record = plan.ends().lookup.find_record(plan.terms.namespace.diag, attempt.low)
+        except NetlinkRefused as refusal:
+            return self._look_in_proc(attempt.low, refusal)
         if record is None or record.state in _UNCONNECTED_STATES:
             return Outcome.NOTHING
         return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
@@ -482,10 +554,35 @@ class Connection:
         else:
             yield Pause(_TIME_SLICE)
 
+    def _look_in_proc(self, port: int, refusal: NetlinkRefused) -> Outcome:
+        """Find out who is on a stream's 4-tuple where netlink is refused."""
+        request = self.request
+        from connectx.linux.proc_net import tcp_sockets  # noqa: PLC0415 - where nothing else will do
+
+        try:
+            found = tcp_sockets(
+                request.origin.wire_source,
+                port,
+                request.wire_destination,
+                request.destination.port,
+            )
+        except OSError as error:
+            if request.origin.options.replaceable:
+                # It may get stuck on the port, so bind() and connect() can find out.
+                return Outcome.NOTHING
+            purpose = f"looking up the port {port} without /proc/net ({error.strerror})"
+            raise without_netlink(request, refusal, purpose) from error
+        if not found:
+            return Outcome.NOTHING
+        return Outcome.TIME_WAIT if all(each.in_time_wait for each in found) else Outcome.OCCUPIED
+
     def _plan_again(self) -> Plan | None:
         """Plan anew with sysctls and routes as they are now; None if nothing has changed."""
         namespace = NAMESPACES.look_again(self.plan.terms.namespace)
-        return make_plan(namespace, self.request, unlike=self.plan)
+        try:
+            return make_plan(namespace, self.request, unlike=self.plan)
+        except NetlinkRefused:
+            return None
 
     def _check(self) -> None:
         """Make sure that the source is one that was asked for, and not the destination itself."""

@@ -6,8 +6,10 @@ import errno
 import functools
 from typing import TYPE_CHECKING, Final
 
+from connectx._connect.namespace import NetlinkRefused
+from connectx._connect.plan import require_ipv6
 from connectx._connect.strategies import Verdict
-from connectx.addresses import FourTuple
+from connectx.addresses import AF_INET6, FourTuple
 from connectx.errors import ConnectxError, PortHeld, PortsExhausted, TupleInUse
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ _FAILURES: Final[dict[Verdict, tuple[type[ConnectxError], int, int]]] = {
     Verdict.PORT_HELD: (PortHeld, errno.EADDRINUSE, errno.EADDRINUSE),
 }
 
-#: Why routing may not be asked: the thread is in another namespace, or there are no
-#: descriptors or memory left. That must not take the place of what the errno is about.
+#: Why routing may not be asked: the thread is in another namespace, there are no descriptors or
+#: memory left, or the kernel's netlink has no such request (gVisor). That must not take the
+#: place of what the errno is about.
 _CANNOT_ASK: Final = frozenset(
-    {errno.EXDEV, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+    {errno.EXDEV, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP}
 )
 
 
@@ -55,6 +58,10 @@ def _routed_host(plan: Plan) -> str:
     """Return the source that routing chooses, where nobody else has."""
     try:
         source = plan.terms.route(plan.request, b"").source
+    except NetlinkRefused as error:
+        if plan.request.origin.wire_family == AF_INET6:
+            require_ipv6(error)
+        return ""
     except OSError as error:
         if error.errno not in _CANNOT_ASK:
             raise

@@ -77,6 +77,20 @@ FORGET: Final = 60.0
 MOST_PLANS: Final = 1024
 
 
+#: What socket(2) fails with where a sandbox refuses netlink (seccomp, with an errno of its
+#: author's choice; an LSM), or the kernel has none (gVisor).
+_REFUSALS: Final = frozenset(
+    {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EPERM, errno.EACCES, errno.ENOSYS}
+)
+
+
+class NetlinkRefused(OSError):  # noqa: N818 - what has happened, which need not be an error
+    """This process may not open a netlink socket; the errno is socket(2)'s.
+
+    A class of its own, for a route may be refused with the same errno.
+    """
+
+
 class Namespace:
     """One network namespace, as it was when its sysctls were last read.
 
@@ -163,6 +177,7 @@ class Namespace:
 
         Raises:
             OSError: EXDEV, in a thread that is in another namespace.
+            NetlinkRefused: A sandbox does not allow it.
         """
         try:
             return self.sockets.diag
@@ -251,6 +266,7 @@ class Namespaces:
 
         Raises:
             OSError: EXDEV, where the thread is in another namespace.
+            NetlinkRefused: A sandbox does not allow it.
         """
         if thread_identity() != namespace.identity:
             raise OSError(errno.EXDEV, "the socket belongs to another network namespace")
@@ -262,7 +278,15 @@ class Namespaces:
         self._thread.namespace = weakref.ref(namespace)
         from connectx.linux.netlink import NetlinkSocket  # noqa: PLC0415 - see above
 
-        return NetlinkSocket(protocol)
+        try:
+            return NetlinkSocket(protocol)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            name = "NETLINK_ROUTE" if protocol == NETLINK_ROUTE else "NETLINK_SOCK_DIAG"
+            raise NetlinkRefused(
+                error.errno, f"{name} is refused to this process ({error.strerror})"
+            ) from error
 
     def _namespace(self, identity: Identity) -> Namespace:
         namespace = self._namespaces.get(identity)

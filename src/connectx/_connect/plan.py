@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 from connectx._connect import strategies
-from connectx._connect.namespace import MOST_PLANS, windows_work
+from connectx._connect.namespace import MOST_PLANS, NetlinkRefused, windows_work
 from connectx._connect.strategies import Case, Need
 from connectx.addresses import HIGHEST_PORT, PortRange
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
@@ -112,6 +112,7 @@ class Terms:
 
         Raises:
             OSError: As connect() would.
+            NetlinkRefused: Routing may not be asked.
         """
         origin = self.origin
         interface = origin.options.interface or request.destination.scope_id
@@ -135,7 +136,7 @@ class Terms:
         except OSError as error:
             number = error.errno or 0
             if origin.wire_family == AF_INET6 and number == errno.ENETUNREACH:
-                _require_ipv6(error)
+                require_ipv6(error)
             # In the class that connect() would raise it in: PermissionError and so on.
             raise OSError(number, os.strerror(number)) from error
 
@@ -222,6 +223,7 @@ class Plan:
         Raises:
             OSError: As connect() would, where there is no route.
             NotSupported: The thread is in another namespace.
+            NetlinkRefused: Sockets may not be looked up.
         """
         if self.looked is None:
             terms, request = self.terms, self.request
@@ -314,8 +316,12 @@ def routed_source(namespace: Namespace, request: Request) -> bytes:
 
     Raises:
         OSError: As connect() would.
+        NotSupported: Routing may not be asked.
     """
-    return _terms(namespace, request).route(request, b"").source
+    try:
+        return _terms(namespace, request).route(request, b"").source
+    except NetlinkRefused as error:
+        raise without_netlink(request, error, "asking for the route") from error
 
 
 def absence(request: Request) -> ConnectxError:
@@ -325,6 +331,15 @@ def absence(request: Request) -> ConnectxError:
         "the socket belongs to another network namespace than the calling thread, so "
         "its port range and its sockets cannot be looked up: call from a thread in "
         "the socket's namespace",
+    )
+
+
+def without_netlink(request: Request, error: NetlinkRefused, purpose: str) -> ConnectxError:
+    """Return the error for what cannot be done without netlink; purpose: what that is."""
+    return request.error(
+        NotSupported,
+        f"{purpose} needs netlink, and {error.strerror}: allow AF_NETLINK in this process's "
+        "sandbox (systemd: RestrictAddressFamilies, containers: the seccomp profile)",
     )
 
 
@@ -403,12 +418,16 @@ def _interface(terms: Terms, request: Request, source: bytes) -> int:
         return 0
 
 
-def _require_ipv6(error: OSError) -> None:
-    """Raise what connect() raises where no interface has an IPv6 address."""
-    # Not /proc/net, which shows the namespace of the process's first thread.
-    with open("/proc/thread-self/net/if_inet6", "rb") as addresses:  # noqa: PTH123 - importing pathlib takes 3 ms
-        if addresses.read(1):
-            return
+def require_ipv6(error: OSError) -> None:
+    """Raise what connect() raises where no interface has an IPv6 address, as far as /proc shows."""
+    try:
+        # Not /proc/net, which shows the namespace of the process's first thread.
+        with open("/proc/thread-self/net/if_inet6", "rb") as addresses:  # noqa: PTH123 - importing pathlib takes 3 ms
+            if addresses.read(1):
+                return
+    except OSError:
+        # No /proc, or a kernel without IPv6.
+        return
     raise OSError(
         errno.EADDRNOTAVAIL,
         "no interface in this network namespace has an IPv6 address: "

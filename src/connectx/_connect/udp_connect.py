@@ -21,8 +21,8 @@ A process that dies anywhere in between leaves nothing: its socket goes with it.
 Measured (tests/test_udp_race.py): without the lock, without the lookup, or with the
 lookup after connect() there are duplicates; like this none.
 
-`claim` is that. `claim_by_placeholder` has another socket go through it, for one that must
-not be lost and cannot take its port from a window.
+`claim` is that. A socket that must not be lost, and cannot take its port from a window, can
+`join` another one that has gone through it.
 
 Source: "How to stop running out of ephemeral ports" (2022), and
 udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.c.
@@ -150,23 +150,14 @@ def claim(
         _drop_strangers(sock, destination)
 
 
-def claim_by_placeholder(
-    sock: socket.socket,
-    placeholder: socket.socket,
-    lookup: TupleLookup,
-    netlink: NetlinkSocket,
-    source: Address,
-    destination: Address,
-) -> None:
-    """Do the same for a port that no window can have, with another socket in the section.
+def join(sock: socket.socket, source: Address, destination: Address) -> None:
+    """Connect a socket on the 4-tuple of another one of ours, which is to be closed after that.
 
-    A port that bind() was given cannot be released again, so the socket comes last: the
-    placeholder holds the 4-tuple until the socket is on it as well.
+    No lock: others who look the 4-tuple up find the other socket on it. A port that bind() was
+    given cannot be released again, so the socket comes last, when nothing can refuse it any more.
     """
-    claim(placeholder, lookup, netlink, source, destination, beside_services=True)
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(source)
-    # No lock: whoever looks the 4-tuple up finds the placeholder on it.
     sock.connect(destination)
     if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
         _drop_strangers(sock, destination)

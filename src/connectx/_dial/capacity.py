@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from connectx._connect.plan import routed_source
+from connectx._connect.namespace import NetlinkRefused
+from connectx._connect.plan import routed_source, without_netlink
 from connectx.linux.uapi import STATE_NAMES
 
 if TYPE_CHECKING:
@@ -47,13 +48,17 @@ class Capacity(NamedTuple):
 def count(namespace: Namespace, request: Request, within: set[int]) -> SourceCapacity:
     """The ports of a request's source toward its destination; within: those that may be used.
 
-    Raises OSError as routing and netlink do.
+    Raises OSError as routing and netlink do, and NotSupported where netlink is refused.
     """
     from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
 
     wire = request.origin.wire_source or routed_source(namespace, request)
+    try:
+        netlink = namespace.diag
+    except NetlinkRefused as error:
+        raise without_netlink(request, error, "counting the ports in use") from error
     found = ports_toward(
-        namespace.diag,
+        netlink,
         request.origin.table,
         request.origin.wire_family,
         wire,

@@ -5,7 +5,8 @@ ends are left:
 
 - The dialer's own sockets that have another owner now: SSL's, detached ones, and those that
   were made elsewhere. They are looked for by their 4-tuple (`Unreported`), some at each
-  call, and all before a call is refused.
+  call, and all before a call is refused. Where a sandbox refuses netlink, it is looked whether
+  the descriptor is still theirs.
 - Other programs' sockets, whose end frees a port for a call that waits. While a call is the
   first in its queue it gets the kernel's notifications (`Endings`).
 """
@@ -13,11 +14,12 @@ ends are left:
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from connectx._connect.namespace import NAMESPACES, identity_of
+from connectx._connect.namespace import NAMESPACES, NetlinkRefused, identity_of
 from connectx._connect.request import parse
 from connectx.addresses import AF_INET6, V4_MAPPED_TEXT, text, unmapped
 from connectx.linux.sockopts import get_so_bindtoifindex
@@ -114,7 +116,7 @@ class _Watched:
         slot: Its place.
     """
 
-    __slots__ = ("_cookie", "_identity", "_lookup", "_port", "key", "slot")
+    __slots__ = ("_cookie", "_descriptor", "_file", "_identity", "_lookup", "_port", "key", "slot")
 
     def __init__(self, slot: Slot, sock: Any) -> None:
         from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
@@ -130,6 +132,8 @@ class _Watched:
         self.slot = slot
         self.key = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
         self._identity = identity_of(sock)
+        self._descriptor = sock.fileno()
+        self._file = _file_of(self._descriptor)
         # Of MPTCP, what is found is a subflow with a cookie of its own: the first look
         # takes its word.
         self._cookie = None if sock.proto == IPPROTO_MPTCP else self.key
@@ -147,12 +151,37 @@ class _Watched:
         """Return whether the socket is gone; its slot is given back then."""
         if namespace.identity != self._identity:
             return False
-        record = self._lookup.find_record(namespace.diag, self._port)
+        try:
+            netlink = namespace.diag
+        except NetlinkRefused:
+            return self._left()
+        record = self._lookup.find_record(netlink, self._port)
         if record is not None and record.inode and self._cookie in (None, record.cookie):
             self._cookie = record.cookie
             return False
         self.slot.release()
         return True
+
+    def _left(self) -> bool:
+        """Return whether the descriptor is the socket's no more; its slot is given back then.
+
+        The socket may be open under another one, or in another process. But a place that is
+        never given back would be lost for good.
+        """
+        try:
+            if _file_of(self._descriptor) == self._file:
+                return False
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+        self.slot.release()
+        return True
+
+
+def _file_of(descriptor: int) -> tuple[int, int]:
+    """Return what tells an open socket from every other one, as long as it is open."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 class Ending(NamedTuple):

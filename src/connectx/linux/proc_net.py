@@ -13,7 +13,9 @@ import sys
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, NamedTuple
 
+from connectx.addresses import V4_MAPPED
 from connectx.linux import sysctl
+from connectx.linux.uapi import TCP_TIME_WAIT
 
 _NET: Final = "/proc/thread-self/net/"
 
@@ -24,6 +26,9 @@ _LINK: Final = "20"
 
 #: The multicast groups that the kernel joins by itself.
 _KERNELS_OWN: Final = re.compile(r"224\.0\.0\.[12]|ff0[125]::[12]|ff02::1:ff.*")
+
+#: The timer of a TIME_WAIT in /proc/net/tcp.
+_TIME_WAIT_TIMER: Final = "03"
 
 _CONNTRACK: Final = "/proc/sys/net/netfilter/nf_conntrack_"
 
@@ -87,6 +92,55 @@ def parse_time_wait(text: str) -> int:
         if name == "TCP:" and "tw" in fields[:-1]:
             return int(fields[fields.index("tw") + 1])
     raise ValueError(f"no number of TIME_WAIT in {_NET}sockstat")
+
+
+class TcpSocket(NamedTuple):
+    """A TCP socket in /proc/net/tcp: its state, and whether only a TIME_WAIT is left of it."""
+
+    state: int
+    in_time_wait: bool
+
+
+def tcp_sockets(
+    source: bytes, source_port: int, destination: bytes, destination_port: int
+) -> list[TcpSocket]:
+    """Find the TCP sockets on a 4-tuple without netlink, in time that grows with all sockets.
+
+    Args:
+        source: The octets of an address, or b"" for any.
+        source_port: The port.
+        destination: The octets of an address: 4, of an IPv4-mapped one too.
+        destination_port: The port.
+
+    Raises:
+        OSError: /proc is not mounted, or hides the file.
+    """
+    names = ("tcp6",) if len(destination) == 16 else ("tcp", "tcp6")
+    found = []
+    for name in names:
+        mapped = V4_MAPPED if name == "tcp6" and len(destination) == 4 else b""
+        try:
+            text = _read(f"{_NET}{name}")
+        except FileNotFoundError:
+            if mapped:  # A kernel without IPv6.
+                continue
+            raise
+        pattern = (
+            f" {_hex(mapped + source) if source else '[0-9A-F]+'}:{source_port:04X} "
+            f"{_hex(mapped + destination)}:{destination_port:04X} ([0-9A-F]+) [0-9A-F:]+ ([0-9]+):"
+        )
+        for state, timer in re.findall(pattern, text):
+            number = int(state, 16)
+            # A TIME_WAIT shows its substate, which may be FIN_WAIT2 (get_timewait4_sock).
+            resting = number == TCP_TIME_WAIT or timer == _TIME_WAIT_TIMER
+            found.append(TcpSocket(number, resting))
+    return found
+
+
+def _hex(octets: bytes) -> str:
+    """Write an address as /proc/net does: words of 4 octets, each as a number of this machine."""
+    words = (octets[at : at + 4] for at in range(0, len(octets), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
 
 
 def read_tcp_ext(name: str) -> int:

@@ -17,6 +17,7 @@ SOL_SOCKET: Final = 1  # asm-generic/socket.h, always
 # Socket options, level SOL_SOCKET (1).
 SO_REUSEADDR: Final = 2  # asm-generic/socket.h, always
 SO_ERROR: Final = 4  # asm-generic/socket.h, always
+SO_BROADCAST: Final = 6  # asm-generic/socket.h, always
 SO_LINGER: Final = 13  # asm-generic/socket.h, always
 SO_REUSEPORT: Final = 15  # asm-generic/socket.h, 3.9
 SO_BINDTODEVICE: Final = 25  # asm-generic/socket.h, 2.0.30
