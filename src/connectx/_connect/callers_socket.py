@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx._connect.connection import Connection
+from connectx._connect.looking import try_bind
 from connectx._connect.namespace import NetlinkRefused, identity_of
 from connectx._connect.plan import absence
 from connectx._connect.request import PLAIN, Options, parse, request_with, require_served
@@ -224,7 +225,7 @@ class CallersConnection(Connection):
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
             # A window that is refused costs milliseconds, for the search it ends in ignores
             # its size; a refused bind of another socket, microseconds.
-            self._try_bind(source, sharing=True)
+            try_bind(self.plan, source, sharing=True)
         try:
             claim(
                 self.sock,
@@ -247,14 +248,14 @@ class CallersConnection(Connection):
         Raises OSError (EADDRINUSE) if they do not.
         """
         try:
-            self._try_bind(source, sharing=False)
+            try_bind(self.plan, source, sharing=False)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
         else:
             if claim_alone(self.sock, source, self.request.address, releasable=True):
                 return True
-        self._try_bind(source, sharing=True)
+        try_bind(self.plan, source, sharing=True)
         return False
 
     def _claim_for_good(self, port: int) -> None:
@@ -268,8 +269,7 @@ class CallersConnection(Connection):
         ends: Ends | None = None
         source: Any = plan.source_at(port)
         with contextlib.suppress(NetlinkRefused):
-            netlink = plan.terms.namespace.diag
-            ends = plan.ends()
+            ends, netlink = plan.ends(), plan.terms.namespace.diag
             source = (ends.host, port, *request.source_suffix)
         with self._twin() as twin:
             first = twin if self._equip(twin) else self.sock
@@ -280,10 +280,17 @@ class CallersConnection(Connection):
             try:
                 if not claim_alone(first, source, request.address):
                     if ends is None:
-                        self._try_bind(source, sharing=True)
-                        netlink = plan.terms.namespace.diag  # Raises why it could not be had.
-                        ends = plan.ends()
-                    claim(first, ends.lookup, netlink, source, request.address, beside_services=True)
+                        try_bind(self.plan, source, sharing=True)
+                        # Raises why they could not be had.
+                        ends, netlink = plan.ends(), plan.terms.namespace.diag
+                    claim(
+                        first,
+                        ends.lookup,
+                        netlink,
+                        source,
+                        request.address,
+                        beside_services=True,
+                    )
                 if first is twin:
                     join(self.sock, source, request.address)
             except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from connectx._connect import own_socket
 from connectx._connect.attempt import Attempt
 from connectx._connect.failures import failure
-from connectx._connect.namespace import NAMESPACES, NetlinkRefused, identity_of
+from connectx._connect.looking import look, survey, try_bind
+from connectx._connect.namespace import NAMESPACES, NetlinkRefused
 from connectx._connect.own_socket import OwnSocket
-from connectx._connect.plan import absence, make_plan, without_netlink
+from connectx._connect.plan import make_plan, without_netlink
 from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Pause, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
@@ -36,8 +36,6 @@ from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, Sourc
 from connectx.linux.sockopts import (
     set_ip_freebind,
     set_ip_local_port_range,
-    set_so_bindtoifindex,
-    set_so_reuseaddr,
 )
 from connectx.linux.uapi import (
     IP_BIND_ADDRESS_NO_PORT,
@@ -46,27 +44,18 @@ from connectx.linux.uapi import (
     SO_ERROR,
     SO_REUSEADDR,
     SOL_SOCKET,
-    TCP_BOUND_INACTIVE,
-    TCP_CLOSE,
-    TCP_FIN_WAIT2,
-    TCP_LISTEN,
-    TCP_TIME_WAIT,
 )
 
 if TYPE_CHECKING:
     from connectx._connect.plan import Plan
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
-    from connectx.addresses import Address
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
 DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
 
 #: The standard library's class, as it was before anybody patched it.
 _STANDARD_SOCKET: Final = socket.socket
-
-#: States in which a socket holds a port but no 4-tuple.
-_UNCONNECTED_STATES: Final = (TCP_LISTEN, TCP_CLOSE, TCP_BOUND_INACTIVE)
 
 #: Calls that share a UDP port at once, before one is tried alone again, where all are in use:
 #: so few tries cost nothing that one could measure.
@@ -383,7 +372,7 @@ class Connection:
         else:
             # Not unpacked, which would take twice the time.
             source: Any = (plan.host, port) + request.source_suffix  # noqa: RUF005
-            if claim_alone(self.sock, source, request.address):
+            if claim_alone(self.sock, source, request.address, releasable=plan.terms.releasable):
                 shelf.in_vain = 0
                 if plan.may_meet_itself:
                     self._check()
@@ -398,7 +387,7 @@ class Connection:
                 netlink = plan.terms.namespace.diag
         except NetlinkRefused:
             shelf.shared_calls = 0
-            self._try_bind(plan.source_at(port), sharing=True)
+            try_bind(plan, plan.source_at(port), sharing=True)
             raise
         source = (ends.host, port) + request.source_suffix  # noqa: RUF005
         try:
@@ -408,6 +397,7 @@ class Connection:
                 netlink,
                 source,
                 request.address,
+                releasable=plan.terms.releasable,
                 beside_services=plan.terms.asked != 0,
             )
         except OSError as error:
@@ -415,24 +405,6 @@ class Connection:
             raise
         if plan.may_meet_itself:
             self._check()
-
-    def _try_bind(self, source: Address, *, sharing: bool) -> None:
-        """Bind another socket, to find out whether a datagram port is unused, or is shared.
-
-        Raises OSError (EADDRINUSE) if it is not. That costs microseconds, and leaves the socket
-        at hand as it was.
-        """
-        origin = self.request.origin
-        with socket.socket(origin.family, origin.type, origin.proto) as scratch:
-            if identity_of(scratch) != self.plan.terms.namespace.identity:
-                raise absence(self.request)
-            if origin.options.interface:
-                set_so_bindtoifindex(scratch, origin.options.interface)
-            set_so_reuseaddr(scratch, on=sharing)
-            # Whether the address is local is the real socket's affair: it may be
-            # transparent, or have this option itself.
-            set_ip_freebind(scratch, on=True)
-            scratch.bind(source)
 
     def _shake_hands(self, seconds: float | None) -> Steps[None]:
         """Have the driver wait for the end of the handshake."""
@@ -497,51 +469,25 @@ class Connection:
         May be called in another thread of the same network namespace; raises OSError
         (EXDEV) in one of another.
         """
-        plan, request = self.plan, self.request
         try:
-            netlink = plan.terms.namespace.diag
-            source = plan.ends().source
+            return survey(self.plan)
         except NetlinkRefused:
             # Every port is tried then, once: the kernel refuses those that are not free.
             if hasattr(self, "_surveyed"):
                 return Outcome.NONE_FREE
-            self._surveyed = True
-            return Outcome.SOME_FREE if plan.ledger.survey(()) else Outcome.NONE_FREE
-        from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in namespace.py
-
-        in_use = ports_toward(
-            netlink,
-            request.origin.table,
-            request.origin.wire_family,
-            source,
-            request.wire_destination,
-            request.destination.port,
-            interface=request.scope,
-        )
-        # A TIME_WAIT may be taken over; the kernel decides. In its first part it is
-        # reported as FIN_WAIT2.
-        in_use.pop(TCP_TIME_WAIT, None)
-        in_use.pop(TCP_FIN_WAIT2, None)
-        free = plan.ledger.survey(itertools.chain.from_iterable(in_use.values()))
-        return Outcome.SOME_FREE if free else Outcome.NONE_FREE
+        self._surveyed = True
+        return Outcome.SOME_FREE if self.plan.ledger.survey(()) else Outcome.NONE_FREE
 
     def _find_out(self, action: Action, attempt: Attempt) -> Steps[Outcome]:
         """Find out who is on a 4-tuple, or which ports are free, or may be by now."""
-        plan = self.plan
         if action is Action.SURVEY:
             return cast("Outcome", (yield Work(self._survey)))
         if action is Action.RETRY:
-            if hasattr(self, "_surveyed") or not plan.ledger.retry():
+            if hasattr(self, "_surveyed") or not self.plan.ledger.retry():
                 return Outcome.NONE_FREE
             yield from self._let_others_finish(attempt.failures)
             return Outcome.SOME_FREE
-        try:
-            record = plan.ends().lookup.find_record(plan.terms.namespace.diag, attempt.low)
-        except NetlinkRefused as refusal:
-            return self._look_in_proc(attempt.low, refusal)
-        if record is None or record.state in _UNCONNECTED_STATES:
-            return Outcome.NOTHING
-        return Outcome.TIME_WAIT if record.in_time_wait else Outcome.OCCUPIED
+        return look(self.plan, attempt.low)
 
     def _let_others_finish(self, failures: int) -> Steps[None]:
         """Wait for those who may only be trying a UDP port.
@@ -553,28 +499,6 @@ class Connection:
             os.sched_yield()
         else:
             yield Pause(_TIME_SLICE)
-
-    def _look_in_proc(self, port: int, refusal: NetlinkRefused) -> Outcome:
-        """Find out who is on a stream's 4-tuple where netlink is refused."""
-        request = self.request
-        from connectx.linux.proc_net import tcp_sockets  # noqa: PLC0415 - where nothing else will do
-
-        try:
-            found = tcp_sockets(
-                request.origin.wire_source,
-                port,
-                request.wire_destination,
-                request.destination.port,
-            )
-        except OSError as error:
-            if request.origin.options.replaceable:
-                # It may get stuck on the port, so bind() and connect() can find out.
-                return Outcome.NOTHING
-            purpose = f"looking up the port {port} without /proc/net ({error.strerror})"
-            raise without_netlink(request, refusal, purpose) from error
-        if not found:
-            return Outcome.NOTHING
-        return Outcome.TIME_WAIT if all(each.in_time_wait for each in found) else Outcome.OCCUPIED
 
     def _plan_again(self) -> Plan | None:
         """Plan anew with sysctls and routes as they are now; None if nothing has changed."""

@@ -84,6 +84,9 @@ _REFUSALS: Final = frozenset(
 )
 
 
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+
 class NetlinkRefused(OSError):  # noqa: N818 - what has happened, which need not be an error
     """This process may not open a netlink socket; the errno is socket(2)'s.
 
@@ -99,6 +102,8 @@ class Namespace:
         ports: `net.ipv4.ip_local_port_range`; None where the thread that looked was in
             another namespace than the socket, and could not read it.
         reserved: `net.ipv4.ip_local_reserved_ports`.
+        unseen: Why these two cannot be read, where /proc/sys is hidden; "" where they can. The
+            range is then what windows give, None if there are none, and `reserved` is empty.
         fresh_until: When to look again, on the monotonic clock.
         plans: How the requests of the last second are carried out here.
         terms: What the plans of an origin have in common.
@@ -113,10 +118,12 @@ class Namespace:
         identity: Identity,
         ports: PortRange | None,
         reserved: tuple[PortRange, ...],
+        unseen: str = "",
     ) -> None:
         self.identity = identity
         self.ports = ports
         self.reserved = reserved
+        self.unseen = unseen
         self.fresh_until = monotonic() + FRESH
         self.shared_until = 0.0
         self.crowded_until = 0.0
@@ -300,20 +307,25 @@ class Namespaces:
         namespace = self._namespaces.get(identity)
         ports: PortRange | None = None
         reserved: tuple[PortRange, ...] = ()
+        unseen = ""
         try:
             here = thread_identity() == identity
             if here:
-                ports, reserved = sysctl.read_port_range(), sysctl.read_reserved_ports()
+                ports, reserved, unseen = _read_sysctls()
         except OSError as error:
-            if namespace is None or error.errno not in (errno.EMFILE, errno.ENFILE):
+            if namespace is None or error.errno not in _NO_DESCRIPTOR:
                 raise
             # The last descriptor is the caller's socket: what was known has to do.
             return namespace
         if not here and namespace is not None:
             # Known from before the thread moved away.
-            ports, reserved = namespace.ports, namespace.reserved
-        if namespace is None or (namespace.ports, namespace.reserved) != (ports, reserved):
-            namespace = Namespace(self, identity, ports, reserved)
+            ports, reserved, unseen = namespace.ports, namespace.reserved, namespace.unseen
+        if namespace is None or (namespace.ports, namespace.reserved, namespace.unseen) != (
+            ports,
+            reserved,
+            unseen,
+        ):
+            namespace = Namespace(self, identity, ports, reserved, unseen)
             self._every.add(namespace)
             self._latest = None
         elif namespace.fresh_until < monotonic():
@@ -343,6 +355,18 @@ class Namespaces:
         self._thread = _Thread()
 
 
+def _read_sysctls() -> tuple[PortRange | None, tuple[PortRange, ...], str]:
+    """Return the range of ports, those that are reserved, and why these cannot be read."""
+    try:
+        return sysctl.read_port_range(), sysctl.read_reserved_ports(), ""
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:
+            raise
+        from connectx.linux.port_range import find_port_range  # noqa: PLC0415 - in sandboxes only
+
+        return find_port_range(), (), error.strerror or str(error)
+
+
 def thread_identity() -> Identity:
     """Return the namespace the calling thread is in."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as scratch:
@@ -356,11 +380,21 @@ def identity_of(sock: socket.socket) -> Identity:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-    status = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - importing pathlib takes 3 ms
     # A namespace's inode number is given to the next one when it is gone; that of its
     # own sysctl comes from a counter (get_next_ino).
-    sysctl_status = os.stat("/proc/sys/net/ipv4/ip_local_port_range")  # noqa: PTH116 - as above
-    return status.st_dev, status.st_ino, sysctl_status.st_ino
+    (device, inode), (_, sysctl_inode) = map(
+        _file_at, ("/proc/thread-self/ns/net", "/proc/sys/net/ipv4/ip_local_port_range")
+    )
+    return device, inode, sysctl_inode
+
+
+def _file_at(path: str) -> tuple[int, int]:
+    """Return the device and the number of a file in /proc; two zeros where it is hidden."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - importing pathlib takes 3 ms
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 #: One for the process: what it holds belongs to namespaces and threads, and none of it

@@ -55,8 +55,8 @@ class Terms:
         asked: The source port asked for, 0 for any.
         shares: Whether the first proposal sets SO_REUSEADDR on a stream socket.
         binds: Whether it binds the source.
-        releasable: Whether a caller's datagram socket gets its port from a window, and so can
-            give it back.
+        releasable: Whether a datagram socket gets its port from a window: a caller's, which can
+            give it back then; and any, where only the kernel knows which ports are reserved.
         verifies: Whether the kernel may have chosen a port that nobody asked for.
         shelf: Where the ledgers toward all destinations are kept.
     """
@@ -98,9 +98,13 @@ class Terms:
         self.binds = bool(origin.source.host)
         self.shares = origin.stream and origin.strategy != "kernel"
         self.releasable = (
-            not origin.options.replaceable
-            and windows_work(origin.protocol)
-            and (not self.asked or namespace.honours(origin.protocol, self.asked))
+            windows_work(origin.protocol)
+            and (bool(namespace.unseen) or not origin.options.replaceable)
+            if not self.asked
+            else not origin.options.replaceable
+            # A window does not give a reserved port, and bind() does.
+            and not namespace.unseen
+            and namespace.honours(origin.protocol, self.asked)
         )
         self.verifies = bool(self.asked or origin.options.ports)
         self.shelf: Shelf = namespace.shelf(origin.table, origin.wire_source, self.ports)
@@ -282,10 +286,11 @@ def _terms(namespace: Namespace, request: Request) -> Terms:
     origin = request.origin
     program = _program(namespace, request)
     ports = origin.options.ports
-    if namespace.ports is None and (
-        origin.source.port or ports or (program.proposes and not origin.stream)
-    ):
-        raise absence(request)
+    if namespace.ports is None:
+        if namespace.unseen:
+            program = _program_without_range(namespace, request, program)
+        elif origin.source.port or ports or (program.proposes and not origin.stream):
+            raise absence(request)
     terms = Terms(namespace, origin, program, within(namespace, request, ports))
     namespace.terms[origin] = terms
     return terms
@@ -332,6 +337,23 @@ def absence(request: Request) -> ConnectxError:
         "its port range and its sockets cannot be looked up: call from a thread in "
         "the socket's namespace",
     )
+
+
+def _program_without_range(namespace: Namespace, request: Request, program: Program) -> Program:
+    """Return a program that needs no range, where neither /proc/sys nor windows show one."""
+    origin = request.origin
+    if not origin.options.ports and (origin.source.port or not program.proposes):
+        return program
+    # It chooses a port that no socket has, and knows the range.
+    chosen = strategies.named("kernel").program(_case(origin), _available(namespace, origin))
+    if origin.options.ports or chosen is None:
+        raise request.error(
+            NotSupported,
+            f"the range of source ports is not known: {namespace.unseen}, and this kernel has no "
+            f"IP_LOCAL_PORT_RANGE for {origin.protocol}: make /proc/sys/net readable",
+            ports=origin.options.ports,
+        )
+    return chosen
 
 
 def without_netlink(request: Request, error: NetlinkRefused, purpose: str) -> ConnectxError:

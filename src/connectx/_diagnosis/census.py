@@ -45,7 +45,7 @@ from connectx.linux.sockopts import (
     set_so_reuseaddr,
     set_tcp_fastopen_connect,
 )
-from connectx.linux.time_wait import read_reuse
+from connectx.linux.time_wait import Reuse, read_reuse
 from connectx.linux.uapi import (
     IPPROTO_TCP,
     NETLINK_SOCK_DIAG,
@@ -102,7 +102,12 @@ def take(
             == destination.host.removeprefix(V4_MAPPED_TEXT)
         )
     )
-    reserved = ports_in(sysctl.read_reserved_ports()) & within
+    unseen = ""
+    try:
+        reserved = ports_in(sysctl.read_reserved_ports()) & within
+        reuse = read_reuse()
+    except OSError as error:
+        reserved, reuse, unseen = set(), Reuse(0, timestamps=False, delay=0), str(error.strerror)
     between = filter_between(
         protocol.table, ALL_STATES, with_scope(source.host, source.scope_id), destination
     )
@@ -116,7 +121,6 @@ def take(
     # a look at the address (__inet_hash_connect).
     anywhere = source_ports(netlink, Filter(protocol.table))
     bound = source_ports(netlink, Filter(protocol.table, UNCONNECTED))
-    reuse = read_reuse()
     reusable = (
         within.intersection(each.source_port for each in resting if reuse.takes(each)) - bound
     )
@@ -159,6 +163,7 @@ def take(
         reusable=len(reusable),
         untold=len(untold),
         itself=int(itself),
+        unseen=unseen,
     )
 
 

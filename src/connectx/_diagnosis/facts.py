@@ -107,6 +107,8 @@ class Census(NamedTuple):
         untold: Other ports with sockets, where this kernel does not report whether these
             share them.
         itself: 1 if the destination's own port would connect a socket to itself; else 0.
+        unseen: Why it is not known which ports are reserved, and which TIME_WAITs are reusable;
+            "" where it is.
     """
 
     ports: PortRange
@@ -117,6 +119,7 @@ class Census(NamedTuple):
     reusable: int = 0
     untold: int = 0
     itself: int = 0
+    unseen: str = ""
 
     @property
     def free(self) -> int:
@@ -153,7 +156,13 @@ class Census(NamedTuple):
         return (
             f"From {connection.source.host} to {connection.destination}, the range {self.ports} "
             f"holds {self.ports.size:,} ports: {', '.join(parts)}."
+            f"{self._caveat()}"
         )
+
+    def _caveat(self) -> str:
+        if not self.unseen:
+            return ""
+        return f" Reserved ports count as free, and no TIME_WAIT as reusable, because {self.unseen}"
 
 
 class WatchedPair(NamedTuple):

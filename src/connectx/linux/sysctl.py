@@ -63,8 +63,8 @@ def read(name: str) -> str:
     """Read a sysctl of net.ipv4 as text; its name is given without "net.ipv4.".
 
     Raises:
-        OSError: ENOENT if this kernel has none of that name, or if /proc is not mounted;
-            the message says which.
+        OSError: ENOENT if this kernel has none of that name, or if /proc is not mounted or
+            hides it; the message says which.
     """
     try:
         # An object and not a descriptor: a signal's exception that comes before the next line
@@ -77,6 +77,9 @@ def read(name: str) -> str:
             else f"cannot read the sysctl net.ipv4.{name}: is /proc mounted?"
         )
         raise FileNotFoundError(errno.ENOENT, cause, _DIRECTORY + name) from error
+    except PermissionError as error:
+        cause = f"cannot read the sysctl net.ipv4.{name}: {error.strerror}"
+        raise PermissionError(error.errno, cause, _DIRECTORY + name) from error
     with file:
         text = file.read(4096)
         if len(text) == 4096:

@@ -4,22 +4,16 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
 
 import pytest
 
 import connectx
 from connectx import Dialer, NotSupported, PortHeld, PortsExhausted, TupleInUse, aio
-from connectx.addresses import Address
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import (
-    TCP_MAPPED,
-    UDP_MAPPED,
-    by_connectx,
     by_create_connection,
     errno_of_exhaustion,
     ip,
@@ -28,104 +22,43 @@ from tests.api.calls import (
     reset_on_close,
 )
 from tests.dialer.drivers import kind_of
-from tests.kernel.raw import FIRST, SECOND, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
-from tests.sandboxed import without_netlink
-
-LOW, HIGH = 20001, 20004
-PORTS: Final = list(range(LOW, HIGH + 1))
-
-STREAMS: Final = (TCP, TCP6, TCP_MAPPED)
-DATAGRAMS: Final = (UDP, UDP6, UDP_MAPPED, UDPLITE)
-
-
-def by_dialer(
-    transport: Transport, source: Address | None, destination: Address, strategy: str = "auto"
-) -> socket.socket:
-    assert source is None
-    return Dialer(strategy=strategy).create_connection(
-        destination[:2], type=transport.type, proto=transport.protocol
-    )
-
-
-def by_asyncio(
-    transport: Transport, source: Address | None, destination: Address, strategy: str = "auto"
-) -> socket.socket:
-    host, port, *_ = destination
-    call = aio.create_connection(
-        (host, port),
-        source_address=source,
-        type=transport.type,
-        proto=transport.protocol,
-        strategy=strategy,
-    )
-    return asyncio.run(call)
-
-
-CALLS: Final[dict[str, Callable[..., socket.socket]]] = {
-    "create_connection": by_create_connection,
-    "connectx": by_connectx,
-    "Dialer": by_dialer,
-    "asyncio": by_asyncio,
-}
-TAKE_A_SOURCE: Final = ("create_connection", "connectx", "asyncio")
+from tests.kernel.raw import FIRST, SECOND, TCP, TCP6, UDP, Transport
+from tests.sandboxed.client import (
+    DATAGRAMS,
+    LOW,
+    PORTS,
+    STREAMS,
+    Client,
+    Sandbox,
+    asked_ports,
+    calls,
+    calls_with_a_source,
+    datagrams,
+    streams,
+)
+from tests.sandboxed.threads import without_netlink
 
 every_errno = pytest.mark.parametrize(
     "refusal",
     [errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES, errno.EPROTONOSUPPORT],
     ids=errno.errorcode.get,
 )
-streams = pytest.mark.parametrize("transport", STREAMS, ids=str)
-datagrams = pytest.mark.parametrize("transport", DATAGRAMS, ids=str)
-calls = pytest.mark.parametrize("name", CALLS)
-calls_with_a_source = pytest.mark.parametrize("name", TAKE_A_SOURCE)
 
 
 @pytest.fixture
-def place(transport: Transport, network: Network, servers: Servers) -> Transport:
-    """A network of four source ports, with servers for streams."""
-    network.port_range(LOW, HIGH)
-    transport.socket().close()
-    if is_stream(transport):
-        for port in (FIRST, SECOND):
-            servers.listen(transport.source, port, protocol=transport.protocol)
-    return transport
-
-
-class Client:
-    """Connects with one call in a thread without netlink."""
-
-    def __init__(self, name: str, place: Transport, stack: contextlib.ExitStack) -> None:
-        self.call = CALLS[name]
-        self.place = place
-        self.stack = stack
-        self.refusal = errno.EAFNOSUPPORT
-
-    def open(self, port: int, source_port: int | None = None, **keywords: Any) -> socket.socket:
-        source = None if source_port is None else (self.place.source, source_port)
-        to = (self.place.source, port)
-        return without_netlink(
-            self.refusal,
-            lambda: self.stack.enter_context(self.call(self.place, source, to, **keywords)),
-        )
-
-    def plain(self, port: int, *, share: bool = False) -> socket.socket:
-        """Bind a socket of another program's."""
-        sock = self.stack.enter_context(self.place.socket())
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, share)
-        sock.bind((self.place.source, port))
-        return sock
+def refusal() -> int:
+    return errno.EAFNOSUPPORT
 
 
 @pytest.fixture
-def client(name: str, place: Transport, closing: contextlib.ExitStack) -> Client:
-    return Client(name, place, closing)
+def sandbox(refusal: int) -> Sandbox:
+    return partial(without_netlink, refusal)
 
 
 @every_errno
 @calls
 @streams
-def test_every_port_of_tcp_and_then_exhaustion(client: Client, refusal: int) -> None:
-    client.refusal = refusal
+def test_every_port_of_tcp_and_then_exhaustion(client: Client) -> None:
     for port in (FIRST, SECOND):
         assert sorted(port_of(client.open(port)) for _ in PORTS) == PORTS
         with pytest.raises(PortsExhausted) as caught:
@@ -151,7 +84,7 @@ def test_every_strategy_of_tcp(client: Client, strategy: str) -> None:
 
 
 @calls_with_a_source
-@pytest.mark.parametrize("port", [LOW, 30001], ids=["in the range", "outside"])
+@asked_ports
 @streams
 def test_a_tcp_port_asked_for_twice(client: Client, port: int) -> None:
     assert port_of(client.open(FIRST, port)) == port
@@ -186,8 +119,7 @@ def test_a_time_wait_is_taken_over(
 @every_errno
 @calls
 @datagrams
-def test_udp_ports_that_nobody_has(client: Client, refusal: int) -> None:
-    client.refusal = refusal
+def test_udp_ports_that_nobody_has(client: Client) -> None:
     assert sorted(port_of(client.open(FIRST)) for _ in PORTS) == PORTS
     with pytest.raises(NotSupported, match="AF_NETLINK"):
         client.open(SECOND)
@@ -213,7 +145,7 @@ def test_udp_ports_that_nobody_shares_are_exhausted(client: Client) -> None:
 
 
 @calls_with_a_source
-@pytest.mark.parametrize("port", [LOW, 30001], ids=["in the range", "outside"])
+@asked_ports
 @datagrams
 def test_a_udp_port_asked_for(client: Client, port: int) -> None:
     assert port_of(client.open(FIRST, port)) == port
@@ -222,7 +154,7 @@ def test_a_udp_port_asked_for(client: Client, port: int) -> None:
 
 
 @calls_with_a_source
-@pytest.mark.parametrize("port", [LOW, 30001], ids=["in the range", "outside"])
+@asked_ports
 @datagrams
 def test_a_udp_port_that_is_held(client: Client, port: int) -> None:
     client.plain(port)
