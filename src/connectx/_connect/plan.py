@@ -98,13 +98,13 @@ class Terms:
         self.binds = bool(origin.source.host)
         self.shares = origin.stream and origin.strategy != "kernel"
         self.releasable = (
-            windows_work(origin.protocol)
-            and (bool(namespace.unseen) or not origin.options.replaceable)
-            if not self.asked
-            else not origin.options.replaceable
+            (bool(namespace.unseen) or not origin.options.replaceable)
+            and windows_work(origin.protocol)
             # A window does not give a reserved port, and bind() does.
-            and not namespace.unseen
-            and namespace.honours(origin.protocol, self.asked)
+            and (
+                not self.asked
+                or (not namespace.unseen and namespace.honours(origin.protocol, self.asked))
+            )
         )
         self.verifies = bool(self.asked or origin.options.ports)
         self.shelf: Shelf = namespace.shelf(origin.table, origin.wire_source, self.ports)
