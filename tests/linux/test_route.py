@@ -269,3 +269,15 @@ def test_an_asked_source_is_the_route_s_source(network: Network, host: str) -> N
         source, interface = route(netlink, host, source=pack(host))
     assert source == host
     assert socket.if_indextoname(interface) == "lo"
+
+
+def test_another_source_than_ipv6_would_have_chosen(
+    network: Network, netlink: NetlinkSocket
+) -> None:
+    """The kernel names that one, too."""
+    network.add_address("2001:db8:5::1", 64, "one")
+    network.add_address("2001:db8:5::2", 64, "one")
+    away = pack("2001:db8:5::9")
+    for host in ("2001:db8:5::1", "2001:db8:5::2"):
+        found = RouteLookup(uapi.AF_INET6).find(netlink, away, 53, pack(host))
+        assert found.source == pack(host)

@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 from connectx._connect.connection import Connection
 from connectx._connect.looking import try_bind
 from connectx._connect.namespace import NetlinkRefused, identity_of
-from connectx._connect.plan import absence
-from connectx._connect.request import PLAIN, Options, parse, request_with, require_served
+from connectx._connect.plan import absence, make_plan
+from connectx._connect.request import (
+    PLAIN,
+    Options,
+    Routing,
+    parse,
+    request_with,
+    require_served,
+)
+from connectx._connect.routing import (
+    copy_routing,
+    prefers_a_source,
+    routing_of,
+    source_by_trying,
+)
 from connectx._connect.udp_connect import Contested, claim, claim_alone, join
 from connectx.addresses import AF_INET, AF_INET6, PROTOCOL_OF, SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
@@ -34,7 +47,7 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
-    from connectx._connect.plan import Ends
+    from connectx._connect.plan import Ends, Plan
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
     from connectx.addresses import Address, PortRange
@@ -209,7 +222,7 @@ class CallersConnection(Connection):
                 return
             namespace.shared_until = monotonic() + _CROWDED
         try:
-            ends, netlink = plan.ends(), namespace.diag
+            ends, netlink = self._ends(), namespace.diag
         except NetlinkRefused:
             if not self._claim_unshared(plan.source_at(port)):
                 raise
@@ -221,7 +234,7 @@ class CallersConnection(Connection):
     def _claim_shared(self, ends: Ends, netlink: NetlinkSocket, port: int) -> None:
         """Connect from a port that others have, if nobody has the 4-tuple."""
         namespace = self.plan.terms.namespace
-        source: Any = (ends.host, port, *self.request.source_suffix)
+        source: Any = (ends.host, port, *ends.suffix)
         if namespace.crowded_until and monotonic() < namespace.crowded_until:
             # A window that is refused costs milliseconds, for the search it ends in ignores
             # its size; a refused bind of another socket, microseconds.
@@ -269,8 +282,8 @@ class CallersConnection(Connection):
         ends: Ends | None = None
         source: Any = plan.source_at(port)
         with contextlib.suppress(NetlinkRefused):
-            ends, netlink = plan.ends(), plan.terms.namespace.diag
-            source = (ends.host, port, *request.source_suffix)
+            ends, netlink = self._ends(), plan.terms.namespace.diag
+            source = (ends.host, port, *ends.suffix)
         with self._twin() as twin:
             first = twin if self._equip(twin) else self.sock
             if ends is not None and first is self.sock:
@@ -297,6 +310,27 @@ class CallersConnection(Connection):
                 self._require_local(error, source[0])
                 raise
 
+    def _ends(self) -> Ends:
+        """Return what `Plan.ends` does, for a plan that knows all that decides the route.
+
+        What the socket's owner has set is looked at only here, where others have the port.
+        """
+        request, namespace = self.request, self.plan.terms.namespace
+        options = request.origin.options
+        if options.routing is None:
+            routing = routing_of(self.sock, request)
+            if prefers_a_source(self.sock, request):
+                with self._twin() as scratch:
+                    self._equip(scratch)
+                    source = source_by_trying(scratch, request)
+                routing = (routing or Routing(0, 0, b"", os.geteuid()))._replace(source=source)
+            if routing is not None:
+                self.request = request_with(request, options._replace(routing=routing))
+                # A plan of the same ledger.
+                known: Plan | None = namespace.plans.get(self.request)  # type: ignore[assignment] # that it keeps
+                self.plan = known or make_plan(namespace, self.request)
+        return self.plan.ends()
+
     def _twin(self) -> socket.socket:
         """Return another socket of this one's kind, in its namespace."""
         twin = socket.socket(self._family, self._kind, self._proto)
@@ -309,6 +343,7 @@ class CallersConnection(Connection):
     def _equip(self, twin: socket.socket) -> bool:
         """Set on a socket what bind() and connect() look at; False if that is not allowed."""
         sock, options = self.sock, self.request.origin.options
+        copy_routing(sock, twin)
         if sock.getsockopt(SOL_SOCKET, SO_BROADCAST):
             twin.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
         if sockopts.get_ip_freebind(sock):

@@ -389,7 +389,7 @@ class Connection:
             shelf.shared_calls = 0
             try_bind(plan, plan.source_at(port), sharing=True)
             raise
-        source = (ends.host, port) + request.source_suffix  # noqa: RUF005
+        source = (ends.host, port) + ends.suffix  # noqa: RUF005
         try:
             claim(
                 self.sock,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, overload
 from connectx._connect import strategies
 from connectx._connect.namespace import MOST_PLANS, NetlinkRefused, windows_work
 from connectx._connect.strategies import Case, Need
-from connectx.addresses import HIGHEST_PORT, PortRange
+from connectx.addresses import HIGHEST_PORT, PortRange, needs_scope
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
 from connectx.linux import features
 from connectx.linux.features import Probe
@@ -119,7 +119,11 @@ class Terms:
             NetlinkRefused: Routing may not be asked.
         """
         origin = self.origin
-        interface = origin.options.interface or request.destination.scope_id
+        routing = origin.options.routing
+        interface = origin.options.interface or request.scope
+        if routing is not None:
+            interface = interface or routing.interface
+            source = source or routing.source
         lookup = self._routes.get(interface)
         if lookup is None:
             from connectx.linux.route import RouteLookup  # noqa: PLC0415 - as in namespace.py
@@ -128,7 +132,8 @@ class Terms:
                 origin.wire_family,
                 mark=origin.options.mark,
                 interface=interface,
-                uid=os.geteuid(),
+                uid=os.geteuid() if routing is None else routing.uid,
+                tos=0 if routing is None else routing.tos,
                 protocol=origin.table,
             )
         try:
@@ -151,11 +156,13 @@ class Ends(NamedTuple):
     Attributes:
         source: The octets of the source that was asked for, or that routing chooses.
         host: The same as bind() takes it.
+        suffix: What follows host and port in the address tuple.
         lookup: Finds the socket on one of the 4-tuples.
     """
 
     source: bytes
     host: str
+    suffix: tuple[int, ...]
     lookup: TupleLookup
 
 
@@ -201,7 +208,7 @@ class Plan:
         self.shelf = terms.shelf
         to = request.destination
         self.ledger = terms.shelf.ledger(
-            (request.wire_destination, to.port, terms.interface or to.scope_id)
+            (request.wire_destination, to.port, terms.interface or request.scope)
         )
         self.opening = self.ledger if terms.opens else None
         self.looked: Ends | None = None
@@ -234,6 +241,11 @@ class Plan:
             origin = terms.origin
             _require_presence(terms.namespace, request)
             source = origin.wire_source or terms.route(request, b"").source
+            interface = _interface(terms, request, source)
+            suffix = request.source_suffix
+            if not terms.binds and needs_scope(source):
+                # Routing may choose a link-local source for any destination.
+                suffix = (0, interface)
             from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
 
             lookup = TupleLookup(
@@ -242,9 +254,10 @@ class Plan:
                 source,
                 request.wire_destination,
                 request.destination.port,
-                _interface(terms, request, source),
+                interface,
             )
-            self.looked = Ends(source, self.host or request.source_host(source), lookup)
+            host = self.host or request.source_host(source)
+            self.looked = Ends(source, host, suffix, lookup)
         return self.looked
 
 
@@ -429,7 +442,7 @@ def _interface(terms: Terms, request: Request, source: bytes) -> int:
 
     A lookup has to name it, or it misses sockets that are bound to it.
     """
-    known = terms.origin.options.interface or request.destination.scope_id
+    known = terms.origin.options.interface or request.scope
     if known:
         return known
     try:

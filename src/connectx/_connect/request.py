@@ -23,6 +23,7 @@ from connectx.addresses import (
     Endpoint,
     canonical,
     family_of,
+    needs_scope,
     packed,
     resolve_scope,
     text,
@@ -36,6 +37,24 @@ if TYPE_CHECKING:
 _LIMITS: Final = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
 
 
+class Routing(NamedTuple):
+    """What a socket's owner has set that only the route of its datagrams depends on.
+
+    Attributes:
+        tos: IP_TOS, or IPV6_TCLASS.
+        interface: The device that IP_UNICAST_IF or IP_MULTICAST_IF names, whichever applies,
+            or their IPv6 siblings; 0 for none.
+        source: The octets of the source address that IP_MULTICAST_IF or IPV6_ADDR_PREFERENCES
+            choose; b"" for the one that routing chooses.
+        uid: The socket's owner.
+    """
+
+    tos: int
+    interface: int
+    source: bytes
+    uid: int
+
+
 class Options(NamedTuple):
     """What bears on a call's source besides its addresses.
 
@@ -45,6 +64,7 @@ class Options(NamedTuple):
             None for the range in force.
         replaceable: Whether a socket that is stuck on a port may be replaced by a new one.
         freebind: Whether the source may be an address that is not local (IP_FREEBIND).
+        routing: What else decides the route; None for what a new socket has.
     """
 
     mark: int = 0
@@ -52,6 +72,7 @@ class Options(NamedTuple):
     ports: PortRange | None = None
     replaceable: bool = False
     freebind: bool = False
+    routing: Routing | None = None
 
 
 #: The options of a socket that has just been made for the call, and of a caller's that has
@@ -145,9 +166,9 @@ class Request:
         destination: The destination; `address` is the same as connect() takes it.
         key: Names the destination: those that share its ports have the same, MPTCP and TCP
             or an IPv4 address and its IPv4-mapped form.
-        scope: The interface of a link-local destination, else 0. The kernel binds the
-            socket to it, so another interface has other 4-tuples (tcp_v6_connect,
-            __ip6_datagram_connect).
+        scope: The interface of a link-local destination or source, else 0. The kernel binds
+            the socket to it, so another interface has other 4-tuples (tcp_v6_connect,
+            __ip6_datagram_connect, __inet6_bind).
         source_suffix: What follows host and port in the source's address tuple.
         wire_destination: The octets of the destination that go on the wire.
     """
@@ -164,6 +185,9 @@ class Request:
 
     def __init__(self, origin: Origin, destination: Endpoint, wire_destination: bytes) -> None:
         self.origin = origin
+        if destination.scope_id and not needs_scope(wire_destination):
+            # The kernel ignores it.
+            destination = destination._replace(scope_id=0)
         self.destination = destination
         self.wire_destination = wire_destination
         self.scope = 0
@@ -180,8 +204,10 @@ class Request:
         self.source_suffix = (0, origin.source.scope_id or destination.scope_id)
         if origin.version == 4:
             self.key = name, destination._replace(host=text(wire_destination))
-        elif wire_destination[0] == 0xFE and wire_destination[1] & 0xC0 == 0x80:
-            self.scope = destination.scope_id
+            return
+        self.scope = destination.scope_id
+        if not self.scope and origin.source.scope_id and needs_scope(origin.wire_source):
+            self.scope = origin.source.scope_id
 
     def __repr__(self) -> str:
         origin = self.origin

@@ -144,7 +144,7 @@ class _Watched:
             ends.origin.wire_source,
             ends.wire_destination,
             ends.destination.port,
-            get_so_bindtoifindex(sock) or ends.destination.scope_id,
+            get_so_bindtoifindex(sock) or ends.scope,
         )
 
     def ended(self, namespace: Namespace) -> bool:

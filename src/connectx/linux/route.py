@@ -179,7 +179,8 @@ def _encode_options(mark: int, interface: int, uid: int | None, protocol: int) -
 def decode_route(family: int, payload: bytes, asked: bytes = b"") -> Route:
     """Return the route in an RTM_NEWROUTE message without its netlink header.
 
-    asked: the source that was asked for, which the kernel then does not repeat.
+    asked: the source that was asked for, which the kernel then does not repeat; for IPv6 it
+        names the one that it would have chosen.
     """
     if len(payload) < RTMSG.size or payload[0] != family:
         raise MalformedMessage("not an rtmsg of the family asked for")
@@ -192,7 +193,7 @@ def decode_route(family: int, payload: bytes, asked: bytes = b"") -> Route:
         length, kind = unpack(payload, offset)
         if not RTATTR.size <= length <= end - offset:
             raise MalformedMessage(f"rta_len {length}, with {end - offset} octets left")
-        if kind == RTA_PREFSRC:
+        if kind == RTA_PREFSRC and not asked:
             source = payload[offset + RTATTR.size : offset + length]
         elif kind == RTA_OIF:
             interface = payload[offset + RTATTR.size : offset + length]

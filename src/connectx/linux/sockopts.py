@@ -16,10 +16,17 @@ from connectx.linux.uapi import (
     IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
     IP_LOCAL_PORT_RANGE,
+    IP_MULTICAST_IF,
+    IP_TOS,
     IP_TRANSPARENT,
+    IP_UNICAST_IF,
     IPPROTO_IP,
     IPPROTO_IPV6,
     IPPROTO_TCP,
+    IPV6_ADDR_PREFERENCES,
+    IPV6_MULTICAST_IF,
+    IPV6_TCLASS,
+    IPV6_UNICAST_IF,
     IPV6_V6ONLY,
     SO_BINDTOIFINDEX,
     SO_COOKIE,
@@ -142,6 +149,44 @@ def get_ip_transparent(sock: socket.socket) -> bool:
 def set_ip_transparent(sock: socket.socket, *, on: bool) -> None:
     """Set IP_TRANSPARENT; needs CAP_NET_ADMIN or CAP_NET_RAW in the network namespace (EPERM)."""
     sock.setsockopt(IPPROTO_IP, IP_TRANSPARENT, on)
+
+
+def get_ip_tos(sock: socket.socket) -> int:
+    """Return IP_TOS, which routing rules can match (ip(7))."""
+    return sock.getsockopt(IPPROTO_IP, IP_TOS)
+
+
+def get_ip_unicast_if(sock: socket.socket) -> int:
+    """Return IP_UNICAST_IF: the index of the device that packets leave by; 0 for any. Linux 3.4."""
+    return int.from_bytes(sock.getsockopt(IPPROTO_IP, IP_UNICAST_IF, 4), "big")
+
+
+def get_ip_multicast_if(sock: socket.socket) -> bytes:
+    """Return the address of IP_MULTICAST_IF, 4 octets, zeros for none.
+
+    The device that may be set instead of an address is not reported (ip(7)).
+    """
+    return sock.getsockopt(IPPROTO_IP, IP_MULTICAST_IF, 4)
+
+
+def get_ipv6_tclass(sock: socket.socket) -> int:
+    """Return IPV6_TCLASS, IPv6's IP_TOS."""
+    return sock.getsockopt(IPPROTO_IPV6, IPV6_TCLASS)
+
+
+def get_ipv6_unicast_if(sock: socket.socket) -> int:
+    """Return IPV6_UNICAST_IF, as `get_ip_unicast_if`. Linux 3.4."""
+    return int.from_bytes(sock.getsockopt(IPPROTO_IPV6, IPV6_UNICAST_IF, 4), "big")
+
+
+def get_ipv6_multicast_if(sock: socket.socket) -> int:
+    """Return IPV6_MULTICAST_IF: the index of the device for multicast; 0 for any (ipv6(7))."""
+    return sock.getsockopt(IPPROTO_IPV6, IPV6_MULTICAST_IF)
+
+
+def get_ipv6_addr_preferences(sock: socket.socket) -> int:
+    """Return IPV6_ADDR_PREFERENCES: which of a device's addresses is the source (RFC 5014)."""
+    return sock.getsockopt(IPPROTO_IPV6, IPV6_ADDR_PREFERENCES)
 
 
 def get_ipv6_v6only(sock: socket.socket) -> bool:

@@ -33,10 +33,16 @@ IP_TOS: Final = 1  # linux/in.h, always
 IP_FREEBIND: Final = 15  # linux/in.h, 2.4
 IP_TRANSPARENT: Final = 19  # linux/in.h, 2.6.24
 IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h, 4.2
+IP_MULTICAST_IF: Final = 32  # linux/in.h, always
+IP_UNICAST_IF: Final = 50  # linux/in.h, 3.4
 IP_LOCAL_PORT_RANGE: Final = 51  # linux/in.h, 6.3 and 6.1.32
 
 # Socket options, level IPPROTO_IPV6 (41).
+IPV6_MULTICAST_IF: Final = 17  # linux/in6.h, always
 IPV6_V6ONLY: Final = 26  # linux/in6.h, 2.4.21
+IPV6_TCLASS: Final = 67  # linux/in6.h, 2.6.14
+IPV6_ADDR_PREFERENCES: Final = 72  # linux/in6.h, 2.6.26
+IPV6_UNICAST_IF: Final = 76  # linux/in6.h, 3.4
 
 # Socket options, level IPPROTO_TCP (6).
 TCP_REPAIR: Final = 19  # linux/tcp.h, 3.5
