@@ -1,12 +1,16 @@
 """IPv6 addresses that need a scope: as the fourth item, or behind a percent sign."""
 
+import asyncio
 import contextlib
+import errno
+import re
 import socket
+from collections.abc import Callable
 
 import pytest
 
 import connectx
-from connectx import TupleInUse
+from connectx import TupleInUse, aio
 from connectx.addresses import Address
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
@@ -71,6 +75,62 @@ def test_without_a_scope_it_is_refused_as_by_connect(owner: Owner) -> None:
         owner.connect(("fe80::9", FIRST))
     assert caught.value.errno == expected.value.errno
     assert type(caught.value) is type(expected.value)
+    assert "fe80::9 is link-local, and its device (the scope) is missing" in str(caught.value)
+
+
+def by_asyncio(to: Address, source: Address | None, kind: int) -> socket.socket:
+    return asyncio.run(aio.create_connection(to[:2], source_address=source, type=kind))
+
+
+def by_dialer(to: Address, source: Address | None, kind: int) -> socket.socket:
+    host = source and source[0].partition("%")[0]
+    return connectx.Dialer([host] if host else []).create_connection(to[:2], type=kind)
+
+
+def by_create_connection(to: Address, source: Address | None, kind: int) -> socket.socket:
+    return connectx.create_connection(to[:2], None, source, type=kind)
+
+
+@pytest.mark.parametrize("call", [by_create_connection, by_asyncio, by_dialer])
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+@pytest.mark.parametrize("port", [0, LOW, 30001])
+@pytest.mark.parametrize(
+    "host, source, said",
+    [
+        ("fe80::9", "", "the destination fe80::9 is link-local"),
+        ("fd00:1::9", "fe80::1", "the source fe80::1 is link-local"),
+        ("fe80::9%one", "fe80::1%two", "different devices (scopes): one and two"),
+    ],
+)
+def test_the_error_says_which_device_is_missing(
+    call: Callable[[Address, Address | None, int], socket.socket],
+    kind: int,
+    port: int,
+    host: str,
+    source: str,
+    said: str,
+) -> None:
+    if call is by_dialer and ("%" in source or port):
+        # Its sources have the destination's scope, and any port.
+        source, port = "", 0
+        host, said = "fe80::9", "the destination fe80::9 is link-local"
+    with pytest.raises(OSError, match=re.escape(said)) as caught:
+        call((host, FIRST), (source, port), kind)
+    assert caught.value.errno == errno.EINVAL
+    assert not isinstance(caught.value, connectx.ConnectxError)
+
+
+@pytest.mark.parametrize("transport", [UDP6, TCP6], ids=str)
+@pytest.mark.parametrize("port", [0, LOW, 30001])
+def test_a_source_with_a_scope_is_enough(owner: Owner, port: int) -> None:
+    """Other sockets have the port: the lookup, too, has to know the device."""
+    if port:
+        owner.connect(("fe80::9%one", SECOND), ("fe80::1%one", port))
+    sock = owner.connect(("fe80::9", FIRST), ("fe80::1%one", port))
+    assert sock.getsockname()[3] == socket.if_nametoindex("one")
+    if port:
+        with pytest.raises(TupleInUse):
+            owner.connect(("fe80::9", FIRST), ("fe80::1%one", port))
 
 
 @pytest.mark.parametrize("form", ["4-tuple", "name"])

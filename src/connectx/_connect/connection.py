@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from connectx._connect import own_socket
 from connectx._connect.attempt import Attempt
-from connectx._connect.failures import failure
+from connectx._connect.failures import failure, require_scope
 from connectx._connect.looking import look, survey, try_bind
 from connectx._connect.namespace import NAMESPACES, NetlinkRefused
 from connectx._connect.own_socket import OwnSocket
@@ -429,6 +429,7 @@ class Connection:
             ) from error
         if isinstance(error, ConnectxError):
             return None
+        require_scope(error, self.plan)
         if not self.request.origin.stream:
             return self._outcome_of_claim(error)
         return _OUTCOMES.get(error.errno or 0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import socket
 from typing import TYPE_CHECKING, Final
 
 from connectx._connect.namespace import NetlinkRefused
 from connectx._connect.plan import require_ipv6
 from connectx._connect.strategies import Verdict
-from connectx.addresses import AF_INET6, FourTuple
+from connectx.addresses import AF_INET6, FourTuple, needs_scope
 from connectx.errors import ConnectxError, PortHeld, PortsExhausted, TupleInUse
 
 if TYPE_CHECKING:
@@ -76,3 +77,45 @@ def _explain(verdict: Verdict, plan: Plan) -> str:
         # Without a descriptor nothing can be imported.
         return f"The cause could not be looked for ({error})."
     return explain(verdict, plan)
+
+
+def require_scope(error: OSError, plan: Plan) -> None:
+    """Raise an error that says it, if a missing or another scope is what EINVAL means."""
+    if error.errno != errno.EINVAL or plan.terms.origin.wire_family != AF_INET6:
+        return
+    reason = _wrong_scope(plan)
+    if reason:
+        raise OSError(errno.EINVAL, reason) from error
+
+
+def _wrong_scope(plan: Plan) -> str:
+    request, device = plan.request, plan.terms.interface
+    source, to = request.origin.source, request.destination
+    scopes = {device} if device else set()
+    for role, end, octets in (
+        ("source", source, request.origin.wire_source),
+        ("destination", to, request.wire_destination),
+    ):
+        if not octets or not needs_scope(octets):
+            continue
+        scope = end.scope_id or request.scope or device
+        if not scope:
+            return (
+                f"the {role} {end.host} is link-local, and its device (the scope) is missing: "
+                f"name it, as in {end.host}%eth0, or give its index as the scope_id"
+            )
+        scopes.add(scope)
+    if len(scopes) < 2:
+        return ""
+    return (
+        f"the source {source.host or '*'} and the destination {to.host} have different devices "
+        f"(scopes): {' and '.join(sorted(map(_name_of, scopes)))}: use a source of the "
+        "destination's device"
+    )
+
+
+def _name_of(interface: int) -> str:
+    try:
+        return socket.if_indextoname(interface)
+    except OSError:
+        return str(interface)

@@ -170,12 +170,15 @@ class Request:
             the socket to it, so another interface has other 4-tuples (tcp_v6_connect,
             __ip6_datagram_connect, __inet6_bind).
         source_suffix: What follows host and port in the source's address tuple.
+        follows_source: Whether the destination is whatever address the source is, as it is
+            for 0.0.0.0.
         wire_destination: The octets of the destination that go on the wire.
     """
 
     __slots__ = (
         "address",
         "destination",
+        "follows_source",
         "key",
         "origin",
         "scope",
@@ -191,6 +194,7 @@ class Request:
         self.destination = destination
         self.wire_destination = wire_destination
         self.scope = 0
+        self.follows_source = False
         name = origin.protocol if origin.protocol != "mptcp" else "tcp"
         self.key = name, destination
         self.address: Address
@@ -347,6 +351,8 @@ def request_from(to: Request, host: str, options: Options) -> Request:
         host = f"{V4_MAPPED_TEXT}{host}"
     source = (host, 0) if host else None
     origin = _origin(of.family, of.wire_family, of.type, of.proto, of.strategy, source, options)
+    if host and to.follows_source:
+        return Request(origin, to.destination._replace(host=host), origin.wire_source)
     return Request(origin, to.destination, to.wire_destination)
 
 
@@ -432,8 +438,10 @@ def _parse(
 ) -> Request:
     """Do what `parse` does, for addresses of the right form."""
     to, octets, wire = _end("destination", destination)
+    wildcard = b""
     if not to[0]:
-        to, octets, wire = _loopback(to, octets, destination)
+        wildcard = octets
+        to, octets, wire = _here(to, octets, destination, source)
     if not to[1]:
         raise ValueError(f"the destination's port is 1 to {HIGHEST_PORT}: {destination!r}")
     to_family = AF_INET if len(octets) == 4 else AF_INET6
@@ -443,7 +451,9 @@ def _parse(
         raise _wrong_family("destination", destination, family)
     wire_family = AF_INET if len(wire) == 4 else AF_INET6
     origin = _origin(to_family, wire_family, kind, proto, strategy, source, options)
-    return Request(origin, to, wire)
+    request = Request(origin, to, wire)
+    request.follows_source = any(wildcard) or len(wildcard) == 4
+    return request
 
 
 def _end(role: str, address: Address) -> tuple[Endpoint, bytes, bytes]:
@@ -464,15 +474,25 @@ def _end(role: str, address: Address) -> tuple[Endpoint, bytes, bytes]:
     return Endpoint(host, *address[1:]), octets, wire
 
 
-def _loopback(to: Endpoint, octets: bytes, destination: Address) -> tuple[Endpoint, bytes, bytes]:
-    """Return where a connection to the wildcard address goes: Linux takes the loopback address."""
+def _here(
+    to: Endpoint, octets: bytes, destination: Address, source: Address | None
+) -> tuple[Endpoint, bytes, bytes]:
+    """Return where a connection to the wildcard address goes.
+
+    For IPv4 that is the source's own address, where there is one (ip_route_output_key), and
+    the loopback address otherwise. For IPv6 it is always the latter (tcp_v6_connect).
+    """
     if not octets:
         raise ValueError(f"the destination has no host: {destination!r}")
-    host = "127.0.0.1"
-    if len(octets) == 16:
-        host = f"{V4_MAPPED_TEXT}{host}" if any(octets) else "::1"
-        return _end("destination", (host, to.port, to.flowinfo, to.scope_id))
-    return _end("destination", (host, to.port))
+    host, own, _ = canonical(source[0]) or ("", b"", b"") if source else ("", b"", b"")
+    if len(octets) == 4:
+        return _end("destination", (host if len(own) == 4 and host else "127.0.0.1", to.port))
+    mapped = own.startswith(V4_MAPPED) and host
+    if not any(octets):
+        host = f"{V4_MAPPED_TEXT}127.0.0.1" if mapped else "::1"
+    elif not mapped:
+        host = f"{V4_MAPPED_TEXT}127.0.0.1"
+    return _end("destination", (host, to.port, to.flowinfo, to.scope_id))
 
 
 def _has_usual_form(address: Any) -> bool:

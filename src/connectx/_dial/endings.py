@@ -123,11 +123,14 @@ class _Watched:
 
         family = int(sock.family)
         name = sock.getsockname()
-        # Not getpeername(): the handshake may not be done yet, or the peer gone.
-        to: Endpoint = slot.path.destination.key[1]  # type: ignore[index] # of a request
-        if family == AF_INET6 and ":" not in to.host:
-            to = to._replace(host=f"{V4_MAPPED_TEXT}{to.host}")
-        peer = to.sockaddr(family)
+        try:
+            peer = sock.getpeername()
+        except OSError:
+            # The handshake is not done yet, or the peer is gone.
+            to: Endpoint = slot.path.destination.key[1]  # type: ignore[index] # of a request
+            if family == AF_INET6 and ":" not in to.host:
+                to = to._replace(host=f"{V4_MAPPED_TEXT}{to.host}")
+            peer = to.sockaddr(family)
         ends = parse(family, int(sock.type), int(sock.proto), "auto", name, peer)
         self.slot = slot
         self.key = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
