@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connectx._dial.slots import Destination, Path
 from connectx._dial.sources import MOST_FREE, ROTATIONS, ROUND_ROBIN, STICKY, Sources, usable
 from tests import limits
 
@@ -24,8 +25,12 @@ def ascending() -> Callable[[int], Sequence[int]]:
     return lambda wanted: [next(numbers) for _ in range(wanted)]
 
 
-def nobody(_: str) -> int:
-    return 0
+def known(load: dict[str, int] | None = None, last: str = "") -> Destination:
+    """A destination with so many connections from each source."""
+    destination = Destination("there")
+    destination.seen = load or {}
+    destination.last = last
+    return destination
 
 
 def order(
@@ -35,11 +40,10 @@ def order(
     load: dict[str, int] | None = None,
     last: str = "",
 ) -> list[str]:
-    load = load or {}
     only = sources.only(version, key)
     if only:
         return [only]
-    return list(sources.order(version, lambda host: load.get(host, 0), last))
+    return list(sources.order(version, known(load, last)))
 
 
 class TestRotations:
@@ -161,6 +165,27 @@ class TestPrefixes:
         assert sources.hosts(6) == ()
         assert sources.prefixes(6) == (prefix,)
 
+    def test_one_that_may_be_full_is_tried_in_full(self) -> None:
+        sources = Sources(["10.0.0.0/22"], MOST_FREE, ascending())
+        found = order(sources)
+        assert set(found) == set(map(str, ipaddress.ip_network("10.0.0.0/22").hosts()))
+        # But for the first few, which are drawn by chance, each comes once.
+        assert len(found) - len(set(found)) <= 3
+
+    def test_of_a_larger_one_as_many_more_as_have_connections(self) -> None:
+        sources = Sources(["2001:db8::/64"], MOST_FREE, ascending())
+        destination = known()
+        for number in range(10):
+            host = f"2001:db8::{number}"
+            destination.paths[host] = Path(destination, host)
+        assert len(list(sources.order(6, destination))) == 4 + 10
+
+    @pytest.mark.parametrize("rotate", [MOST_FREE, ROUND_ROBIN])
+    @pytest.mark.parametrize("given", [HOSTS, ["10.0.0.0/22"], [*HOSTS, "10.0.0.0/22"], []])
+    def test_the_first_is_the_first_of_the_order(self, rotate: str, given: list[str]) -> None:
+        first = Sources(given, rotate, ascending()).first(4, known())
+        assert order(Sources(given, rotate, ascending()))[0] == first
+
     def test_of_several(self) -> None:
         sources = Sources(["2001:db8:1::/64", "2001:db8:2::/64"], MOST_FREE, ascending())
         seen = Counter(host[:10] for _ in range(50) for host in order(sources, version=6))
@@ -224,7 +249,7 @@ class TestPrefixes:
         def draw(_: int) -> Sequence[int]:
             raise AssertionError("randomness costs a system call")
 
-        assert list(Sources(HOSTS, MOST_FREE, draw).order(4, nobody)) == HOSTS
+        assert list(Sources(HOSTS, MOST_FREE, draw).order(4, known())) == HOSTS
 
 
 @pytest.mark.parametrize("rotate", ["", "random", "most_free"])

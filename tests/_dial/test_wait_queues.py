@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from connectx._dial.call import LimitReached, TurnMissed
-from tests._dial.world import HOSTS, Refused, Try, World
+from connectx._dial.slots import Destination
+from tests._dial.world import HOSTS, Place, Refused, Try, World
+
+
+class Queued:
+    """A call that waits."""
+
+    queue: Destination | None = None
 
 
 class TestTurns:
@@ -34,6 +41,28 @@ class TestTurns:
         assert second.waits
         first.again()
         assert first.tries
+
+    def test_leaving_looks_at_nobody_else(self) -> None:
+        """Or ten thousand tasks that are cancelled together would take a second for it."""
+
+        class Compared(Place):
+            looks = 0
+
+            def __eq__(self, other: object) -> bool:
+                Compared.looks += 1
+                return self is other
+
+            __hash__ = Place.__hash__
+
+        world = World(limit=1, wait=10)
+        queued = [(Queued(), Compared()) for _ in range(300)]
+        for call, waiter in queued:
+            world.destinations.join(call, "there", waiter, "", again=False)
+        for call, waiter in reversed(queued):
+            assert call.queue is not None
+            world.destinations.leave(call.queue, waiter, "")
+        assert Compared.looks <= len(queued)
+        world.nothing_is_kept()
 
     def test_nobody_barges_in(self) -> None:
         """There is a place free, and somebody who was here before."""

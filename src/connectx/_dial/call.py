@@ -21,7 +21,7 @@ from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Hashable, Iterable, Iterator
+    from collections.abc import Hashable, Iterator, Sequence
     from typing import Protocol
 
     from connectx._connect.steps import Steps, Work
@@ -89,6 +89,8 @@ class Call:
     _opening: Opening | None = None
     _ports: PortRange | None = None
     _began = 0.0
+    # What had ended there by then, for a call that waits.
+    _ends: Sequence[int] = ()
     # How it waits, once it has to.
     _turn: Turn | None = None
     _failure: Exception | None = None
@@ -116,8 +118,8 @@ class Call:
         """Return a connection from an address ("" for routing's choice), within ports."""
         raise NotImplementedError
 
-    def _count_others(self) -> Work:
-        """Return the work of counting others' connections to the destination."""
+    def _count_others(self) -> Work | None:
+        """Return the work of counting others' connections to the destination, if it is time."""
         raise NotImplementedError
 
     def _listen(self) -> Endings | None:
@@ -136,43 +138,34 @@ class Call:
         Whatever is raised, here or there, leaves nothing behind.
         """
         target, destinations = self._target, self._terms.destinations
-        candidates: Iterator[tuple[str, PortRange | None]] = iter(())
         try:
-            if target.single is not None:
-                # Nearly all dialers.
-                host, ports = target.single
-            else:
-                candidates = iter(self._candidates(destinations.find(target.key)))
-                host, ports = next(candidates)
+            # Nearly all dialers have a single one.
+            host, ports = target.single or self._first(destinations.find(target.key))
             slot = self.slot = destinations.reserve(target.key, host, target.lane)
             if slot is None:
                 # Somebody waits, or the limit is reached.
-                return self._steps(None, None)
+                return self._steps(None)
             steps = self._start(slot, ports)
             if steps is not None:
-                return self._steps(candidates, steps)
+                return self._steps(steps)
             work = self._adopt()
         except BaseException:
             self._give_back()
             raise
         return None if work is None else _do(work)
 
-    def _steps(
-        self,
-        candidates: Iterator[tuple[str, PortRange | None]] | None,
-        pending: Steps[None] | None,
-    ) -> Steps[None]:
+    def _steps(self, pending: Steps[None] | None) -> Steps[None]:
         """Go on until there is a connection; raises what the last try met with.
 
-        candidates, pending: what is left of the first round, and of the try at hand.
+        pending: what is left of the first try.
         """
         terms = self._terms
         try:
             while True:
                 begun = terms.clock()
-                if (yield from self._round(candidates, pending)):
+                if (yield from self._round(pending)):
                     break
-                candidates = pending = None
+                pending = None
                 turn = self._turn
                 if turn is None:
                     turn = self._turn = Turn(
@@ -199,18 +192,20 @@ class Call:
                     turn.end()
                     raise
 
-    def _round(
-        self,
-        candidates: Iterator[tuple[str, PortRange | None]] | None,
-        pending: Steps[None] | None,
-    ) -> Steps[bool]:
-        """Try every source and range once, if it is this call's turn; whether one is open."""
-        if candidates is None:
-            known = self.queue or self._terms.destinations.find(self._target.key)
+    def _round(self, pending: Steps[None] | None) -> Steps[bool]:
+        """Try every source and range once, if it is this call's turn; whether one is open.
+
+        pending: what is left of the round's first try, which is made already.
+        """
+        known = self.queue or self._terms.destinations.find(self._target.key)
+        tried = None
+        if pending is not None and self.slot is not None:
+            tried = self.slot.path.host, self._ports
+        else:
             waiter = self._turn.waiter if self._turn is not None else None
             if known.queues and known.first(self._target.lane) not in (None, waiter):
                 return False
-            candidates = iter(self._candidates(known))
+        candidates = self._candidates(known, tried)
         while True:
             try:
                 if pending is None:
@@ -245,7 +240,7 @@ class Call:
         """Begin a try that has a slot."""
         terms = self._terms
         if terms.wait:
-            slot.path.destination.searching |= {slot.path.host}
+            self._ends = slot.path.destination.ends(slot.path.host)
         self._ports = ports
         self._began = terms.clock()
         try:
@@ -255,7 +250,7 @@ class Call:
             terms.destinations.failed(error)
             raise
         if steps is None:
-            terms.destinations.opened(0)
+            terms.destinations.good.append(0)
         return steps
 
     def _adopt(self) -> Work | None:
@@ -283,7 +278,7 @@ class Call:
         except BaseException as error:
             destinations.failed(error)
             raise
-        destinations.opened(self._opening.retries if self._opening else 0)
+        destinations.good.append(self._opening.retries if self._opening else 0)
 
     def _refused(self, error: PortsExhausted) -> None:
         """Note that a try has found no port."""
@@ -291,15 +286,18 @@ class Call:
         self.slot = None
         if slot is None:
             return
-        now, path = terms.clock(), slot.path
-        terms.destinations.refused(slot, error.errno or 0, error.attempts, now - self._began)
+        now, host, known = terms.clock(), slot.path.host, slot.path.destination
         if turn is not None:
             turn.take_endings()
-        # Not if something has ended meanwhile, or may have with nobody to notice: a call
-        # that waits would pass over a range that is not full any more.
-        hears = turn is not None and turn.hears
-        if not terms.wait or (hears and path.host in path.destination.searching):
-            path.destination.fill(path.host, self._ports, now, self._began)
+        if not terms.wait:
+            known.fill(host, self._ports, now, self._began)
+        elif turn is not None and turn.hears:
+            known.fill(host, self._ports, now, self._began)
+            if known.ends(host) != self._ends:
+                # A call that waits would pass over a range that is not full any more.
+                known.clear(host)
+        # Last, since nothing may be known of the source when its last slot is given back.
+        terms.destinations.refused(slot, error.errno or 0, error.attempts, now - self._began)
 
     def _give_back(self) -> None:
         """Give the slot back, of a call that has failed."""
@@ -314,31 +312,33 @@ class Call:
             return self._unserved(failure)
         return failure
 
-    def _candidates(self, known: Destination) -> Iterable[tuple[str, PortRange | None]]:
-        """Return sources and ranges in the order in which to try them."""
-        terms = self._terms
-        target = self._target
-        hosts: Iterable[str] = (target.only,)
-        if not target.only:
-            if known.seen and known.seen_until < terms.clock():
-                known.seen = {}
-            hosts = terms.sources.order(target.version, known.load, known.last)
-        return self._in_order(known, hosts)
+    def _first(self, known: Destination) -> tuple[str, PortRange | None]:
+        """Return the source and range to try first."""
+        terms, target = self._terms, self._target
+        if known.full or known.seen or target.only:
+            return next(self._candidates(known))
+        # Without the generators: to end one that is not exhausted takes a microsecond.
+        return terms.sources.first(target.version, known), terms.ranges[0]
 
-    def _in_order(
-        self, known: Destination, hosts: Iterable[str]
+    def _candidates(
+        self, known: Destination, tried: tuple[str, PortRange | None] | None = None
     ) -> Iterator[tuple[str, PortRange | None]]:
-        """Yield those that were full a moment ago last.
+        """Yield sources and ranges in the order in which to try them, but for one.
 
-        A call that waits passes over them, until something ends there, or that moment is
-        past, or this is the last round.
+        Those come last that were full a moment ago. A call that waits passes over them, until
+        something ends there, or that moment is past, or this is the last round.
         """
-        terms = self._terms
+        terms, target = self._terms, self._target
+        if known.seen and known.seen_until < terms.clock():
+            known.seen = {}
+        hosts = (target.only,) if target.only else terms.sources.order(target.version, known)
         later = []
         now = terms.clock() if known.full else 0.0
         for host in hosts:
             for ports in terms.ranges:
-                if known.full and known.full.get((host, ports), 0.0) > now:
+                if (host, ports) == tried:
+                    continue
+                if known.full and known.is_full(host, ports, now):
                     later.append((host, ports))
                 else:
                     yield host, ports

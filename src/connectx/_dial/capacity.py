@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from connectx._connect.namespace import NetlinkRefused
 from connectx._connect.plan import routed_source, without_netlink
+from connectx._dial.sources import usable as usable_addresses
+from connectx.addresses import packed
 from connectx.linux.uapi import STATE_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
+    from connectx._dial.sources import Network
 
 
 class SourceCapacity(NamedTuple):
@@ -45,12 +52,19 @@ class Capacity(NamedTuple):
     sources: tuple[SourceCapacity, ...]
 
 
-def count(namespace: Namespace, request: Request, within: set[int]) -> SourceCapacity:
-    """The ports of a request's source toward its destination; within: those that may be used.
+def count(namespace: Namespace, request: Request, usable: bytes) -> SourceCapacity:
+    """Return the ports of a request's source toward its destination.
 
-    Raises OSError as routing and netlink do, and NotSupported where netlink is refused.
+    Args:
+        namespace: Where to count.
+        request: From one source.
+        usable: For each port number, 1 if it may be used, else 0.
+
+    Raises:
+        OSError: As routing and netlink do.
+        NotSupported: Netlink is refused.
     """
-    from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in network.py
+    from connectx.linux.socket_dump import ports_toward  # noqa: PLC0415 - as in namespace.py
 
     wire = request.origin.wire_source or routed_source(namespace, request)
     try:
@@ -66,9 +80,63 @@ def count(namespace: Namespace, request: Request, within: set[int]) -> SourceCap
         request.destination.port,
         interface=request.scope,
     )
-    in_use: dict[str, int] = {}
-    for state, some in found.items():
-        number = len(within.intersection(some))
-        if number:
-            in_use[STATE_NAMES.get(state, str(state))] = number
-    return SourceCapacity(request.source_host(wire), len(within), in_use)
+    # A dump may list a socket twice.
+    in_use = {state: sum(map(usable.__getitem__, set(some))) for state, some in found.items()}
+    return SourceCapacity(request.source_host(wire), usable.count(1), _by_name(in_use))
+
+
+def count_each(
+    namespace: Namespace,
+    to: Request,
+    hosts: Sequence[str],
+    prefixes: Sequence[Network],
+    usable: bytes,
+) -> list[SourceCapacity]:
+    """Return the ports of many sources toward a destination, by one dump for all of them.
+
+    Args:
+        namespace: Where to count.
+        to: The destination.
+        hosts: Single addresses.
+        prefixes: Prefixes, for all of their addresses that are not listed by themselves.
+        usable: As for `count`.
+
+    Raises:
+        OSError: As netlink does.
+    """
+    from connectx.linux.socket_dump import sources_toward  # noqa: PLC0415 - as in namespace.py
+
+    in_use: dict[bytes, Counter[int]] = {}
+    found = sources_toward(
+        namespace.diag,
+        to.origin.table,
+        to.origin.wire_family,
+        to.wire_destination,
+        to.destination.port,
+        interface=to.scope,
+    )
+    for (source, state), ports in found.items():
+        in_use.setdefault(source, Counter())[state] = sum(map(usable.__getitem__, ports))
+    total = usable.count(1)
+    counted = []
+    for host in hosts:
+        states = in_use.pop(packed(host) or b"", Counter())
+        counted.append(SourceCapacity(to.source_host(packed(host) or b""), total, _by_name(states)))
+    for prefix in prefixes:
+        states = Counter()
+        shift = prefix.max_prefixlen - prefix.prefixlen
+        first = int(prefix.network_address) >> shift
+        for source, some in in_use.items():
+            if int.from_bytes(source, "big") >> shift == first:
+                states.update(some)
+        listed = sum(ip_address(host) in prefix for host in hosts)
+        addresses = usable_addresses(prefix) - listed
+        counted.append(SourceCapacity(str(prefix), addresses * total, _by_name(states)))
+    return counted
+
+
+def _by_name(states: Mapping[int, int]) -> dict[str, int]:
+    """Return the counts that are not 0, by state as ss(8) names it."""
+    return {
+        STATE_NAMES.get(state, str(state)): number for state, number in states.items() if number
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
-    from connectx._dial.call import LimitReached, TurnMissed
+    from connectx._dial.call import LimitReached, Opening, TurnMissed
     from connectx._dial.endings import Endings
     from connectx._dial.policy import Policy
     from connectx.addresses import Address, PortRange
@@ -68,7 +69,7 @@ def call_to(
             to = parse_literal(scoped(address), None, kind, proto, policy.settings.strategy)
             if to is not None:
                 target = Target(policy, to, key)
-    return None if target is None else OwnCall(policy, target, timeout, awaited=awaited)
+    return None if target is None else OwnCall(policy, target, timeout, awaited)
 
 
 class Target:
@@ -121,12 +122,21 @@ class _PolicyCall(Call):
 
     _target: Target
 
-    def __init__(self, policy: Policy, target: Target, *, awaited: bool, wait: bool = True) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        target: Target,
+        timeout: float | None,
+        awaited: bool,  # noqa: FBT001 - by name it would take longer
+        *,
+        wait: bool = True,
+    ) -> None:
         """Begin a call.
 
         Args:
             policy: What decides.
             target: What to connect to.
+            timeout: The socket's, as create_connection() takes it.
             awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
             wait: Whether it may wait for a port, where the dialer does.
         """
@@ -137,6 +147,7 @@ class _PolicyCall(Call):
             begun.unreported.sweep(SWEPT_BY_A_CALL)
         self._terms = begun.terms
         self._target = target
+        self._timeout = timeout
         self._wait = begun.terms.wait if wait else 0.0
         self._policy = policy
         self._awaited = awaited
@@ -150,12 +161,18 @@ class _PolicyCall(Call):
             self._terms.destinations.unserved()
         return self._policy.failure(error, self._target.to)
 
-    def _count_others(self) -> Work:
+    def _count_others(self) -> Work | None:
+        begun = self._policy.open
+        if time.monotonic() < begun.count_again:
+            return None
+        if not self._awaited and cast("Opening", self._opening).sock.gettimeout() is not None:
+            # The time that it has is for connecting.
+            return None
         # Of the connection that is made: to look for the thread's takes a descriptor, and
         # there may be none left.
         connection = cast("Connection | CallersConnection", self._opening)
         namespace = connection.plan.terms.namespace
-        count = partial(self._policy.count_others, self._target.to, namespace)
+        count = partial(self._policy.count_others, self._target.to, namespace, begun)
         return Work(count, awaited=False)
 
 
@@ -167,19 +184,6 @@ class OwnCall(_PolicyCall):
     """
 
     sock: socket.socket
-
-    def __init__(
-        self,
-        policy: Policy,
-        target: Target,
-        timeout: float | None,
-        *,
-        awaited: bool,
-        wait: bool = True,
-    ) -> None:
-        """Begin a call; timeout: as create_connection() takes it."""
-        _PolicyCall.__init__(self, policy, target, awaited=awaited, wait=wait)
-        self._timeout = timeout
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
         timeout = self._timeout
@@ -213,7 +217,7 @@ class CallersCall(_PolicyCall):
         """
         connection = CallersConnection(sock)
         to = connection.ask(None, destination, policy.settings.strategy)
-        super().__init__(policy, Target(policy, to, key), awaited=awaited)
+        super().__init__(policy, Target(policy, to, key), sock.gettimeout(), awaited)
         self._sock = sock
         self._data = data
         self._connection = connection
@@ -224,7 +228,7 @@ class CallersCall(_PolicyCall):
             set_ip_freebind(sock, on=True)
         connection = self._connection = CallersConnection(sock, ports)
         connection.prepare(request_from(self._target.to, host, PLAIN), self._data)
-        timeout = sock.gettimeout()
+        timeout = self._timeout
         if self._awaited:
             connection.apart(None, blocking=False)
         elif self.queue is not None and not len(self._data) and timeout != 0:
@@ -271,7 +275,7 @@ def by_name(
     exhausted: list[Request] = []
 
     def opening(to: Request, *, wait: bool) -> Steps[socket.socket]:
-        call = OwnCall(policy, Target(policy, to, key), timeout, awaited=awaited, wait=wait)
+        call = OwnCall(policy, Target(policy, to, key), timeout, awaited, wait=wait)
         try:
             steps = call.begin()
             if steps is not None:

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import random
 import threading
 import time
 from functools import partial
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from connectx._connect.namespace import NAMESPACES
 from connectx._connect.plan import absence, within
 from connectx._connect.request import NEW_SOCKET, parse, request_from, scoped
 from connectx._connect.steps import Work
 from connectx._dial.call import LimitReached
-from connectx._dial.capacity import Capacity, SourceCapacity, count
+from connectx._dial.capacity import Capacity, count, count_each
 from connectx._dial.endings import Unreported
 from connectx._dial.settings import check
 from connectx._dial.slots import Destinations
-from connectx._dial.sources import MOST_FREE, STICKY, usable
+from connectx._dial.sources import MOST_FREE, STICKY
 from connectx._dial.terms import Terms
-from connectx.addresses import V4_MAPPED_TEXT, Endpoint
+from connectx.addresses import HIGHEST_PORT, V4_MAPPED_TEXT, Endpoint
 from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
@@ -65,14 +65,27 @@ class Stats(NamedTuple):
     unserved: int
 
 
+#: How many times as long as counting others' connections has taken they are not counted again:
+#: that takes 1 % of the time at most.
+_COUNT_REST: Final = 99.0
+
+
 class Open:
-    """What a process has open."""
+    """What a process has open.
+
+    Attributes:
+        pid: The process.
+        count_again: When to count others' connections again, on the monotonic clock.
+        destinations, unreported: Its sockets.
+        terms: What its calls have in common.
+    """
 
     # No named tuple, whose attributes take longer to load.
-    __slots__ = ("destinations", "pid", "terms", "unreported")
+    __slots__ = ("count_again", "destinations", "pid", "terms", "unreported")
 
     def __init__(self, settings: Settings) -> None:
         self.pid = os.getpid()
+        self.count_again = 0.0
         self.unreported = Unreported()
         self.destinations = Destinations(
             settings.limit, threading.RLock(), time.monotonic, self.unreported.add
@@ -152,23 +165,14 @@ class Policy:
         # A list is taken, and a scope by name, where create_connection() takes them.
         address = scoped(tuple(address) if isinstance(address, list) else address)
         to = self.serve(parse(0, kind, proto, self.settings.strategy, None, address))
-        usable_ports = self._ports(to, namespace)
-        sources = self.settings.sources
-        hosts = ("",) if sources.any else sources.hosts(to.origin.version)
-        counted = [
-            count(namespace, request_from(to, host, NEW_SOCKET), usable_ports) for host in hosts
-        ]
-        open_now = self.destinations.open_to(to.key)
-        for prefix in sources.prefixes(to.origin.version):
-            # Its addresses are too many to ask for each: of them our own are counted.
-            ours = sum(
-                number
-                for host, number in open_now.items()
-                if host not in hosts and ip_address(host) in prefix
-            )
-            listed = sum(ip_address(host) in prefix for host in hosts)
-            total = (usable(prefix) - listed) * len(usable_ports)
-            counted.append(SourceCapacity(str(prefix), total, {"ESTAB": ours} if ours else {}))
+        usable = self._usable(to, namespace)
+        sources, version = self.settings.sources, to.origin.version
+        only = sources.single(version)
+        if only is not None:
+            counted = [count(namespace, request_from(to, only, NEW_SOCKET), usable)]
+        else:
+            hosts, prefixes = sources.hosts(version), sources.prefixes(version)
+            counted = count_each(namespace, to, hosts, prefixes, usable)
         self.destinations.saw(to.key, {each.source: sum(each.in_use.values()) for each in counted})
         total = sum(each.total for each in counted)
         free = sum(each.free for each in counted)
@@ -191,14 +195,22 @@ class Policy:
             counters.unserved,
         )
 
-    def count_others(self, to: Request, namespace: Namespace) -> None:
+    def count_others(self, to: Request, namespace: Namespace, begun: Open) -> None:
         """Have "most-free" know of connections that are not this dialer's.
 
-        It goes on with what it knew where that cannot be found out: a source that is full
-        is passed over all the same.
+        It goes on with what it knew where that cannot be found out, or another thread is at
+        it: a source that is full is passed over all the same.
         """
-        with contextlib.suppress(OSError):
-            self.capacity(to.address, to.origin.type, to.origin.proto, namespace)
+        started = time.monotonic()
+        if started < begun.count_again:
+            return
+        begun.count_again = math.inf
+        try:
+            with contextlib.suppress(OSError):
+                self.capacity(to.address, to.origin.type, to.origin.proto, namespace)
+        finally:
+            now = time.monotonic()
+            begun.count_again = now + _COUNT_REST * (now - started)
 
     # What a call asks for.
 
@@ -265,18 +277,18 @@ class Policy:
                 self._begun.pop(other, None)
         return begun
 
-    def _ports(self, to: Request, namespace: Namespace) -> set[int]:
-        """Return the ports that may be used; RangeNotHonoured as for a call."""
+    def _usable(self, to: Request, namespace: Namespace) -> bytes:
+        """Return 1 for each port number that may be used, else 0; RangeNotHonoured as a call."""
         in_force = namespace.ports
         if in_force is None:
             raise absence(to)
-        found: set[int] = set()
+        found = bytearray(HIGHEST_PORT + 1)
         for ports in self.settings.ranges:
             low, high = within(namespace, to, ports) or in_force
-            found.update(range(low, high + 1))
-        for hole in namespace.reserved:
-            found.difference_update(range(hole.low, hole.high + 1))
-        return found
+            found[low : high + 1] = b"\1" * (high + 1 - low)
+        for low, high in namespace.reserved:
+            found[low : high + 1] = bytes(high + 1 - low)
+        return bytes(found)
 
 
 class AnyDialer:

@@ -18,7 +18,8 @@
 from __future__ import annotations
 
 import errno
-from collections import deque
+import itertools
+from collections import OrderedDict, deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,6 +61,13 @@ _FORGOTTEN_AT_ONCE: Final = 2
 #: microsecond.
 _MOST_UNCOUNTED: Final = 64
 
+#: Full sources of a destination from which on those are forgotten whose time is up. Those of
+#: a large prefix are others at each call.
+_MOST_FULL: Final = 64
+
+#: Names each end of a connection. No number comes twice, whichever threads take one.
+_ENDS: Final = itertools.count(1)
+
 
 class Counters:
     """What a dialer has done since it was made; see `connectx._dial.policy.Stats`.
@@ -96,15 +104,17 @@ class Path:
     Attributes:
         destination, host: Its ends.
         slots: The slots of the connections that are open, or being tried, by id().
+        ended: Which end was the last one here; 0 if there was none.
         idle: Whether it is noted to be looked at, since its last slot was given back.
     """
 
-    __slots__ = ("destination", "host", "idle", "slots")
+    __slots__ = ("destination", "ended", "host", "idle", "slots")
 
     def __init__(self, destination: Destination, host: str) -> None:
         self.destination = destination
         self.host = host
         self.slots: set[int] = set()
+        self.ended = 0
         self.idle = False
 
 
@@ -119,19 +129,18 @@ class Destination:
         queues: Who waits, by the source waited for ("" for any); none is empty.
         endings: How ends are noticed, left by one first in a queue for the next.
         full: Until when a source's range need not be tried before others, nor by a call
-            that waits.
+            that waits; by source, then by range.
         last: The source address that was tried last.
-        searching: Those that are tried now, and where nothing has ended meanwhile.
     """
 
     # As of the class until they are set, which for most destinations never happens.
     seen: Mapping[str, int] = MappingProxyType({})
     seen_until = 0.0
-    queues: Mapping[str, deque[Waiter]] = MappingProxyType({})
+    queues: Mapping[str, OrderedDict[Waiter, None]] = MappingProxyType({})
     endings: Any = None
-    full: Mapping[tuple[str, PortRange | None], float] = MappingProxyType({})
+    full: Mapping[str, Mapping[PortRange | None, float]] = MappingProxyType({})
     last = ""
-    searching: frozenset[str] = frozenset()
+    _most_full = _MOST_FULL
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -154,46 +163,58 @@ class Destination:
         total = len(self.slots)
         return total >= WORTH_COUNTING and not total & (total - 1)
 
+    def ends(self, host: str) -> list[int]:
+        """Return what changes when something ends there."""
+        paths = self.paths
+        # Routing may have chosen it, or chooses any.
+        near = [paths.get(host), paths.get("")] if host else list(paths.values())
+        return [path.ended for path in near if path is not None]
+
     def clear(self, host: str | None) -> None:
         """Note that something has ended there, so its range may not be full; None: anywhere."""
-        if host is None:
-            self.full = {}
-            self.searching = frozenset()
-        else:
-            # Routing may have chosen it.
-            here = ("", host)
-            self.full = {of: until for of, until in self.full.items() if of[0] not in here}
-            self.searching = self.searching.difference(here)
+        full, self.full = self.full, MappingProxyType({}) if host is None else self.full
+        # Routing may have chosen it.
+        for each in tuple(self.paths) if host is None else (host, ""):
+            path = self.paths.get(each)
+            if path is not None:
+                path.ended = next(_ENDS)
+            if isinstance(full, dict):
+                full.pop(each, None)
 
     def fill(self, host: str, ports: PortRange | None, now: float, begun: float) -> None:
         """Note that a search that began then has found no port there."""
-        number = len(self.full) + ((host, ports) not in self.full)
-        seconds = _FULL_REST * number * (now - begun)
+        full = self.full
+        if not isinstance(full, dict):
+            full = self.full = {}
+        if len(full) >= self._most_full:
+            for other, ranges in tuple(full.items()):
+                if max(ranges.values()) < now:
+                    full.pop(other, None)
+            self._most_full = max(_MOST_FULL, 2 * len(full))
+        ranges = full.get(host, {})
+        seconds = _FULL_REST * (len(full) + (not ranges)) * (now - begun)
         until = now + min(max(seconds, _FULL_SHORTEST), _FULL_LONGEST)
-        self.full = {**self.full, (host, ports): until}
+        # Replaced, since others may be reading it.
+        full[host] = {**ranges, ports: until}
 
-    def load(self, host: str) -> int:
-        """Return how many connections there are from a source address."""
-        path = self.paths.get(host)
-        return (len(path.slots) if path is not None else 0) + self.seen.get(host, 0)
+    def is_full(self, host: str, ports: PortRange | None, now: float) -> bool:
+        """Return whether a source's range was full a moment ago."""
+        ranges = self.full.get(host)
+        return ranges is not None and ranges.get(ports, 0.0) > now
 
     def first(self, lane: str) -> Waiter | None:
         """Return who is first in a queue of those that will look, if anybody is."""
         queue = self.queues.get(lane)
-        if not queue:
+        while queue:
+            try:
+                for waiter in queue:
+                    if not waiter.gone:
+                        return waiter
+            except RuntimeError:
+                # Somebody has come or gone in this very moment.
+                continue
             return None
-        try:
-            waiter = queue[0]
-        except IndexError:
-            return None  # It has left in this very moment, and has woken the next one.
-        if not waiter.gone:
-            return waiter
-        return next((waiter for waiter in tuple(queue) if not waiter.gone), None)
-
-    def close_queue(self, lane: str) -> None:
-        """Have no queue where nobody waits any more."""
-        queues = self.queues.items()
-        self.queues = {other: queue for other, queue in queues if other != lane}
+        return None
 
     def wake(self, host: str | None) -> None:
         """Have those look again who are first in a queue for a source; None: for any of them."""
@@ -214,52 +235,47 @@ class Slot:
     is closed, too.
 
     Attributes:
-        owner: Where it counts; None before and after.
+        owner: Where it counts; None when it does no more.
         path: What it counts for.
     """
 
     __slots__ = ("_others", "owner", "path")
 
     owner: Destinations | None
-    path: Path
 
-    def __init__(self) -> None:
-        self.owner = None
+    def __init__(self, owner: Destinations, path: Path) -> None:
+        self.path = path
         self._others = 0
+        self.owner = owner
 
-    def release(self) -> None:
-        """Give the place back; may be called again, and at any moment."""
-        # Unset if an interrupt came in the middle of making it.
-        owner = getattr(self, "owner", None)
+    def release(self, *, ended: bool = True) -> None:
+        """Give the place back; may be called again, and at any moment.
+
+        ended: whether a connection has ended, so that those who wait are woken.
+        """
+        try:
+            owner = self.owner
+        except AttributeError:
+            return  # An interrupt came in the middle of making it.
         if owner is None:
             return
-        self._withdraw(owner)
-        path = self.path
-        destination = path.destination
-        if destination.full or destination.searching:
-            owner.ended.append(path)
-        if destination.queues:
-            destination.wake(path.host)
+        path, key = self.path, id(self)
+        destination, slots = path.destination, path.slots
+        slots.discard(key)
+        destination.slots.discard(key)
+        if not slots and not path.idle:
+            path.idle = True
+            owner.idle.append(path)
+        if ended:
+            path.ended = next(_ENDS)
+            if destination.full:
+                destination.clear(path.host)
+            if destination.queues:
+                destination.wake(path.host)
         # Last of all: after an interrupt in between `__del__` does it again.
         self.owner = None
 
     __del__ = release
-
-    def take_back(self) -> None:
-        """The same, but wake nobody, since nothing has ended."""
-        if self.owner is not None:
-            self._withdraw(self.owner)
-            self.owner = None
-
-    def _withdraw(self, owner: Destinations) -> None:
-        """Count no more."""
-        path = self.path
-        key = id(self)
-        path.slots.discard(key)
-        path.destination.slots.discard(key)
-        if not path.slots and not path.idle:
-            path.idle = True
-            owner.idle.append(path)
 
     def shared(self) -> None:
         """Have one more socket have it, after dup()."""
@@ -288,9 +304,9 @@ class Destinations:
         limit: Connections to one destination at most; 0 for no limit.
         counters: What was done.
         on_detached: Called with a slot and a socket whose end nobody will report.
-        ended: Where something has ended that may have been full, to be noted.
         idle: Where the last slot was given back, to be forgotten.
-        good: Tries that were good, and are yet to be counted: how many ports each was refused.
+        good: Tries that were good, for each how many ports were refused before; a call adds
+            its own, and they are counted later.
     """
 
     def __init__(
@@ -302,7 +318,6 @@ class Destinations:
     ) -> None:
         self.limit = limit
         self.on_detached = on_detached
-        self.ended: deque[Path] = deque()
         self.idle: deque[Path] = deque()
         self.good: deque[int] = deque()
         self._counters = Counters()
@@ -322,9 +337,6 @@ class Destinations:
 
     def find(self, key: Hashable) -> Destination:
         """Return what is known of a destination; nothing at all, if there is nothing."""
-        if self.ended:
-            with self._lock:
-                self._note_ended()
         return self._known.get(key, _UNKNOWN)
 
     def open_to(self, key: Hashable) -> dict[str, int]:
@@ -344,9 +356,8 @@ class Destinations:
             found = self._known.get(key)
             if found is not None:
                 ours = found.open
-                found.seen = {
-                    host: max(0, count - ours.get(host, 0)) for host, count in counts.items()
-                }
+                seen = {host: count - ours.get(host, 0) for host, count in counts.items()}
+                found.seen = {host: count for host, count in seen.items() if count > 0}
                 found.seen_until = self._clock() + _SEEN_FOR
 
     # Slots.
@@ -356,10 +367,9 @@ class Destinations:
 
         None at the limit, or if somebody waits in the queue that `lane` names.
         """
-        slot = Slot()
         with self._lock:
-            if self.ended:
-                self._note_ended()
+            if len(self.good) > _MOST_UNCOUNTED:
+                self._count_good()
             if len(self.idle) > _MOST_IDLE:
                 self._forget_idle(_FORGOTTEN_AT_ONCE)
             destination = self._known.get(key)
@@ -374,8 +384,7 @@ class Destinations:
             path = destination.paths.get(host)
             if path is None:
                 path = destination.paths[host] = Path(destination, host)
-            slot.path = path
-            slot.owner = self
+            slot = Slot(self, path)
             number = id(slot)
             path.slots.add(number)
             destination.slots.add(number)
@@ -390,19 +399,11 @@ class Destinations:
 
         number: its errno. retries, seconds: how many ports were refused, in what time.
         """
-        slot.take_back()
+        slot.release(ended=False)
         with self._lock:
-            self._note_ended()
             self._counters.retries += retries
             self._counters.search_seconds += seconds
             self._count_failure(number)
-
-    def opened(self, retries: int) -> None:
-        """Count a try that was good; retries: how many ports were refused before."""
-        self.good.append(retries)
-        if len(self.good) > _MOST_UNCOUNTED:
-            with self._lock:
-                self._count_good()
 
     def failed(self, error: BaseException) -> None:
         """Count a try that met with an error; not if it was called off."""
@@ -431,13 +432,13 @@ class Destinations:
                 destination = self._known[key] = Destination(key)
             # First, so that an interrupt leaves nobody in the queue who does not know of it.
             call.queue = destination
-            queue = destination.queues.get(lane)
-            if queue is None:
-                queue = deque()
-                destination.queues = {**destination.queues, lane: queue}
+            queues = destination.queues
+            if not isinstance(queues, dict):
+                queues = destination.queues = {}
+            queue = queues.setdefault(lane, OrderedDict())
             self._counters.waits += not again
             self._counters.waiting += 1
-            queue.append(waiter)
+            queue[waiter] = None
 
     def leave(self, destination: Destination, waiter: Waiter, lane: str) -> None:
         """Have a call wait no longer; the next one is woken, since there may be more.
@@ -446,11 +447,10 @@ class Destinations:
         """
         with self._lock:
             queue = destination.queues.get(lane)
-            if queue and waiter in queue:
+            if queue is not None and waiter in queue:
                 self._counters.waiting -= 1
-                queue.remove(waiter)
-            if not queue:
-                destination.close_queue(lane)
+                del queue[waiter]
+            self._close_empty(destination, lane)
             self._forget(destination)
         destination.wake(lane)
 
@@ -469,13 +469,6 @@ class Destinations:
         return endings
 
     # With the lock held.
-
-    def _note_ended(self) -> None:
-        ended = self.ended
-        while ended:
-            path = ended[0]
-            path.destination.clear(path.host)
-            ended.popleft()
 
     def _count_good(self) -> None:
         good = self.good
@@ -497,11 +490,19 @@ class Destinations:
     def _drop_gone(self, destination: Destination, lane: str) -> None:
         """Have those wait no longer at the head of a queue who will never look."""
         queue = destination.queues[lane]
-        while queue and queue[0].gone:
-            queue.popleft()
+        while queue:
+            waiter = next(iter(queue))
+            if not waiter.gone:
+                return
+            del queue[waiter]
             self._counters.waiting -= 1
-        if not queue:
-            destination.close_queue(lane)
+        self._close_empty(destination, lane)
+
+    def _close_empty(self, destination: Destination, lane: str) -> None:
+        """Have no queue where nobody waits any more."""
+        queues = destination.queues
+        if isinstance(queues, dict) and lane in queues and not queues[lane]:
+            del queues[lane]
 
     def _count_failure(self, number: int) -> None:
         if number:

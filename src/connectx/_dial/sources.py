@@ -12,9 +12,33 @@ import ipaddress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from typing import Protocol
 
     Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+    class Known(Protocol):
+        """What is known of a destination: connectx._dial.slots.Destination."""
+
+        @property
+        def paths(self) -> Mapping[str, Path]:
+            """Where connections come from, by source address."""
+
+        @property
+        def seen(self) -> Mapping[str, int]:
+            """Others' connections, by source address."""
+
+        @property
+        def last(self) -> str:
+            """The source address that was tried last; "" if that is not known."""
+
+    class Path(Protocol):
+        """From one source address to the destination: connectx._dial.slots.Path."""
+
+        @property
+        def slots(self) -> Collection[object]:
+            """The connections."""
+
 
 MOST_FREE: Final = "most-free"
 ROUND_ROBIN: Final = "round-robin"
@@ -24,16 +48,27 @@ ROTATIONS: Final = (MOST_FREE, ROUND_ROBIN, STICKY)
 #: A prefix of at most so many addresses is a list of them.
 _LISTED: Final = 256
 
-#: How many addresses of a large prefix a call tries: where none of these has a free
-#: port, something else is wrong.
+#: How many addresses of a large prefix a call tries at first, by chance: nearly always the
+#: first one has a port.
 _DRAWN: Final = 4
+
+#: A prefix of at most so many addresses is tried in full before a call is refused. Of a larger
+#: one, as many more are tried as have connections: more cannot be full.
+_WALKED: Final = 2**16
 
 
 class Pool(NamedTuple):
-    """The sources of one family: single addresses, and prefixes too large to list."""
+    """The sources of one family.
+
+    Attributes:
+        hosts: Single addresses.
+        prefixes: Prefixes too large to list.
+        places: Where an address stands among the single ones.
+    """
 
     hosts: tuple[str, ...]
     prefixes: tuple[Network, ...]
+    places: Mapping[str, int]
 
 
 class Sources:
@@ -91,7 +126,7 @@ class Sources:
         address = ipaddress.ip_address(host)
         return (
             self.any
-            or str(address) in self.hosts(version)
+            or (version in self._pools and str(address) in self._pools[version].places)
             or any(address in prefix for prefix in self.prefixes(version))
         )
 
@@ -103,38 +138,60 @@ class Sources:
         pool = self._pools.get(version)
         return self._sticky(pool, key) if pool and self.rotate == STICKY else ""
 
-    def order(self, version: int, load: Callable[[str], int], last: str = "") -> Iterator[str]:
-        """The addresses of a version, in the order in which to try them; "" for routing's.
+    def first(self, version: int, known: Known) -> str:
+        """Return the address of a version to try first; "" for routing's.
 
-        load: how many connections an address has toward the destination.
-        last: which one was tried last toward the destination; "" if that is not known.
+        version: one that there are sources of. known: the destination.
         """
         if self.any:
-            yield ""
-            return
-        pool = self._pools.get(version)
-        if pool is None:
-            return
+            return ""
+        pool = self._pools[version]
         if pool.prefixes:
             # Their addresses are as good as unused.
-            for number in self._draw(_DRAWN):
-                prefix = pool.prefixes[number % len(pool.prefixes)]
-                yield pick(prefix, self._number())
-        if not pool.hosts:
+            return self._drawn(pool)
+        if self.rotate == ROUND_ROBIN:
+            return pool.hosts[self._place(pool, known)]
+        return least_loaded(pool.hosts, known)
+
+    def order(self, version: int, known: Known) -> Iterator[str]:
+        """Yield the addresses of a version in the order in which to try them, from `first` on."""
+        if not self.serves(version):
             return
-        if len(pool.hosts) == 1:
-            yield pool.hosts[0]
-        elif self.rotate == ROUND_ROBIN:
-            if last in pool.hosts:
-                place = pool.hosts.index(last) + 1
-            else:
-                # Not always the first one, for those who open one connection at a time.
-                place = self._draw(1)[0] % len(pool.hosts)
-            yield from pool.hosts[place:] + pool.hosts[:place]
+        first = self.first(version, known)
+        yield first
+        if self.any:
+            return
+        pool = self._pools[version]
+        hosts, tried = pool.hosts, {first}
+        if pool.prefixes:
+            for _ in range(_DRAWN - 1):
+                drawn = self._drawn(pool)
+                tried.add(drawn)
+                yield drawn
+        if self.rotate == ROUND_ROBIN and hosts:
+            place = pool.places.get(first, -1)
+            if place < 0:
+                place = self._place(pool, known)
+            hosts = hosts[place:] + hosts[:place]
         else:
-            first = min(pool.hosts, key=load)
-            yield first
-            yield from sorted((host for host in pool.hosts if host != first), key=load)
+            hosts = tuple(sorted(hosts, key=lambda host: load(known, host)))
+        for host in hosts:
+            if host not in tried:
+                yield host
+        for prefix in pool.prefixes:
+            yield from self._rest(prefix, tried.union(hosts), len(known.paths))
+
+    def _rest(self, prefix: Network, tried: Collection[str], used: int) -> Iterator[str]:
+        """Yield the other addresses of a prefix, from any on, for as long as they may be full.
+
+        used: how many have connections.
+        """
+        size = usable(prefix)
+        start = _joined(self._draw(4))
+        for number in range(start, start + (size if size <= _WALKED else used)):
+            host = pick(prefix, number)
+            if host not in tried:
+                yield host
 
     def _sticky(self, pool: Pool, key: str) -> str:
         """Rendezvous hashing: when a source comes or goes, few keys move."""
@@ -145,12 +202,42 @@ class Sources:
         prefix = ipaddress.ip_network(best)
         return pick(prefix, _digest(f"within {best} {key}"))
 
-    def _number(self) -> int:
-        """128 random bits."""
-        number = 0
-        for part in self._draw(4):
-            number = number << 32 | part
-        return number
+    def _place(self, pool: Pool, known: Known) -> int:
+        """Return whose turn it is after the source that was tried last."""
+        last = pool.places.get(known.last)
+        # Not always the first one's, for those who open one connection at a time.
+        return (self._draw(1)[0] if last is None else last + 1) % len(pool.hosts)
+
+    def _drawn(self, pool: Pool) -> str:
+        """Return an address of the prefixes, by chance."""
+        which, *parts = self._draw(5)
+        return pick(pool.prefixes[which % len(pool.prefixes)], _joined(parts))
+
+
+def load(known: Known, host: str) -> int:
+    """Return how many connections there are from a source address."""
+    path = known.paths.get(host)
+    return (len(path.slots) if path is not None else 0) + known.seen.get(host, 0)
+
+
+def least_loaded(hosts: Sequence[str], known: Known) -> str:
+    """Return the first of the addresses that have the fewest connections.
+
+    Most calls need no more of the order. Of hundreds, the first without any is soon found,
+    and where all have some, a loop takes half the time of min() with a function for its key.
+    """
+    paths, seen = known.paths, known.seen
+    best, least = hosts[0], None
+    for host in hosts:
+        path = paths.get(host)
+        number = len(path.slots) if path is not None else 0
+        if seen:
+            number += seen.get(host, 0)
+        if least is None or number < least:
+            best, least = host, number
+            if not number:
+                break
+    return best
 
 
 def usable(prefix: Network) -> int:
@@ -159,6 +246,14 @@ def usable(prefix: Network) -> int:
     The first one is not, which is the subnet's own or its routers', nor the last one of IPv4.
     """
     return prefix.num_addresses - (2 if prefix.version == 4 else 1)
+
+
+def _joined(parts: Iterable[int]) -> int:
+    """Return one number of 32 bits each."""
+    number = 0
+    for part in parts:
+        number = number << 32 | part
+    return number
 
 
 def pick(prefix: Network, number: int) -> str:
@@ -194,7 +289,9 @@ def _pools(sources: Iterable[str]) -> dict[int, Pool]:
         else:
             # hosts() leaves out what is no address in a subnet, if this is one.
             listed += [str(host) for host in network.hosts()]
-    return {
-        version: Pool(tuple(dict.fromkeys(listed)), tuple(prefixes.get(version, ())))
-        for version, listed in hosts.items()
-    }
+    pools: dict[int, Pool] = {}
+    for family, found in hosts.items():
+        once = tuple(dict.fromkeys(found))
+        places = {host: place for place, host in enumerate(once)}
+        pools[family] = Pool(once, tuple(prefixes.get(family, ())), places)
+    return pools

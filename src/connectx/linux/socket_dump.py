@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import lru_cache
 from itertools import chain
 from socket import ntohs
@@ -120,6 +120,32 @@ def ports_toward(
     if LITTLE_ENDIAN:
         for some in ports.values():
             some.byteswap()
+    return ports
+
+
+def sources_toward(
+    netlink: NetlinkSocket,
+    protocol: int,
+    family: int,
+    destination: bytes,
+    destination_port: int,
+    *,
+    interface: int = 0,
+) -> dict[tuple[bytes, int], set[int]]:
+    """Return the ports in use toward a destination, by source and state.
+
+    The arguments are the fields of `Filter`. One dump serves any number of sources.
+    """
+    wanted = Filter(
+        protocol, ALL_STATES, None, 0, destination, destination_port, interface, family=family
+    )
+    size = address_size(family)
+    ports: dict[tuple[bytes, int], set[int]] = {}
+    for found in _dump(netlink, wanted, _sources):
+        for (table, state, source), some in found.items():
+            # An IPv4-mapped one has the IPv4 address at its end.
+            octets = source[:size] if table == family else source[-size:]
+            ports.setdefault((octets, state), set()).update(some)
     return ports
 
 
@@ -311,11 +337,17 @@ def encode_dump(table: int, family: int, wanted: Filter) -> bytes:
     return request + _attribute(encode_filter(family, wanted))
 
 
-def encode_tcp_dump(wanted: Filter) -> bytes:
-    """Return the request for a dump by TCPDIAG_GETSOCK: inet_diag_req, and the same attribute."""
+def encode_tcp_dump(family: int, wanted: Filter) -> bytes:
+    """Return the request for a dump by TCPDIAG_GETSOCK: inet_diag_req, and the same attribute.
+
+    It lists both tables.
+
+    Args:
+        family: As for `encode_dump`.
+        wanted: The filter.
+    """
     request = INET_DIAG_REQ.pack(_ports_only(wanted), wanted.states)
-    # AF_INET6, since AF_INET would bring a condition on addresses.
-    return request + _attribute(encode_filter(AF_INET6, wanted))
+    return request + _attribute(encode_filter(family, wanted))
 
 
 def _ports_only(wanted: Filter) -> bytes:
@@ -395,17 +427,15 @@ def _dump(
     netlink: NetlinkSocket, wanted: Filter, collect: Callable[[Iterable[Run]], _T]
 ) -> list[_T]:
     """Dump each table that can hold such sockets, and collect what it lists."""
-    family = wanted.family
-    if family is None and diag_protocol(wanted.protocol) == IPPROTO_TCP and not wanted.information:
+    # AF_INET6 for both families, without the condition on addresses that AF_INET would bring.
+    family = AF_INET6 if wanted.family is None else wanted.family
+    tables: tuple[int, ...] = (AF_INET, AF_INET6)
+    if wanted.family is not None and address_size(family) and family == AF_INET6:
+        tables = (AF_INET6,)
+    elif diag_protocol(wanted.protocol) == IPPROTO_TCP and not wanted.information:
         # TCP's table holds sockets of both families, and each dump walks all of it. The
         # older request, which knows no family, takes half the time of two dumps.
-        return [_repeated_dump(netlink, TCPDIAG_GETSOCK, encode_tcp_dump(wanted), collect)]
-    tables: tuple[int, ...] = (AF_INET, AF_INET6)
-    if family is None:
-        # Without a condition on addresses, which AF_INET would bring.
-        family = AF_INET6
-    elif address_size(family) and family == AF_INET6:
-        tables = (AF_INET6,)
+        return [_repeated_dump(netlink, TCPDIAG_GETSOCK, encode_tcp_dump(family, wanted), collect)]
     return [
         _repeated_dump(netlink, SOCK_DIAG_BY_FAMILY, encode_dump(table, family, wanted), collect)
         for table in tables
@@ -483,6 +513,23 @@ def _ports(runs: Iterable[Run]) -> set[int]:
     for run in runs:
         found.update(_column_of_ports(_checked(run)))
     return found
+
+
+def _sources(runs: Iterable[Run]) -> dict[tuple[int, int, bytes], set[int]]:
+    """The ports by idiag_family, idiag_state and idiag_src."""
+    found: defaultdict[tuple[int, int, bytes], set[int]] = defaultdict(set)
+    for run in runs:
+        layout = _source_layout(_checked(run).stride)
+        for table, state, port, source in layout.iter_unpack(run.messages):
+            found[table, state, source].add(port)
+    return found
+
+
+@lru_cache(maxsize=32)
+def _source_layout(stride: int) -> Struct:
+    """A message with its header; only the fields that tell where a socket connects from."""
+    before = NLMSGHDR.size
+    return Struct(f">{before}xBBxxHxx16s{stride - before - 24}x")
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,184 @@
+"""Prefixes of sources: used in full, and looked up by one dump for all of them."""
+
+import contextlib
+import math
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import connectx
+from connectx._dial import connecting, policy
+from connectx._dial.policy import Policy
+from connectx._dial.slots import WORTH_COUNTING
+from connectx.linux.netlink import NetlinkSocket, Run
+from connectx.sandbox.networks import Network
+from connectx.sandbox.servers import Servers
+from tests.api.calls import ip
+from tests.dialer.drivers import LOW
+from tests.dialer.waiting import both_kinds
+from tests.kernel.raw import FIRST
+
+HERE = ("127.0.0.1", FIRST)
+
+
+@pytest.fixture
+def dumps(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The requests of all dumps."""
+    asked: list[bytes] = []
+    original = NetlinkSocket.dump
+
+    def dump(self: NetlinkSocket, kind: int, payload: bytes) -> Iterator[Run]:
+        asked.append(payload)
+        return original(self, kind, payload)
+
+    monkeypatch.setattr(NetlinkSocket, "dump", dump)
+    return asked
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    "prefix, address", [("127.1.2.0/23", HERE), ("2001:db8:1::/119", ("::1", FIRST))]
+)
+def test_a_prefix_is_used_in_full(
+    network: Network,
+    servers: Servers,
+    closing: contextlib.ExitStack,
+    kind: int,
+    prefix: str,
+    address: tuple[str, int],
+) -> None:
+    """One that is too large for a list of its addresses."""
+    network.port_range(LOW, LOW)
+    ip("route", "add", "local", prefix, "dev", "lo")
+    servers.listen(address[0], FIRST, backlog=1024)
+    dialer = connectx.Dialer([prefix], freebind=True)
+    total = dialer.capacity(address, type=kind).total
+    assert total in (510, 511)
+    sources = Counter(
+        closing.enter_context(dialer.create_connection(address, type=kind)).getsockname()[0]
+        for _ in range(total)
+    )
+    assert len(sources) == total
+    assert dialer.capacity(address, type=kind).free == 0
+    with pytest.raises(connectx.PortsExhausted):
+        dialer.create_connection(address, type=kind)
+
+
+@both_kinds
+def test_capacity_asks_once_for_all_sources(
+    listening: Network, closing: contextlib.ExitStack, dumps: list[bytes], kind: int
+) -> None:
+    del listening
+    for host, count in (("127.0.1.7", 2), ("127.0.1.200", 1), ("127.0.2.9", 3), ("127.0.4.1", 1)):
+        for _ in range(count):
+            source = (host, 0)
+            closing.enter_context(
+                connectx.create_connection(HERE, source_address=source, type=kind)
+            )
+    dialer = connectx.Dialer(["127.0.1.0/24", "127.0.2.0/23"])
+    dumps.clear()
+    found = dialer.capacity(HERE, type=kind)
+    # UDP's sockets are in two tables, by the socket's own family.
+    assert len(dumps) == (1 if kind == socket.SOCK_STREAM else 2)
+    assert {each.source: each.in_use for each in found.sources if each.in_use} == {
+        "127.0.1.7": {"ESTAB": 2},
+        "127.0.1.200": {"ESTAB": 1},
+        "127.0.2.0/23": {"ESTAB": 3},
+    }
+    assert found.in_use == 6
+
+
+@both_kinds
+def test_an_ipv4_mapped_destination_has_the_same_sources(
+    listening: Network, closing: contextlib.ExitStack, kind: int
+) -> None:
+    del listening
+    dialer = connectx.Dialer(["127.0.0.2", "127.0.0.3"])
+    mapped = ("::ffff:127.0.0.1", FIRST)
+    for address in (HERE, mapped, mapped):
+        closing.enter_context(dialer.create_connection(address, type=kind))
+    for address in (HERE, mapped):
+        found = dialer.capacity(address, type=kind)
+        assert [each.in_use for each in found.sources] == [{"ESTAB": 2}, {"ESTAB": 1}]
+    assert dialer.capacity(mapped, type=kind).sources[0].source == "::ffff:127.0.0.2"
+
+
+class TestOthersConnections:
+    """They are counted now and then, as "most-free" wants to know of them."""
+
+    @pytest.fixture
+    def open_to(self, network: Network, servers: Servers) -> tuple[str, int]:
+        network.port_range(LOW, LOW + 199)
+        servers.listen(*HERE, backlog=1024)
+        return HERE
+
+    @both_kinds
+    def test_once_for_all_sources(
+        self,
+        open_to: tuple[str, int],
+        closing: contextlib.ExitStack,
+        dumps: list[bytes],
+        kind: int,
+    ) -> None:
+        dialer = connectx.Dialer(["127.1.0.0/24"])
+        for _ in range(WORTH_COUNTING):
+            assert not dumps
+            closing.enter_context(dialer.create_connection(open_to, type=kind))
+        assert len(dumps) == (1 if kind == socket.SOCK_STREAM else 2)
+
+    @both_kinds
+    @pytest.mark.parametrize("own", [True, False], ids=["own socket", "caller's socket"])
+    def test_not_within_a_call_that_has_a_timeout(
+        self,
+        open_to: tuple[str, int],
+        closing: contextlib.ExitStack,
+        dumps: list[bytes],
+        kind: int,
+        *,
+        own: bool,
+    ) -> None:
+        dialer = connectx.Dialer(["127.1.0.0/24"])
+        for _ in range(2 * WORTH_COUNTING):
+            if own:
+                closing.enter_context(dialer.create_connection(open_to, 60, type=kind))
+            else:
+                sock = closing.enter_context(socket.socket(type=kind))
+                sock.settimeout(60)
+                dialer.connectx(sock, open_to)
+        assert not dumps
+
+    def test_for_a_hundredth_of_the_time(
+        self,
+        open_to: tuple[str, int],
+        closing: contextlib.ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        clock = SimpleNamespace(now=1000.0)
+        clock.monotonic = lambda: clock.now
+        monkeypatch.setattr(connecting, "time", clock)
+        monkeypatch.setattr(policy, "time", clock)
+        dialer = connectx.Dialer(["127.1.0.0/24"])
+        counted: list[float] = []
+
+        def capacity(*_: Any) -> None:
+            counted.append(clock.now)
+            # Another thread leaves it to this one.
+            assert dialer._policy.open.count_again == math.inf
+            clock.now += 2.0
+
+        monkeypatch.setattr(Policy, "capacity", capacity)
+
+        def open_some(number: int) -> None:
+            for _ in range(number):
+                sock = dialer.create_connection(open_to, type=socket.SOCK_DGRAM)
+                closing.enter_context(sock)
+
+        open_some(2 * WORTH_COUNTING)
+        assert counted == [1000.0]
+        clock.now += 99 * 2.0
+        open_some(2 * WORTH_COUNTING)
+        assert counted == [1000.0, 1200.0]
