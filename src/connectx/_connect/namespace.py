@@ -76,6 +76,10 @@ FORGET: Final = 60.0
 #: all at once takes a millisecond.
 MOST_PLANS: Final = 1024
 
+#: Octets of templates that are kept at a time: one of 28,232 ports is as many octets, and each
+#: caller's socket may have a window of its own.
+MOST_OCTETS: Final = 2**20
+
 
 #: What socket(2) fails with where a sandbox refuses netlink (seccomp, with an errno of its
 #: author's choice; an LSM), or the kernel has none (gVisor).
@@ -134,7 +138,8 @@ class Namespace:
         self._registry = registry
         # Plans of the second before, for the sake of their ledgers.
         self._former: dict[Hashable, Plan] = {}
-        self._template: tuple[PortRange, bytes] | None = None
+        self._templates: dict[PortRange, bytes] = {}
+        self._octets = 0
         self._shelves: weakref.WeakValueDictionary[Hashable, Shelf] = weakref.WeakValueDictionary()
         self._numbers = Numbers(os.urandom)
         self._rest = Rest(monotonic)
@@ -163,10 +168,16 @@ class Namespace:
         key = protocol, source, ports
         shelf = self._shelves.get(key)
         if shelf is None:
-            known = self._template
-            if known is None or known[0] != ports:
-                known = self._template = ports, template(ports, self.reserved)
-            shelf = self._shelves[key] = Shelf(ports.low, known[1], self._numbers, self._rest)
+            states = self._templates.get(ports)
+            if states is None:
+                states = template(ports, self.reserved)
+                self._octets += len(states)
+                if self._octets > MOST_OCTETS:
+                    # Plans refer to them.
+                    self.begin()
+                    self._templates, self._octets = {}, len(states)
+                self._templates[ports] = states
+            shelf = self._shelves[key] = Shelf(ports.low, states, self._numbers, self._rest)
         return shelf
 
     def honours(self, protocol: str, port: int) -> bool:

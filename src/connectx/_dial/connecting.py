@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from connectx._connect.callers_socket import CallersConnection
 from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
 from connectx._connect.names import interleaved, last_or_all, resolve
-from connectx._connect.request import PLAIN, parse, parse_literal, request_from, scoped
+from connectx._connect.request import NEW_SOCKET, PLAIN, parse, parse_literal, request_from, scoped
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
@@ -57,7 +57,8 @@ def call_to(
         address = cast("tuple[str | None, int | str]", tuple(address))
         target = None
     if target is None:
-        to = parse_literal(address, None, kind, proto, policy.settings.strategy)
+        # Kept here, so not where those of all calls are.
+        to = parse_literal.__wrapped__(address, None, kind, proto, policy.settings.strategy)
         if to is not None:
             target = Target(policy, to, key)
             if len(policy.targets) >= _MOST_TARGETS:
@@ -110,10 +111,14 @@ class Target:
     def request(self, host: str, ports: PortRange | None) -> Request:
         """Return the request for a socket of our own, from a source and a range of ports."""
         first = self._first
-        if first is None:
-            first = request_from(self.to, host, self._settings.options[ports])
-            if self.single is not None:
-                self._first = first
+        if first is not None:
+            return first
+        options = self._settings.options[ports]
+        if self.single is None:
+            return request_from(self.to, host, options)
+        # Kept here, so not where those of all dialers are.
+        plain = not host and options is NEW_SOCKET
+        first = self._first = self.to if plain else request_from.__wrapped__(self.to, host, options)
         return first
 
 

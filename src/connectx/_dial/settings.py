@@ -68,7 +68,13 @@ def check(
         found,
         ranges,
         {version: found.single(version) for version in (4, 6)},
-        {each: NEW_SOCKET._replace(ports=each, freebind=freebind) for each in ranges},
+        {
+            # The same one, where nothing differs: a destination's request then serves as it is.
+            each: NEW_SOCKET._replace(ports=each, freebind=freebind)
+            if each or freebind
+            else NEW_SOCKET
+            for each in ranges
+        },
         strategy,
         int(_number("limit", limit, 1)),
         float(_number("wait", wait, 0)),
