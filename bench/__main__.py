@@ -14,6 +14,7 @@ from bench import (
     calls,
     churn,
     competition,
+    destinations,
     importing,
     memory,
     report,
@@ -45,6 +46,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     "new destinations": functools.partial(
         turns.measure, "A new destination at every call", turns.NEW
     ),
+    "destinations": destinations.measure,
     "dialer": functools.partial(turns.measure, "Dialer", turns.DIALER),
     "asyncio": asynchronous.measure,
     "import": importing.measure,

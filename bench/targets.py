@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from bench.destinations import WAYS
 from bench.harness import KINDS, SOURCES
 
 if TYPE_CHECKING:
@@ -103,6 +104,18 @@ TARGETS: Final = (
         _UDP,
         ("", "time, a bare Python loop being 1", AT_MOST, 1.7, "x"),
         ("µs", "time", AT_MOST, 90, "µs"),
+    ),
+    *_targets(
+        "destinations",
+        [f"{kind}, {way}" for kind in KINDS for way in WAYS],
+        ("growth", "time of a call to 100,000 in turn, to 100 being 1", AT_MOST, 1.5, "x"),
+        ("longest", "the longest call of these", AT_MOST, 5, "ms"),
+    ),
+    *_targets(
+        "destinations",
+        WAYS,
+        ("open", "each that has a connection, beside the socket", AT_MOST, 2048, "bytes"),
+        ("closed", "100,000 that had one, all together", AT_MOST, 8, "MiB"),
     ),
     *_targets(
         "dialer",

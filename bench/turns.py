@@ -182,12 +182,13 @@ def _round(comparison: Comparison, settings: Settings) -> list[list[Call]]:
         for number in range(len(runners[0][1])):
             # There and back, so that none is always the one after the other.
             for opener, destinations, calls in runners[:: 1 if number % 2 else -1]:
-                calls.append(_time(opener, destinations[number], listener))
+                calls.append(timed(opener, destinations[number], listener))
     # What a program pays once is not what a call costs.
     return [calls[1:] for _, _, calls in runners]
 
 
-def _time(open_one: Opener, destination: Address, listener: socket.socket) -> Call:
+def timed(open_one: Opener, destination: Address, listener: socket.socket) -> Call:
+    """Open and close one connection."""
     clock, before = time.perf_counter_ns, interruptions()
     start = clock()
     sock = open_one(destination)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import memory, native, report, turns, usage
+from bench import destinations, memory, native, report, turns, usage
 from bench.__main__ import MEASUREMENTS
 from bench.competition import TCP, UDP, Competition, mean_time, tail, typical_time
 from bench.filling import Block, BlockOpener, Result, run
@@ -205,7 +205,16 @@ def result(times: list[int]) -> Result:
 
 class TestMeasurements:
     @pytest.mark.parametrize(
-        "name", ["churn", "empty range", "own socket", "new destinations", "dialer", "memory"]
+        "name",
+        [
+            "churn",
+            "empty range",
+            "own socket",
+            "new destinations",
+            "destinations",
+            "dialer",
+            "memory",
+        ],
     )
     def test_finds_all_its_figures(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # Nobody waits in a test: then nothing is idle yet, which changes the figure only. So
@@ -215,6 +224,9 @@ class TestMeasurements:
         monkeypatch.setattr(turns, "CALLS", 110)
         monkeypatch.setattr(turns, "NEW_DESTINATIONS", 110)
         monkeypatch.setattr(memory, "_DESTINATIONS", 100)
+        monkeypatch.setattr(destinations, "_COUNTS", (10, 200))
+        monkeypatch.setattr(destinations, "_CALLS", 100)
+        monkeypatch.setattr(destinations, "_OPEN", 100)
         figures = MEASUREMENTS[name](SETTINGS).figures
         assert sorted(figures) == sorted(target.figure for target in report.targets_of([name]))
         assert all(math.isfinite(value) for value in figures.values())

@@ -8,9 +8,18 @@ from collections.abc import Callable
 
 import pytest
 
-from connectx._connect.namespace import FORGET, FRESH, Namespace, Namespaces
+import connectx
+from connectx._connect.namespace import (
+    FORGET,
+    FRESH,
+    MOST_OCTETS,
+    NAMESPACES,
+    Namespace,
+    Namespaces,
+)
 from connectx.linux import netns
 from connectx.linux.netlink import NetlinkSocket
+from connectx.linux.sockopts import set_ip_local_port_range
 from connectx.sandbox.networks import Network, experiment_network
 from tests import limits
 
@@ -97,3 +106,35 @@ def test_without_a_descriptor_to_look_again_what_was_known_has_to_do(
             namespace_of_a_socket(Namespaces())
     network.port_range(20000, 20019)
     assert namespace_of_a_socket(namespaces) is not known
+
+
+def templates(namespace: Namespace) -> dict[int, int]:
+    """The octets of each template that a plan refers to, by what identifies it."""
+    plans = [*namespace.plans.values(), *namespace._former.values()]
+    kept = [plan.ledger._shelf.template for plan in plans]
+    return {id(each): len(each) for each in (*kept, *namespace._templates.values())}
+
+
+def connect_within(low: int, high: int, source: str = "127.0.0.1") -> None:
+    """Connect a socket that has a window of its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        set_ip_local_port_range(sock, low, high)
+        connectx.connectx(sock, (source, 0), ("127.0.0.1", 9000))
+
+
+def test_of_many_windows_few_are_kept(network: Network) -> None:
+    network.port_range(20000, 60999)
+    for number in range(500):
+        connect_within(20000 + number, 30000 + number)
+    found = templates(NAMESPACES.here())
+    # A generation of plans refers to so many, and so does the one before.
+    assert 10 < len(found) < 300
+    assert sum(found.values()) < 2 * MOST_OCTETS + 2 * 10_001
+
+
+def test_a_window_has_one_template_for_all_sources(network: Network) -> None:
+    network.port_range(20000, 60999)
+    for number in range(1, 21):
+        for low in (20000, 40000):
+            connect_within(low, low + 9_999, f"127.0.0.{number}")
+    assert list(templates(NAMESPACES.here()).values()) == [10_000, 10_000]

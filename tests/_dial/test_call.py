@@ -371,6 +371,31 @@ def test_ten_thousand_idle_destinations_are_nothing() -> None:
     assert len(world.destinations.good) < 100
 
 
+def test_what_is_full_is_noted_within_bounds() -> None:
+    """The addresses of a large prefix are others at each call."""
+    world = World()
+    kept = world.call().connect()
+    known = world.destinations.find("there")
+    for number in range(10_000):
+        world.time += 0.1
+        known.fill(f"2001:db8::{number:x}", None, world.time, world.time)
+    # For a second each.
+    assert 10 <= len(known.full) < 200
+    assert known.is_full(f"2001:db8::{9_999:x}", None, world.time)
+    kept.release()
+
+
+def test_an_end_elsewhere_leaves_a_full_source_full() -> None:
+    world = World(HOSTS, wait=10)
+    slots = [world.call().connect() for _ in HOSTS]
+    known = world.destinations.find("there")
+    for host in HOSTS:
+        known.fill(host, None, world.time, world.time)
+    slots[0].release()
+    assert [known.is_full(host, None, world.time) for host in HOSTS] == [False, True]
+    slots[1].release()
+
+
 def test_errors_do_not_refer_to_themselves() -> None:
     """Else each would stay until the next garbage collection, with all that it refers to."""
     world = World(HOSTS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from connectx._connect.steps import Steps, Work
-    from connectx._dial.slots import Destination, Slot
+    from connectx._dial.slots import Destination, Path, Slot
     from connectx._dial.terms import Terms
     from connectx._dial.wait_queue import Endings
     from connectx.addresses import PortRange
@@ -145,7 +145,7 @@ class Call:
             if slot is None:
                 # Somebody waits, or the limit is reached.
                 return self._steps(None)
-            steps = self._start(slot, ports)
+            steps = self._start(slot.path, ports)
             if steps is not None:
                 return self._steps(steps)
             work = self._adopt()
@@ -234,17 +234,17 @@ class Call:
             slot = self.slot = destinations.reserve(self._target.key, host)
         if slot is None:
             raise LimitReached
-        return self._start(slot, ports)
+        return self._start(slot.path, ports)
 
-    def _start(self, slot: Slot, ports: PortRange | None) -> Steps[None] | None:
+    def _start(self, path: Path, ports: PortRange | None) -> Steps[None] | None:
         """Begin a try that has a slot."""
         terms = self._terms
         if terms.wait:
-            self._ends = slot.path.destination.ends(slot.path.host)
+            self._ends = path.destination.ends(path.host)
         self._ports = ports
         self._began = terms.clock()
         try:
-            opening = self._opening = self._connect(slot.path.host, ports)
+            opening = self._opening = self._connect(path.host, ports)
             steps = opening.begin()
         except BaseException as error:
             terms.destinations.failed(error)

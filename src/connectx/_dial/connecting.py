@@ -94,19 +94,22 @@ class Target:
         Raises ValueError as `Policy.only` does, and OSError as `Policy.serve`.
         """
         settings = self._settings = policy.settings
+        origin = to.origin
+        version = origin.version
         self.to = to
         self.key = to.key
-        self.version = to.origin.version
-        if self.version not in policy.versions:
-            policy.serve(to)
-        bound = policy.sticks or to.origin.source.host
-        self.only = policy.only(to, key) if bound else ""
-        self.lane = "" if settings.limit else self.only
-        self.single: tuple[str, PortRange | None] | None = None
+        self.version = version
+        self.only = self.lane = ""
+        self.single = settings.single[version]
         self._first: Request | None = None
-        host = self.only or settings.single[self.version]
-        if host is not None and len(settings.ranges) == 1:
-            self.single = host, settings.ranges[0]
+        if version not in policy.versions:
+            policy.serve(to)
+        if policy.sticks or origin.source.host:
+            self.only = policy.only(to, key)
+            if self.only:
+                self.lane = "" if settings.limit else self.only
+                ranges = settings.ranges
+                self.single = (self.only, ranges[0]) if len(ranges) == 1 else None
 
     def request(self, host: str, ports: PortRange | None) -> Request:
         """Return the request for a socket of our own, from a source and a range of ports."""
@@ -193,7 +196,7 @@ class OwnCall(_PolicyCall):
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
         timeout = self._timeout
         request = self._target.request(host, ports)
-        if not self._awaited and self.queue is None:
+        if not self._awaited and (self._turn is None or self.queue is None):
             connection = Connection(request, timeout)
         else:
             connection = Connection(request, DEFAULT_TIMEOUT)

@@ -22,8 +22,8 @@ class Settings(NamedTuple):
     Attributes:
         sources: Where from.
         ranges: The source ports, range by range; (None,) for the range in force.
-        single: The only source of IP version 4 and 6, "" for routing's choice; None if there
-            are more, or none.
+        single: The only source of IP version 4 and 6, "" for routing's choice, and the only
+            range; None if there are more, or none.
         options: What sockets are to have set, by range.
         strategy: How a source port is chosen.
         limit: Connections to one destination at most; 0 for no limit.
@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 
     sources: Sources
     ranges: tuple[PortRange | None, ...]
-    single: Mapping[int, str | None]
+    single: Mapping[int, tuple[str, PortRange | None] | None]
     options: Mapping[PortRange | None, Options]
     strategy: str
     limit: int
@@ -67,7 +67,7 @@ def check(
     return Settings(
         found,
         ranges,
-        {version: found.single(version) for version in (4, 6)},
+        {version: _single(found.single(version), ranges) for version in (4, 6)},
         {
             # The same one, where nothing differs: a destination's request then serves as it is.
             each: NEW_SOCKET._replace(ports=each, freebind=freebind)
@@ -81,6 +81,12 @@ def check(
         freebind,
         on_wait,
     )
+
+
+def _single(
+    host: str | None, ranges: Sequence[PortRange | None]
+) -> tuple[str, PortRange | None] | None:
+    return (host, ranges[0]) if host is not None and len(ranges) == 1 else None
 
 
 def draw(count: int) -> array[int]:
