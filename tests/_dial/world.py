@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 import connectx._dial.call as calls
-from connectx._connect.steps import Handshake, NewWaiter, Pause, Steps
+from connectx._connect.steps import Handshake, NewWaiter, Pause, Steps, Work
 from connectx._dial.endings import Ending
 from connectx._dial.slots import Destinations, Slot
 from connectx._dial.sources import Sources
@@ -144,6 +144,9 @@ class TriedCall(calls.Call):
     def _count_others(self) -> Any:
         pytest.fail("there are not so many connections")
 
+    def _find_full(self) -> Work:
+        return Work(set)
+
     def _listen(self) -> Heard:
         return self._heard()
 
@@ -223,7 +226,10 @@ class Call:
     def _go(self, act: Callable[[], Any]) -> None:
         try:
             step = act()
-            while isinstance(step, NewWaiter):
+            while isinstance(step, NewWaiter | Work):
+                if isinstance(step, Work):
+                    step = self.steps.send(step.function())
+                    continue
                 self.places.append(Place())
                 step = self.steps.send(self.places[-1])
         except StopIteration:

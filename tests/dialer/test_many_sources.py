@@ -14,11 +14,13 @@ import connectx
 from connectx._dial import connecting, policy
 from connectx._dial.policy import Policy
 from connectx._dial.slots import WORTH_COUNTING
+from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket, Run
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
-from tests.api.calls import ip
-from tests.dialer.drivers import LOW
+from tests import limits
+from tests.api.calls import close_first, ip, reset_on_close
+from tests.dialer.drivers import LOW, Driver
 from tests.dialer.waiting import both_kinds
 from tests.kernel.raw import FIRST
 
@@ -90,6 +92,70 @@ def test_capacity_asks_once_for_all_sources(
         "127.0.2.0/23": {"ESTAB": 3},
     }
     assert found.in_use == 6
+
+
+@both_kinds
+@pytest.mark.parametrize("wait", [None, 0.2])
+def test_a_call_that_finds_all_full_asks_once_for_all(
+    driver: Driver,
+    listening: Network,
+    closing: contextlib.ExitStack,
+    dumps: list[bytes],
+    kind: int,
+    wait: float | None,
+) -> None:
+    """And not about each of a hundred sources."""
+    listening.port_range(LOW, LOW + 1)
+    others = [
+        closing.enter_context(
+            connectx.create_connection(HERE, source_address=(f"127.0.1.{number}", 0), type=kind)
+        )
+        for number in range(1, 127)
+        for _ in range(2)
+    ]
+
+    async def scenario() -> None:
+        dialer = driver.dialer(["127.0.1.0/25"], wait=wait)
+        with pytest.raises(connectx.PortsExhausted):
+            await dialer.create_connection(HERE, type=kind)
+        attempts = dialer.stats().attempts
+        if wait is None:
+            assert attempts == 2
+            dumps.clear()
+            with pytest.raises(connectx.PortsExhausted):
+                await dialer.create_connection(HERE, type=kind)
+            # For the two that were tried, and for all.
+            assert len(dumps) <= 3 * 2
+        else:
+            assert attempts < 60
+        # The one that has a port is found, whichever it is.
+        reset_on_close(others[100])
+        others[100].close()
+        sock = closing.enter_context(await dialer.create_connection(HERE, type=kind))
+        assert sock.getsockname()[0] == "127.0.1.51"
+
+    driver.run(scenario)
+
+
+def test_time_wait_may_be_taken_over_so_it_is_tried(network: Network, servers: Servers) -> None:
+    network.port_range(LOW, LOW)
+    listener = servers.listen(*HERE)
+    sources = [f"127.0.0.{number}" for number in (2, 3, 4, 5, 1, 6)]
+    socks = []
+    for source in sources:
+        socks.append(connectx.create_connection(HERE, source_address=(source, 0)))
+        server, _ = limits.accept(listener)
+        if source == sources[-2]:
+            close_first(socks[-1], server, uapi.TCP_TIME_WAIT)
+        else:
+            server.close()
+    dialer = connectx.Dialer(sources)
+    with pytest.raises(connectx.PortsExhausted):
+        dialer.create_connection(HERE)
+    # Two, and the one that nobody has a connection from.
+    assert dialer.stats().attempts == 3
+    for sock in socks:
+        sock.close()
 
 
 @both_kinds

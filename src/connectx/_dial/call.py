@@ -14,21 +14,25 @@ In words:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from connectx._dial.wait_queue import Turn
 from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Hashable, Iterator, Sequence
-    from typing import Protocol
+    from collections.abc import Container, Hashable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
+    from typing import Protocol, TypeAlias
 
     from connectx._connect.steps import Steps, Work
     from connectx._dial.slots import Destination, Path, Slot
     from connectx._dial.terms import Terms
     from connectx._dial.wait_queue import Endings
     from connectx.addresses import PortRange
+
+    #: A source address and a range of ports.
+    Candidate: TypeAlias = tuple[str, PortRange | None]
 
     class AnyTarget(Protocol):
         """A destination: connectx._dial.connecting.Target, which describes these."""
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
         @property
         def lane(self) -> str: ...
         @property
-        def single(self) -> tuple[str, PortRange | None] | None: ...
+        def single(self) -> Candidate | None: ...
 
     class Opening(Protocol):
         """A connection in the making; connectx._connect.connection.Connection."""
@@ -63,6 +67,11 @@ if TYPE_CHECKING:
 
 #: How many of the unreported sockets a call looks at each time that it has waited.
 SWEPT_BY_A_WAITER: Final = 256
+
+
+#: After so many refusals in a round, a call asks the kernel once which of all the sources are
+#: full. Each further try would have to ask about its own.
+_SURVEYED_AFTER: Final = 2
 
 
 class LimitReached(Exception):  # noqa: N818 - what happened
@@ -120,6 +129,10 @@ class Call:
 
     def _count_others(self) -> Work | None:
         """Return the work of counting others' connections to the destination, if it is time."""
+        raise NotImplementedError
+
+    def _find_full(self) -> Work:
+        """Return the work of finding out which sources and ranges are full: a set of these."""
         raise NotImplementedError
 
     def _listen(self) -> Endings | None:
@@ -198,18 +211,17 @@ class Call:
         pending: what is left of the round's first try, which is made already.
         """
         known = self.queue or self._terms.destinations.find(self._target.key)
-        tried = None
+        passed: set[Candidate] = set()
         if pending is not None and self.slot is not None:
-            tried = self.slot.path.host, self._ports
-        else:
-            waiter = self._turn.waiter if self._turn is not None else None
-            if known.queues and known.first(self._target.lane) not in (None, waiter):
-                return False
-        candidates = self._candidates(known, tried)
+            passed.add((self.slot.path.host, self._ports))
+        elif self._is_behind(known):
+            return False
+        candidates = self._candidates(known, passed)
+        refused = 0
         while True:
             try:
                 if pending is None:
-                    candidate = next(candidates, None)
+                    candidate = yield from self._next(candidates, passed, refused)
                     if candidate is None:
                         return False
                     pending = self._open(*candidate)
@@ -221,9 +233,51 @@ class Call:
             except PortsExhausted as error:
                 self._failure = error
                 self._refused(error)
+                refused += 1
                 pending = None
             else:
                 return True
+
+    def _next(
+        self, candidates: Iterator[Candidate], passed: set[Candidate], refused: int
+    ) -> Steps[Candidate | None]:
+        """Return what to try next; None if nothing is left.
+
+        passed: what candidates leaves out. refused: how many tries of this round have been.
+        """
+        candidate = next(candidates, None)
+        if candidate is not None and refused == _SURVEYED_AFTER and not self._target.only:
+            passed |= yield from self._survey()
+            if candidate in passed:
+                candidate = next(candidates, None)
+        return candidate
+
+    def _is_behind(self, known: Destination) -> bool:
+        """Return whether others wait in front of this call."""
+        if not known.queues:
+            return False
+        waiter = self._turn.waiter if self._turn is not None else None
+        return known.first(self._target.lane) not in (None, waiter)
+
+    def _survey(self) -> Steps[AbstractSet[Candidate]]:
+        """Find out which sources are full, by one look at all of them."""
+        terms, turn = self._terms, self._turn
+        known = terms.destinations.find(self._target.key)
+        began = terms.clock()
+        before = {host: known.ends(host) for host in tuple(known.paths)}
+        full = cast("AbstractSet[Candidate]", (yield self._find_full()))
+        if turn is not None:
+            turn.take_endings()
+        # As in `_refused`; and nothing is known of a destination that was forgotten meanwhile.
+        if full and known.paths and (not terms.wait or (turn is not None and turn.hears)):
+            now = terms.clock()
+            # As long as each of them has taken.
+            began = now - (now - began) / len(full)
+            for host, ports in full:
+                known.fill(host, ports, now, began)
+                if known.ends(host) != before.get(host, []):
+                    known.clear(host)
+        return full
 
     def _open(self, host: str, ports: PortRange | None) -> Steps[None] | None:
         """Begin a try; returns None if it is connected, else what is left of it."""
@@ -312,18 +366,16 @@ class Call:
             return self._unserved(failure)
         return failure
 
-    def _first(self, known: Destination) -> tuple[str, PortRange | None]:
+    def _first(self, known: Destination) -> Candidate:
         """Return the source and range to try first."""
         terms, target = self._terms, self._target
         if known.full or known.seen or target.only:
-            return next(self._candidates(known))
+            return next(self._candidates(known, ()))
         # Without the generators: to end one that is not exhausted takes a microsecond.
         return terms.sources.first(target.version, known), terms.ranges[0]
 
-    def _candidates(
-        self, known: Destination, tried: tuple[str, PortRange | None] | None = None
-    ) -> Iterator[tuple[str, PortRange | None]]:
-        """Yield sources and ranges in the order in which to try them, but for one.
+    def _candidates(self, known: Destination, passed: Container[Candidate]) -> Iterator[Candidate]:
+        """Yield sources and ranges in the order in which to try them, but for those passed over.
 
         Those come last that were full a moment ago. A call that waits passes over them, until
         something ends there, or that moment is past, or this is the last round.
@@ -336,14 +388,14 @@ class Call:
         now = terms.clock() if known.full else 0.0
         for host in hosts:
             for ports in terms.ranges:
-                if (host, ports) == tried:
+                if (host, ports) in passed:
                     continue
                 if known.full and known.is_full(host, ports, now):
                     later.append((host, ports))
                 else:
                     yield host, ports
         if self._turn is None or self._turn.is_last:
-            yield from later
+            yield from (candidate for candidate in later if candidate not in passed)
 
 
 def _do(work: Work) -> Steps[None]:

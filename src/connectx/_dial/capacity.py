@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from connectx._connect.namespace import NetlinkRefused
 from connectx._connect.plan import routed_source, without_netlink
 from connectx._dial.sources import usable as usable_addresses
-from connectx.addresses import packed
-from connectx.linux.uapi import STATE_NAMES
+from connectx.addresses import packed, text
+from connectx.linux.uapi import STATE_NAMES, TCP_FIN_WAIT2, TCP_TIME_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
@@ -104,18 +105,8 @@ def count_each(
     Raises:
         OSError: As netlink does.
     """
-    from connectx.linux.socket_dump import sources_toward  # noqa: PLC0415 - as in namespace.py
-
     in_use: dict[bytes, Counter[int]] = {}
-    found = sources_toward(
-        namespace.diag,
-        to.origin.table,
-        to.origin.wire_family,
-        to.wire_destination,
-        to.destination.port,
-        interface=to.scope,
-    )
-    for (source, state), ports in found.items():
+    for (source, state), ports in _in_use(namespace, to).items():
         in_use.setdefault(source, Counter())[state] = sum(map(usable.__getitem__, ports))
     total = usable.count(1)
     counted = []
@@ -133,6 +124,48 @@ def count_each(
         addresses = usable_addresses(prefix) - listed
         counted.append(SourceCapacity(str(prefix), addresses * total, _by_name(states)))
     return counted
+
+
+def full_sources(
+    namespace: Namespace, to: Request, usable: Sequence[bytes]
+) -> list[AbstractSet[str]]:
+    """Return the sources of which every port is connected to a destination, by one dump.
+
+    Args:
+        namespace: Where to look.
+        to: The destination.
+        usable: As for `count`; there is one result for each.
+
+    Raises:
+        OSError: As netlink does.
+    """
+    taken: dict[bytes, set[int]] = {}
+    for (source, state), ports in _in_use(namespace, to).items():
+        # A TIME_WAIT may be taken over, and is reported as FIN_WAIT2 in its first part.
+        if state not in (TCP_TIME_WAIT, TCP_FIN_WAIT2):
+            taken.setdefault(source, set()).update(ports)
+    return [
+        {
+            text(source)
+            for source, ports in taken.items()
+            if sum(map(some.__getitem__, ports)) == some.count(1)
+        }
+        for some in usable
+    ]
+
+
+def _in_use(namespace: Namespace, to: Request) -> dict[tuple[bytes, int], set[int]]:
+    """Return the ports in use toward a destination, by source and state."""
+    from connectx.linux.socket_dump import sources_toward  # noqa: PLC0415 - as in network.py
+
+    return sources_toward(
+        namespace.diag,
+        to.origin.table,
+        to.origin.wire_family,
+        to.wire_destination,
+        to.destination.port,
+        interface=to.scope,
+    )
 
 
 def _by_name(states: Mapping[int, int]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from connectx.linux.sockopts import set_ip_freebind
 if TYPE_CHECKING:
     import socket
 
+    from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
     from connectx._dial.call import LimitReached, Opening, TurnMissed
@@ -169,6 +170,15 @@ class _PolicyCall(Call):
             self._terms.destinations.unserved()
         return self._policy.failure(error, self._target.to)
 
+    def _find_full(self) -> Work:
+        return Work(partial(self._policy.find_full, self._target.to, self._namespace))
+
+    @property
+    def _namespace(self) -> Namespace:
+        # Of the connection that was made: to look for the thread's takes a descriptor, and
+        # there may be none left.
+        return cast("Connection | CallersConnection", self._opening).plan.terms.namespace
+
     def _count_others(self) -> Work | None:
         begun = self._policy.open
         if time.monotonic() < begun.count_again:
@@ -176,11 +186,7 @@ class _PolicyCall(Call):
         if not self._awaited and cast("Opening", self._opening).sock.gettimeout() is not None:
             # The time that it has is for connecting.
             return None
-        # Of the connection that is made: to look for the thread's takes a descriptor, and
-        # there may be none left.
-        connection = cast("Connection | CallersConnection", self._opening)
-        namespace = connection.plan.terms.namespace
-        count = partial(self._policy.count_others, self._target.to, namespace, begun)
+        count = partial(self._policy.count_others, self._target.to, self._namespace, begun)
         return Work(count, awaited=False)
 
 

@@ -21,7 +21,7 @@ from connectx._connect.plan import absence, within
 from connectx._connect.request import NEW_SOCKET, parse, request_from, scoped
 from connectx._connect.steps import Work
 from connectx._dial.call import LimitReached
-from connectx._dial.capacity import Capacity, count, count_each
+from connectx._dial.capacity import Capacity, count, count_each, full_sources
 from connectx._dial.endings import Unreported
 from connectx._dial.settings import check
 from connectx._dial.slots import Destinations
@@ -32,13 +32,14 @@ from connectx.errors import PortsExhausted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
     from connectx._dial.call import AnyTarget
     from connectx._dial.settings import Settings
-    from connectx.addresses import Address
+    from connectx.addresses import Address, PortRange
 
 
 class Stats(NamedTuple):
@@ -165,7 +166,7 @@ class Policy:
         # A list is taken, and a scope by name, where create_connection() takes them.
         address = scoped(tuple(address) if isinstance(address, list) else address)
         to = self.serve(parse(0, kind, proto, self.settings.strategy, None, address))
-        usable = self._usable(to, namespace)
+        usable = self._usable(to, namespace, self.settings.ranges)
         sources, version = self.settings.sources, to.origin.version
         only = sources.single(version)
         if only is not None:
@@ -211,6 +212,21 @@ class Policy:
         finally:
             now = time.monotonic()
             begun.count_again = now + _COUNT_REST * (now - started)
+
+    def find_full(
+        self, to: Request, namespace: Namespace
+    ) -> AbstractSet[tuple[str, PortRange | None]]:
+        """Return the sources and ranges of which every port is connected to a destination.
+
+        None where that cannot be found out: each is tried then.
+        """
+        full: set[tuple[str, PortRange | None]] = set()
+        with contextlib.suppress(OSError):
+            ranges = self.settings.ranges
+            usable = [self._usable(to, namespace, (ports,)) for ports in ranges]
+            for ports, hosts in zip(ranges, full_sources(namespace, to, usable), strict=True):
+                full.update((host, ports) for host in hosts)
+        return full
 
     # What a call asks for.
 
@@ -277,13 +293,15 @@ class Policy:
                 self._begun.pop(other, None)
         return begun
 
-    def _usable(self, to: Request, namespace: Namespace) -> bytes:
+    def _usable(
+        self, to: Request, namespace: Namespace, ranges: Iterable[PortRange | None]
+    ) -> bytes:
         """Return 1 for each port number that may be used, else 0; RangeNotHonoured as a call."""
         in_force = namespace.ports
         if in_force is None:
             raise absence(to)
         found = bytearray(HIGHEST_PORT + 1)
-        for ports in self.settings.ranges:
+        for ports in ranges:
             low, high = within(namespace, to, ports) or in_force
             found[low : high + 1] = b"\1" * (high + 1 - low)
         for low, high in namespace.reserved:
