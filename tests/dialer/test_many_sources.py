@@ -159,6 +159,44 @@ def test_time_wait_may_be_taken_over_so_it_is_tried(network: Network, servers: S
 
 
 @both_kinds
+@pytest.mark.parametrize(
+    "sources, count",
+    [
+        ([], 1),
+        (["127.0.0.1"], 1),
+        (["127.0.0.1", "127.0.0.2"], 2),
+        (["127.0.0.0/22"], 1022),
+        (["127.0.0.0/22", "127.0.0.1"], 1022),
+    ],
+)
+def test_the_destinations_own_port_is_none_at_its_address(
+    listening: Network, kind: int, sources: list[str], count: int
+) -> None:
+    """From there a socket would be connected to itself."""
+    listening.port_range(FIRST - 1, FIRST + 1)
+    assert connectx.Dialer(sources).capacity(HERE, type=kind).total == 3 * count - 1
+
+
+def test_a_full_source_at_the_destinations_address_is_known_to_be_full(
+    listening: Network, closing: contextlib.ExitStack
+) -> None:
+    """Over UDP: over TCP the listener has the port at each address."""
+    kind = socket.SOCK_DGRAM
+    listening.port_range(FIRST - 1, FIRST + 1)
+    sources = [f"127.0.0.{number}" for number in (2, 3, 4, 1)]
+    for source in sources:
+        for _ in range(2 if source == "127.0.0.1" else 3):
+            closing.enter_context(
+                connectx.create_connection(HERE, source_address=(source, 0), type=kind)
+            )
+    dialer = connectx.Dialer(sources)
+    assert dialer.capacity(HERE, type=kind).free == 0
+    with pytest.raises(connectx.PortsExhausted):
+        dialer.create_connection(HERE, type=kind)
+    assert dialer.stats().attempts == 2
+
+
+@both_kinds
 def test_an_ipv4_mapped_destination_has_the_same_sources(
     listening: Network, closing: contextlib.ExitStack, kind: int
 ) -> None:

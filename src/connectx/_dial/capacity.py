@@ -81,6 +81,7 @@ def count(namespace: Namespace, request: Request, usable: bytes) -> SourceCapaci
         request.destination.port,
         interface=request.scope,
     )
+    usable = _of(wire, request, usable)
     # A dump may list a socket twice.
     in_use = {state: sum(map(usable.__getitem__, set(some))) for state, some in found.items()}
     return SourceCapacity(request.source_host(wire), usable.count(1), _by_name(in_use))
@@ -107,22 +108,27 @@ def count_each(
     """
     in_use: dict[bytes, Counter[int]] = {}
     for (source, state), ports in _in_use(namespace, to).items():
-        in_use.setdefault(source, Counter())[state] = sum(map(usable.__getitem__, ports))
-    total = usable.count(1)
+        some = _of(source, to, usable)
+        in_use.setdefault(source, Counter())[state] = sum(map(some.__getitem__, ports))
     counted = []
     for host in hosts:
-        states = in_use.pop(packed(host) or b"", Counter())
-        counted.append(SourceCapacity(to.source_host(packed(host) or b""), total, _by_name(states)))
+        source = packed(host) or b""
+        states = in_use.pop(source, Counter())
+        total = _of(source, to, usable).count(1)
+        counted.append(SourceCapacity(to.source_host(source), total, _by_name(states)))
     for prefix in prefixes:
         states = Counter()
         shift = prefix.max_prefixlen - prefix.prefixlen
         first = int(prefix.network_address) >> shift
-        for source, some in in_use.items():
+        for source, found in in_use.items():
             if int.from_bytes(source, "big") >> shift == first:
-                states.update(some)
+                states.update(found)
         listed = sum(ip_address(host) in prefix for host in hosts)
-        addresses = usable_addresses(prefix) - listed
-        counted.append(SourceCapacity(str(prefix), addresses * total, _by_name(states)))
+        total = (usable_addresses(prefix) - listed) * usable.count(1)
+        host = text(to.wire_destination)
+        if ip_address(host) in prefix and host not in hosts:
+            total -= usable[to.destination.port]
+        counted.append(SourceCapacity(str(prefix), total, _by_name(states)))
     return counted
 
 
@@ -148,10 +154,21 @@ def full_sources(
         {
             text(source)
             for source, ports in taken.items()
-            if sum(map(some.__getitem__, ports)) == some.count(1)
+            if sum(map(_of(source, to, some).__getitem__, ports)) == _of(source, to, some).count(1)
         }
         for some in usable
     ]
+
+
+def _of(source: bytes, to: Request, usable: bytes) -> bytes:
+    """Return the ports of a source: not the destination's own at its own address.
+
+    From there a socket would be connected to itself.
+    """
+    if source != to.wire_destination:
+        return usable
+    port = to.destination.port
+    return usable[:port] + b"\0" + usable[port + 1 :]
 
 
 def _in_use(namespace: Namespace, to: Request) -> dict[tuple[bytes, int], set[int]]:
