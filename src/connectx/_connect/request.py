@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from connectx.addresses import PortRange
     from connectx.errors import ConnectxError
 
+#: Requests that are kept: as many as the plans that were made last, which are found by them.
+_MOST_REQUESTS: Final = 1024
+
 #: What callers see of an address: a host, a port, and for IPv6 perhaps two numbers more.
 _LIMITS: Final = (("port", HIGHEST_PORT), ("flowinfo", 0xFFFFF), ("scope_id", 0xFFFFFFFF))
 
@@ -289,7 +292,7 @@ def parse(
     return _parse_once(family, kind, proto, strategy, source, destination, options)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=_MOST_REQUESTS)
 def _parse_once(
     family: int,
     kind: int,
@@ -307,7 +310,7 @@ def _parse_once(
         ) from None
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=_MOST_REQUESTS)
 def parse_literal(
     destination: tuple[str | None, int | str] | Address,
     source: Address | None,
