@@ -240,7 +240,9 @@ class Ledger:
         elif len(resting) > min(_RESTING_UNMAPPED, len(self._states) // 8):
             self._map()
             mapped = True
-        rest.add(self, LEDGER + 4 * len(resting) + mapped * len(self._states), now)
+        # A window that few others have is kept for this ledger alone.
+        maps = mapped + (len(self._shelf) == 1)
+        rest.add(self, LEDGER + 4 * len(resting) + maps * len(self._states), now)
 
     def wake_all(self) -> None:
         """Have no port rest any more."""
