@@ -26,6 +26,7 @@ from connectx import (
     SourceNotLocal,
     TupleInUse,
 )
+from connectx._connect.namespace import NAMESPACES
 from connectx.linux import uapi
 from connectx.linux.netlink import NetlinkSocket
 from connectx.linux.socket_dump import Filter, records
@@ -268,6 +269,9 @@ class TestInterrupted:
             for taken in set(range(LOW, HIGH + 1)) - {INSIDE}:
                 holders.enter_context(transport.socket()).bind((transport.source, taken))
         self.connect(transport, call, port, destination)
+        # The netlink sockets of the test before are closed now, and not by an interrupted call.
+        for netlink in (NAMESPACES.here().diag, NAMESPACES.here().route):
+            assert not netlink.closed
         line = 0
         finished = False
         with nothing_left(transport):
