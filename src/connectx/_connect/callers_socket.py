@@ -1,4 +1,9 @@
-"""A caller's socket: what is set on it, and how to leave it as it was found."""
+"""A caller's socket: what is set on it, and how to leave it as it was found.
+
+To keep one more option: read it in `__init__`, set it back in `_made` and `_failed`, and if
+bind() or connect() look at it, set it in `_equip` too. Tests: tests/api/test_options.py,
+tests/api/test_after_an_error.py.
+"""
 
 from __future__ import annotations
 

@@ -26,6 +26,8 @@ lookup after connect() there are duplicates; like this none.
 
 Source: "How to stop running out of ephemeral ports" (2022), and
 udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.c.
+
+`scripts/trace-calls --path` shows the whole way of a call to these system calls.
 """
 
 from __future__ import annotations

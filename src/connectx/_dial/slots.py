@@ -13,6 +13,9 @@
 - Calls that wait for a destination stand in wait queues, one for each source that they
   are bound to, and one for those that may have any. The first of a queue is the only one
   that tries.
+
+`OwnSocket._real_close` (connectx._connect.own_socket) calls `Slot.closed`. Tests:
+tests/_dial/test_call.py, tests/dialer/test_limit.py.
 """
 
 from __future__ import annotations

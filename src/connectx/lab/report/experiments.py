@@ -1,4 +1,8 @@
-"""The experiments that the report is made of, and how large each is."""
+"""The experiments that the report is made of, and how large each is.
+
+To add one: a field of `Findings`, a part of `_Report.run`, its figure in `figures.py`
+(`all_figures`), and its place in `page.html.jinja`. Tests: tests/lab/report/.
+"""
 
 from __future__ import annotations
 
