@@ -13,6 +13,7 @@ import connectx
 from connectx import Dialer, NotSupported, PortHeld, PortsExhausted, TupleInUse, aio
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     by_create_connection,
     errno_of_exhaustion,
@@ -109,10 +110,10 @@ def test_a_time_wait_is_taken_over(
     network.sysctl("net.ipv4.tcp_tw_reuse", 0)
     server = servers.listen(place.source, 9010)
     first = client.open(9010, LOW)
-    accepted, _ = server.accept()
+    accepted, _ = limits.accept(server)
     with accepted:
         first.close()
-        assert accepted.recv(1) == b""
+        assert limits.receive(accepted) == b""
     assert port_of(client.open(9010, LOW)) == LOW
 
 

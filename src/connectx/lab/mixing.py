@@ -101,12 +101,14 @@ class Attained(NamedTuple):
         reuseport: Whether SO_REUSEPORT is on.
         connect_picks: Whether sockets that leave the choice to connect() share the port.
         listens: Whether it is a listener.
+        receives: Whether it is a datagram service.
     """
 
     reuseaddr: bool
     reuseport: bool
     connect_picks: bool
     listens: bool
+    receives: bool = False
 
 
 def attained(transport: Transport, opening: Opening) -> Attained:
@@ -117,6 +119,7 @@ def attained(transport: Transport, opening: Opening) -> Attained:
             opening.reuseport,
             opening.connect_picks,
             opening.then is Then.LISTEN,
+            opening.then is Then.RECEIVE,
         )
     late = opening.source is Source.ADDRESS and has_option(transport, "IP_BIND_ADDRESS_NO_PORT")
     return Attained(
@@ -152,7 +155,8 @@ def _expected_of_connectx(transport: Transport, holder: Attained, second: Connec
     by_bind = holder.reuseaddr and not holder.listens
     asked = second.source is Source.PORT
     if not transport.stream:
-        shared = by_bind
+        # A service keeps its port, unless that was asked for.
+        shared = by_bind and (asked or not holder.receives)
     elif has_option(transport, "IP_LOCAL_PORT_RANGE"):
         shared = holder.connect_picks or (asked and by_bind)
     else:
