@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import threading
-from time import sleep
+import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from connectx._connect.callers_socket import CallersConnection
@@ -160,6 +160,8 @@ def _wait(wait: Wait) -> Any:
     if isinstance(wait, Handshake):
         return _shake_hands(wait)
     if isinstance(wait, Work):
+        # Under gevent, too: its threads would have to share locks with greenlets, and what takes
+        # the milliseconds is not waiting.
         return wait.function()
     if isinstance(wait, Names):
         return socket.getaddrinfo(wait.host, wait.port, wait.family, wait.type)
@@ -193,7 +195,7 @@ def _in_turn(race: Race) -> Any:
 
 def _pause(pause: Pause) -> bool:
     if pause.waiter is None:
-        sleep(pause.seconds)
+        time.sleep(pause.seconds)
         return False
     woken = cast("_Waiter", pause.waiter).descriptor
     poll = select.poll()

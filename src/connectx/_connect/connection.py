@@ -19,7 +19,7 @@ from connectx._connect.attempt import Attempt
 from connectx._connect.failures import failure, require_scope
 from connectx._connect.looking import look, survey, try_bind
 from connectx._connect.namespace import NAMESPACES, NetlinkRefused
-from connectx._connect.own_socket import OwnSocket
+from connectx._connect.own_socket import OwnSocket, Reports, reporting
 from connectx._connect.plan import make_plan, without_netlink
 from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Pause, Work
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
 
 #: What socket.create_connection() has for "not given": None is a timeout of its own.
 DEFAULT_TIMEOUT: Final[Any] = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]  # noqa: SLF001 - callers hand it on to us
-
-#: The standard library's class, as it was before anybody patched it.
-_STANDARD_SOCKET: Final = socket.socket
 
 #: Calls that share a UDP port at once, before one is tried alone again, where all are in use:
 #: so few tries cost nothing that one could measure.
@@ -143,10 +140,8 @@ class Connection:
         # How long a driver waits for the handshake, and whether the socket is blocking after.
         self._apart: tuple[float | None, bool] | None = None
         # Looked up now, so that gevent's class is used where it has taken the place.
-        kind = socket.socket
-        if kind is _STANDARD_SOCKET:
-            kind = OwnSocket
-        self.reports = kind is OwnSocket
+        kind = OwnSocket if socket.socket is STANDARD else reporting(socket.socket)
+        self.reports = kind is OwnSocket or issubclass(kind, Reports)
         origin = request.origin
         self.sock: socket.socket = kind(origin.family, origin.type, origin.proto)
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import threading
 import weakref
 from time import monotonic
@@ -61,6 +62,14 @@ if TYPE_CHECKING:
         diag: NetlinkSocket
         route: NetlinkSocket
 
+
+# Not gevent's, which has taken its place if we were imported late: thousands of greenlets would
+# each open netlink sockets. Those of one thread can share them, since nothing switches to another
+# greenlet between a request and its reply (connectx.linux.netlink).
+if TYPE_CHECKING or "gevent.monkey" not in sys.modules:
+    _ThreadLocal = threading.local
+else:
+    _ThreadLocal = sys.modules["gevent.monkey"].get_original("threading", "local")
 
 #: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
 #: kernel has none (before 5.14) what `identity_of` puts together.
@@ -134,7 +143,7 @@ class Namespace:
         self.plans: dict[Hashable, Plan] = {}
         self.terms: dict[Hashable, Terms] = {}
         # No class of its own: an attribute of one takes three times as long to load.
-        self.sockets = cast("_NetlinkSockets", threading.local())
+        self.sockets = cast("_NetlinkSockets", _ThreadLocal())
         self._registry = registry
         # Plans of the second before, for the sake of their ledgers.
         self._former: dict[Hashable, Plan] = {}
@@ -231,7 +240,7 @@ def windows_work(protocol: str) -> bool:
     return features.probe(feature) is Probe.YES
 
 
-class _Thread(threading.local):
+class _Thread(_ThreadLocal):
     """The namespace a thread has netlink sockets into, if it still exists."""
 
     def __init__(self) -> None:

@@ -1,11 +1,18 @@
-"""Sockets that we make: they report when their port is free again, and can be replaced."""
+"""Sockets that we make: they report when their port is free again, and can be replaced.
+
+The report comes from `_real_close`, in which close() and the close() of the last makefile()
+end: in the standard library's class and in gevent's, which takes its place in a program that
+gevent has patched. Any other class that takes its place is used as it is, without a report.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.linux.sockopts import get_ip_freebind, set_ip_freebind
@@ -29,12 +36,16 @@ if TYPE_CHECKING:
             """Go on without the socket, whose descriptor is about to have another owner."""
 
 
+#: What a class has that leaves the attributes to those made of it, which could not have other
+#: bases with attributes of their own otherwise.
+_NO_SLOTS: Final[tuple[str, ...]] = ()
+
 #: struct linger: close() resets the connection.
 _RESET: Final = struct.pack("@ii", 1, 0)
 
 
-class OwnSocket(socket.socket):
-    """A socket.socket that reports when it is closed.
+class Reports:
+    """What makes a class of sockets report when one is closed.
 
     The report is a hint: after dup() or a fork the port stays in use longer, and the
     kernel says so to whoever tries it. A slot is given back when the last of the sockets
@@ -46,7 +57,7 @@ class OwnSocket(socket.socket):
         slot: The connection's place under a Dialer's limit; unset for other sockets.
     """
 
-    __slots__ = ("ledger", "ledger_port", "slot")
+    __slots__ = _NO_SLOTS
 
     ledger: Ledger | None
     ledger_port: int
@@ -54,7 +65,7 @@ class OwnSocket(socket.socket):
 
     def dup(self) -> Self:
         """As socket.dup(); both sockets have the slot."""
-        copy = super().dup()
+        copy: Self = super().dup()  # type: ignore[misc] # socket.socket's
         slot = getattr(self, "slot", None)
         if slot is not None:
             slot.shared()
@@ -63,6 +74,25 @@ class OwnSocket(socket.socket):
 
     def detach(self) -> int:
         """As socket.detach(); the descriptor's new owner will not report its end."""
+        self._report_no_more()
+        return super().detach()  # type: ignore[misc, no-any-return] # as above
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # multiprocessing looks a socket's class up in a table, in which subclasses are not. It
+        # is imported where it sends something, and only there: that takes 10 ms. Any other
+        # pickler is refused, as by every socket.
+        if sys._getframe(1).f_globals.get("__name__") != "multiprocessing.reduction":  # noqa: SLF001 - no pickler says who it is
+            return super().__reduce_ex__(protocol)
+        from multiprocessing.reduction import DupFd  # noqa: PLC0415 - as said
+
+        sock: Any = self
+        copy = DupFd(sock.fileno()), int(sock.family), int(sock.type), sock.proto
+        # The port is in use until the other process has closed its copy as well.
+        self._report_no_more()
+        return _received, copy
+
+    def _report_no_more(self) -> None:
+        """Go on as a socket whose end the kernel has to be asked about."""
         ledger = getattr(self, "ledger", None)
         if ledger is not None:
             self.ledger = None
@@ -71,19 +101,43 @@ class OwnSocket(socket.socket):
         if slot is not None:
             self.slot = None
             slot.detached(self)
-        return super().detach()
 
     def _real_close(self, *args: Any) -> None:
-        # The hook that close() and the last makefile() end in; ssl relies on it too.
-        super()._real_close(*args)  # type: ignore[misc]  # not in the stubs
-        ledger = getattr(self, "ledger", None)
+        # Looked up before: a closed socket of gevent's has no attributes any more.
+        ledger, slot = getattr(self, "ledger", None), getattr(self, "slot", None)
+        super()._real_close(*args)  # type: ignore[misc] # as above
         if ledger is not None:
             self.ledger = None
             ledger.released(self.ledger_port)
-        slot = getattr(self, "slot", None)
         if slot is not None:
             self.slot = None
             slot.closed()
+
+
+class OwnSocket(Reports, socket.socket):
+    """A socket.socket that reports when it is closed."""
+
+    __slots__ = ("ledger", "ledger_port", "slot")
+
+
+#: What OwnSocket extends: the standard library's class, unless somebody has patched it.
+STANDARD: Final = OwnSocket.__mro__[2]
+
+
+@functools.cache
+def reporting(kind: type[socket.socket]) -> type[socket.socket]:
+    """Return a class that reports, for what has taken the place of socket.socket.
+
+    It is the class itself where that has no `_real_close`.
+    """
+    if not hasattr(kind, "_real_close"):
+        return kind
+    return type(OwnSocket.__name__, (Reports, kind), {"__slots__": OwnSocket.__slots__})
+
+
+def _received(descriptor: Any, family: int, kind: int, proto: int) -> socket.socket:
+    """Return the socket that another process has sent."""
+    return socket.socket(family, kind, proto, fileno=descriptor.detach())
 
 
 def discard(sock: socket.socket) -> None:
