@@ -3,13 +3,13 @@
 import contextlib
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
 import connectx
 from connectx._connect.ledger import Ledger
-from connectx._connect.own_socket import OwnSocket
+from connectx._connect.own_socket import Reports
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import SERVER_PORT, Servers
@@ -27,13 +27,17 @@ def _sixteen_ports(network: Network, servers: Servers) -> None:
     servers.listen()
 
 
-def connect(closing: contextlib.ExitStack) -> OwnSocket:
+class Reporting(Reports, socket.socket):
+    """What create_connection() returns, for the type checker: gevent's class may be in between."""
+
+
+def connect(closing: contextlib.ExitStack) -> Reporting:
     sock = closing.enter_context(connectx.create_connection(SERVER, source_address=(HOST, 0)))
-    assert isinstance(sock, OwnSocket)
-    return sock
+    assert isinstance(sock, Reports)
+    return cast("Reporting", sock)
 
 
-def ledger_of(sock: OwnSocket) -> Ledger:
+def ledger_of(sock: Reporting) -> Ledger:
     assert sock.ledger
     return sock.ledger
 

@@ -29,6 +29,7 @@ How a call goes, file by file:
       udp_connect    the critical section of a UDP connection
       failures       the error for a verdict
     own_socket       sockets that report their end, and can be replaced
+    unpatched        what gevent may have put something in the place of
     callers_socket   sockets that must be left as they were found
     names            from a name to the addresses to try
     steps            what a call yields, for a driver to wait for

@@ -11,6 +11,10 @@ import contextlib
 import errno
 import os
 import socket
+
+# The C class, which is a base of all sockets but gevent's. socket.SocketType is this one, until
+# gevent replaces it.
+from _socket import socket as _Socket  # noqa: N812
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,8 +63,8 @@ if TYPE_CHECKING:
     from connectx.linux.netlink import NetlinkSocket
 
 #: The C class has these, and all subclasses of the standard library's share them.
-_FAMILY: Final = socket.SocketType.family.__get__
-_TYPE: Final = socket.SocketType.type.__get__
+_FAMILY: Final = _Socket.family.__get__
+_TYPE: Final = _Socket.type.__get__
 
 #: Options as getsockopt() gives them in 4 octets.
 _OFF: Final = bytes(4)
@@ -105,7 +109,7 @@ class CallersConnection(Connection):
         Raises TypeError for what is no socket, ValueError for one that is bound to a
         port or connected, and OSError as getsockname() does.
         """
-        if isinstance(sock, socket.SocketType):
+        if isinstance(sock, _Socket):
             # Without the standard library's enumerations, which cost as much as three
             # system calls.
             self._family, self._kind, self._proto = _FAMILY(sock), _TYPE(sock), sock.proto
@@ -156,6 +160,11 @@ class CallersConnection(Connection):
                     raise ValueError("data is not contiguous in memory: copy it with bytes()")
                 self._data = view.cast("B")
         self.request = request
+        if not isinstance(self.sock, _Socket) and not (self._data and request.origin.stream):
+            # As a gevent socket of our own. Its sendto() does not wait.
+            timeout = self.sock.gettimeout()
+            if timeout != 0:
+                self.apart(timeout, blocking=True)
         ports = self._ports
         if ports is None and self._window not in (None, _NO_WINDOW):
             ports = sockopts.get_ip_local_port_range(self.sock)
@@ -198,7 +207,7 @@ class CallersConnection(Connection):
         except BlockingIOError:
             # No cookie yet. A socket with a timeout waits in send() until the handshake
             # is done, a non-blocking one tells its user, as connect() would.
-            if not self.sock.gettimeout():
+            if self.sock.gettimeout() == 0:
                 if self.plan.checks:
                     self._check()
                 raise

@@ -31,6 +31,7 @@ from connectx._connect.udp_connect import (
     claim_alone,
     one_port,
 )
+from connectx._connect.unpatched import Socket
 from connectx.addresses import PortRange, packed, unmapped
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
 from connectx.linux.sockopts import (
@@ -140,7 +141,7 @@ class Connection:
         # How long a driver waits for the handshake, and whether the socket is blocking after.
         self._apart: tuple[float | None, bool] | None = None
         # Looked up now, so that gevent's class is used where it has taken the place.
-        kind = OwnSocket if socket.socket is STANDARD else reporting(socket.socket)
+        kind = OwnSocket if socket.socket is Socket else reporting(socket.socket)
         self.reports = kind is OwnSocket or issubclass(kind, Reports)
         origin = request.origin
         self.sock: socket.socket = kind(origin.family, origin.type, origin.proto)
@@ -149,6 +150,9 @@ class Connection:
                 self.sock.settimeout(timeout)
             if origin.options is not NEW_SOCKET and origin.options.freebind:
                 set_ip_freebind(self.sock, on=True)
+            if kind is not OwnSocket and not issubclass(kind, Socket):
+                # gevent's connect() waits for a datagram socket that has found no port (EAGAIN).
+                self.apart(self.sock.gettimeout(), blocking=True)
         except BaseException:
             self.sock.close()
             raise
@@ -406,6 +410,10 @@ class Connection:
         yield Handshake(self.sock, seconds)
         number = self.sock.getsockopt(SOL_SOCKET, SO_ERROR)
         if number:
+            if self.leaves_handshake:
+                # Or the next connect() would fail (ECONNABORTED): this one does, and has no
+                # other effect (__inet_stream_connect).
+                self.sock.connect_ex(self.request.address)
             raise OSError(number, os.strerror(number))
 
     def _outcome(self, error: OSError | Contested | NotVisible | Itself) -> Outcome | None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
-import threading
 import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from connectx._connect.ledger import Numbers, Shelf, template
 from connectx._connect.rest import Rest
+from connectx._connect.unpatched import Local
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
 from connectx.linux.uapi import (
@@ -56,20 +55,12 @@ if TYPE_CHECKING:
         def program(self) -> Program:
             """Serves here."""
 
-    class _NetlinkSockets(threading.local):
+    class _NetlinkSockets(Local):
         """One thread's netlink sockets into one namespace."""
 
         diag: NetlinkSocket
         route: NetlinkSocket
 
-
-# Not gevent's, which has taken its place if we were imported late: thousands of greenlets would
-# each open netlink sockets. Those of one thread can share them, since nothing switches to another
-# greenlet between a request and its reply (connectx.linux.netlink).
-if TYPE_CHECKING or "gevent.monkey" not in sys.modules:
-    _ThreadLocal = threading.local
-else:
-    _ThreadLocal = sys.modules["gevent.monkey"].get_original("threading", "local")
 
 #: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
 #: kernel has none (before 5.14) what `identity_of` puts together.
@@ -143,7 +134,7 @@ class Namespace:
         self.plans: dict[Hashable, Plan] = {}
         self.terms: dict[Hashable, Terms] = {}
         # No class of its own: an attribute of one takes three times as long to load.
-        self.sockets = cast("_NetlinkSockets", _ThreadLocal())
+        self.sockets = cast("_NetlinkSockets", Local())
         self._registry = registry
         # Plans of the second before, for the sake of their ledgers.
         self._former: dict[Hashable, Plan] = {}
@@ -240,7 +231,7 @@ def windows_work(protocol: str) -> bool:
     return features.probe(feature) is Probe.YES
 
 
-class _Thread(_ThreadLocal):
+class _Thread(Local):
     """The namespace a thread has netlink sockets into, if it still exists."""
 
     def __init__(self) -> None:

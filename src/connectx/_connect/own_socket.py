@@ -15,6 +15,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx._connect.unpatched import Socket
 from connectx.linux.sockopts import get_ip_freebind, set_ip_freebind
 from connectx.linux.uapi import SO_LINGER, SOL_SOCKET
 
@@ -103,36 +104,34 @@ class Reports:
             slot.detached(self)
 
     def _real_close(self, *args: Any) -> None:
-        # Looked up before: a closed socket of gevent's has no attributes any more.
-        ledger, slot = getattr(self, "ledger", None), getattr(self, "slot", None)
         super()._real_close(*args)  # type: ignore[misc] # as above
+        ledger = getattr(self, "ledger", None)
         if ledger is not None:
             self.ledger = None
             ledger.released(self.ledger_port)
+        slot = getattr(self, "slot", None)
         if slot is not None:
             self.slot = None
             slot.closed()
 
 
-class OwnSocket(Reports, socket.socket):
+class OwnSocket(Reports, Socket):
     """A socket.socket that reports when it is closed."""
 
     __slots__ = ("ledger", "ledger_port", "slot")
-
-
-#: What OwnSocket extends: the standard library's class, unless somebody has patched it.
-STANDARD: Final = OwnSocket.__mro__[2]
 
 
 @functools.cache
 def reporting(kind: type[socket.socket]) -> type[socket.socket]:
     """Return a class that reports, for what has taken the place of socket.socket.
 
-    It is the class itself where that has no `_real_close`.
+    A subclass of the standard library's class stays as it is. So does one without `_real_close`.
+    No slots: gevent's class looks for what it has not got on the socket that it wraps, which
+    raises OSError once that is closed.
     """
-    if not hasattr(kind, "_real_close"):
+    if issubclass(kind, Socket) or not hasattr(kind, "_real_close"):
         return kind
-    return type(OwnSocket.__name__, (Reports, kind), {"__slots__": OwnSocket.__slots__})
+    return type(OwnSocket.__name__, (Reports, kind), {"ledger": None, "slot": None})
 
 
 def _received(descriptor: Any, family: int, kind: int, proto: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
@@ -18,8 +19,6 @@ from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 
 if TYPE_CHECKING:
-    import socket
-
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
@@ -206,7 +205,7 @@ class OwnCall(_PolicyCall):
             connection = Connection(request, timeout)
         else:
             connection = Connection(request, DEFAULT_TIMEOUT)
-            seconds = connection.sock.gettimeout() if timeout is DEFAULT_TIMEOUT else timeout
+            seconds = socket.getdefaulttimeout() if timeout is DEFAULT_TIMEOUT else timeout
             connection.apart(seconds, blocking=not self._awaited)
         self.sock = connection.sock
         return connection
