@@ -101,6 +101,7 @@ class TestMultiprocessing:
             # Nobody has received it yet; the copy that multiprocessing has made is open.
             with pytest.raises(PortsExhausted, match="limit of 1 "):
                 dialer.create_connection(HERE)
+            assert theirs.poll(limits.LIMIT)
             copied = theirs.recv()
             with pytest.raises(PortsExhausted, match="limit of 1 "):
                 dialer.create_connection(HERE)

@@ -229,20 +229,23 @@ class Ledger:
     def released(self, port: int) -> None:
         """The port is in use no more; it rests from now on."""
         self._given -= 1
-        rest, resting = self._shelf.rest, self._resting
+        shelf, states, resting = self._shelf, self._states, self._resting
         if resting is None:
             resting = self._resting = RestingPorts()
-        now = rest.now()
-        resting.add(port, now)
-        mapped = self._states is not self._shelf.template
-        if mapped:
-            self._mark(port, RESTING)
-        elif len(resting) > min(_RESTING_UNMAPPED, len(self._states) // 8):
+        now = int(shelf.rest.clock()) & 0xFFFF
+        resting.closed.append(now << 16 | port)
+        if states is not shelf.template:
+            index = port - shelf.low
+            if 0 <= index < len(states):
+                states[index] = RESTING  # type: ignore[index] # what is not shared can be written
+        elif len(resting.closed) > min(_RESTING_UNMAPPED, len(states) // 8):
             self._map()
-            mapped = True
-        # A window that few others have is kept for this ledger alone.
-        maps = mapped + (len(self._shelf) == 1)
-        rest.add(self, LEDGER + 4 * len(resting) + maps * len(self._states), now)
+        if now != resting.noted:
+            # Once a second: it takes as long as all of the rest.
+            resting.noted = now
+            maps = (self._states is not shelf.template) + (len(shelf) == 1)
+            # A window that few others have is kept for this ledger alone.
+            shelf.rest.add(self, LEDGER + 4 * len(resting) + maps * len(states), now)
 
     def wake_all(self) -> None:
         """Have no port rest any more."""

@@ -40,14 +40,15 @@ class Rest:
     """The ledgers that have ports which rest, in the order in which their last one was closed.
 
     Attributes:
-        octets: What is kept for them.
+        clock: Gives the time in seconds.
+        octets: What is kept for them, as of the last second.
     """
 
-    __slots__ = ("_clock", "_ledgers", "octets")
+    __slots__ = ("_ledgers", "clock", "octets")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Begin with none; clock: gives the time in seconds."""
-        self._clock = clock
+        self.clock = clock
         # With the second in which the last port was closed, and the octets.
         self._ledgers: OrderedDict[Resting, tuple[int, int]] = OrderedDict()
         self.octets = 0
@@ -57,7 +58,7 @@ class Rest:
 
     def now(self) -> int:
         """Return the time in whole seconds, which begins anew every 18 hours."""
-        return int(self._clock()) & 0xFFFF
+        return int(self.clock()) & 0xFFFF
 
     def add(self, ledger: Resting, octets: int, now: int) -> None:
         """Note that a port of a ledger rests from now on; octets: what all of its ports take."""
@@ -78,42 +79,44 @@ class Rest:
 
 
 class RestingPorts:
-    """The ports of one ledger that rest, the oldest first, with the second of each."""
+    """The ports of one ledger that rest, the oldest first.
 
-    __slots__ = ("_closed", "_first")
+    Attributes:
+        closed: The second in which each was closed, in the upper half, and the port.
+        noted: The second for which `Rest.add` was called last; -1 before.
+    """
+
+    __slots__ = ("_first", "closed", "noted")
 
     def __init__(self) -> None:
-        # The second in the upper half, the port in the lower.
-        self._closed = array("I")
+        self.closed = array("I")
+        self.noted = -1
+        # The first that is left.
         self._first = 0
 
     def __len__(self) -> int:
-        return len(self._closed) - self._first
+        return len(self.closed) - self._first
 
     def __iter__(self) -> Iterator[int]:
         """Go through the ports."""
-        return (each & 0xFFFF for each in self._closed[self._first :])
-
-    def add(self, port: int, now: int) -> None:
-        """Have a port rest from now on."""
-        self._closed.append(now << 16 | port)
+        return (each & 0xFFFF for each in self.closed[self._first :])
 
     def take_oldest(self) -> int:
         """Return the port that has rested longest, which rests no more; 0 if there is none."""
-        if self._first >= len(self._closed):
+        if self._first >= len(self.closed):
             return 0
-        port = self._closed[self._first] & 0xFFFF
+        port = self.closed[self._first] & 0xFFFF
         self._first += 1
-        if self._first * 2 > len(self._closed):
+        if self._first * 2 > len(self.closed):
             # So that each port is moved once, on the average.
-            del self._closed[: self._first]
+            del self.closed[: self._first]
             self._first = 0
         return port
 
     def take_rested(self, now: int) -> list[int]:
         """Return the ports that have rested for a minute, which rest no more."""
         rested = []
-        while len(self) and age(self._closed[self._first] >> 16, now) > MINUTE:
+        while len(self) and age(self.closed[self._first] >> 16, now) > MINUTE:
             rested.append(self.take_oldest())
         return rested
 
