@@ -18,7 +18,11 @@ ROOT: Final = Path(__file__).parents[2]
 #: forks and of gevent's own connect(), which after a refusal fails once more (ECONNABORTED).
 SUITES: Final = {
     "calls": (
-        ["api/test_modes.py", "api/test_fast_open.py", "api/test_after_an_error.py"],
+        [
+            "api/test_blocking_and_timeouts.py",
+            "api/test_fast_open.py",
+            "api/test_after_an_error.py",
+        ],
         "not test_timed_out and not test_after_connect_was_refused_as_well",
     ),
     "accounting": (
