@@ -489,7 +489,8 @@ class Connection:
         if action is Action.RETRY:
             if hasattr(self, "_surveyed") or not self.plan.ledger.retry():
                 return Outcome.NONE_FREE
-            yield from self._let_others_finish(attempt.failures)
+            # At once is too soon: a thread of this process that is at a port needs the GIL.
+            yield from self._let_others_finish(_QUICK_TRIES)
             return Outcome.SOME_FREE
         return look(self.plan, attempt.low)
 
