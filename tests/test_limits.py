@@ -21,7 +21,7 @@ BARE: Final = {"accept", "acquire", "get", "join", "result", "wait"}
 #: Neither has one of these; tests.limits has them with one, by the same or a similar name.
 SOCKET_CALLS: Final = {"recv", "recv_into", "recvfrom", "recvmsg", "readline", "waitpid"}
 
-#: These have one if they are told so.
+#: These have one where the call names it.
 WITH_TIMEOUT: Final = {"call", "check_call", "check_output", "communicate", "run"}
 
 #: In files of which name what else is meant, and why it ends.

@@ -222,6 +222,40 @@ class TestOneStopsUntilTheOtherIsDone:
         assert outcomes == [b"won!", b"won!"]
 
 
+@pytest.fixture
+def stopped(call: Call, moment: str) -> Iterator[Child]:
+    """Give a process that is stopped at the moment of its call."""
+    with children() as start:
+        child = start(functools.partial(contend, call, moment))
+        child.wait_until_stopped()
+        yield child
+
+
+def kill(call: Call, moment: str) -> None:
+    """Kill a process at the moment of its call, and assert that it leaves nothing."""
+
+    def task(_: object) -> None:
+        interrupt(moment, signal.SIGKILL)
+        call(FIRST)
+
+    with children() as start:
+        start(task).finish(killed=True)
+    for destination in DESTINATIONS:
+        call.assert_free(destination)
+
+
+def assert_it_wins(stopped: Child, call: Call) -> None:
+    """Assert that a process that was stopped connects, and nobody else has its 4-tuple."""
+    stopped.resume()
+    assert stopped.receive(4) == b"won!"
+    stopped.wait_until_stopped()
+    call.assert_taken(FIRST)
+    call.assert_free(THIRD)
+    stopped.resume()
+    stopped.finish()
+    call.assert_free(FIRST)
+
+
 @calls
 class TestInTheSection:
     """What others get while a process is at a certain moment of it, and afterwards.
@@ -236,22 +270,8 @@ class TestInTheSection:
 
     @pytest.mark.parametrize("moment", MOMENTS)
     def test_a_killed_process_leaves_nothing(self, call: Call, moment: str) -> None:
-        def task(_: object) -> None:
-            interrupt(moment, signal.SIGKILL)
-            call(FIRST)
-
-        with children() as start:
-            start(task).finish(killed=True)
-        for destination in DESTINATIONS:
-            call.assert_free(destination)
+        kill(call, moment)
         assert_every_port_can_be_used()
-
-    @pytest.fixture
-    def stopped(self, call: Call, moment: str) -> Iterator[Child]:
-        with children() as start:
-            child = start(functools.partial(contend, call, moment))
-            child.wait_until_stopped()
-            yield child
 
     @pytest.mark.parametrize("moment", ["before bind", "bound", "before lock"])
     def test_before_it_has_the_lock_others_may_be_quicker(self, call: Call, stopped: Child) -> None:
@@ -266,7 +286,7 @@ class TestInTheSection:
         self, call: Call, stopped: Child
     ) -> None:
         with call(SECOND):
-            self.assert_it_wins(stopped, call)
+            assert_it_wins(stopped, call)
 
     @pytest.mark.parametrize("moment", ["locked", "before lookup", "before connect", "connected"])
     def test_while_it_has_the_lock_nobody_gets_the_port(self, call: Call, stopped: Child) -> None:
@@ -276,7 +296,7 @@ class TestInTheSection:
         for destination in DESTINATIONS:
             with call.way((HOST, 0), destination) as sock:
                 assert sock.getsockname()[1] != call.port
-        self.assert_it_wins(stopped, call)
+        assert_it_wins(stopped, call)
 
     @pytest.mark.parametrize("moment", ["unlocked"])
     def test_then_its_4_tuple_is_taken_and_the_port_is_shared(
@@ -284,41 +304,16 @@ class TestInTheSection:
     ) -> None:
         call.assert_taken(FIRST)
         call.assert_free(SECOND)
-        self.assert_it_wins(stopped, call)
-
-    @staticmethod
-    def assert_it_wins(stopped: Child, call: Call) -> None:
-        stopped.resume()
-        assert stopped.receive(4) == b"won!"
-        stopped.wait_until_stopped()
-        call.assert_taken(FIRST)
-        call.assert_free(THIRD)
-        stopped.resume()
-        stopped.finish()
-        call.assert_free(FIRST)
+        assert_it_wins(stopped, call)
 
 
 @pytest.mark.parametrize("call", [Call(way, PORT) for way in WAYS["both"]], ids=str)
 class TestAlone:
     """The same with a port that nobody has: bind() itself takes the lock."""
 
-    @pytest.fixture
-    def stopped(self, call: Call, moment: str) -> Iterator[Child]:
-        with children() as start:
-            child = start(functools.partial(contend, call, moment))
-            child.wait_until_stopped()
-            yield child
-
     @pytest.mark.parametrize("moment", ["before bind", "bound", "before connect", "unlocked"])
     def test_a_killed_process_leaves_nothing(self, call: Call, moment: str) -> None:
-        def task(_: object) -> None:
-            interrupt(moment, signal.SIGKILL)
-            call(FIRST)
-
-        with children() as start:
-            start(task).finish(killed=True)
-        for destination in DESTINATIONS:
-            call.assert_free(destination)
+        kill(call, moment)
 
     @pytest.mark.parametrize("moment", ["before bind"])
     def test_before_it_has_the_port_others_may_be_quicker(self, call: Call, stopped: Child) -> None:
@@ -333,7 +328,7 @@ class TestAlone:
         self, call: Call, stopped: Child
     ) -> None:
         with call(SECOND):
-            TestInTheSection.assert_it_wins(stopped, call)
+            assert_it_wins(stopped, call)
 
     @pytest.mark.parametrize("moment", ["bound", "before connect", "connected"])
     def test_while_it_has_the_port_nobody_else_gets_it(self, call: Call, stopped: Child) -> None:
@@ -342,7 +337,7 @@ class TestAlone:
                 call(destination)
             with call.way((HOST, 0), destination) as sock:
                 assert sock.getsockname()[1] != call.port
-        TestInTheSection.assert_it_wins(stopped, call)
+        assert_it_wins(stopped, call)
 
     @pytest.mark.parametrize("moment", ["unlocked"])
     def test_then_its_4_tuple_is_taken_and_the_port_is_shared(
@@ -350,4 +345,4 @@ class TestAlone:
     ) -> None:
         call.assert_taken(FIRST)
         call.assert_free(SECOND)
-        TestInTheSection.assert_it_wins(stopped, call)
+        assert_it_wins(stopped, call)

@@ -1,4 +1,4 @@
-"""Dialer: which sources and ports, how many connections, and who waits; waits in poll(2)."""
+"""Dialer: which sources and ports, how many connections, and which calls wait; waits in poll(2)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from connectx._connect import own_socket
 from connectx._connect.attempt import Attempt
@@ -24,20 +24,11 @@ from connectx._connect.plan import make_plan, without_netlink
 from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Pause, Work
 from connectx._connect.strategies import Action, Outcome, Verdict
-from connectx._connect.udp_connect import (
-    Contested,
-    NotVisible,
-    claim,
-    claim_alone,
-    one_port,
-)
+from connectx._connect.udp_connect import Contested, NotVisible, claim, claim_alone, one_port
 from connectx._connect.unpatched import Socket
 from connectx.addresses import PortRange, packed, unmapped
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured, SourceNotLocal
-from connectx.linux.sockopts import (
-    set_ip_freebind,
-    set_ip_local_port_range,
-)
+from connectx.linux.sockopts import set_ip_freebind, set_ip_local_port_range
 from connectx.linux.uapi import (
     IP_BIND_ADDRESS_NO_PORT,
     IP_LOCAL_PORT_RANGE,
@@ -94,6 +85,7 @@ class Itself(Exception):  # noqa: N818 - an outcome, not a failure
 
 
 #: What a step raises that has not connected the socket.
+Refusal: TypeAlias = OSError | Contested | NotVisible | Itself
 REFUSALS: Final = (OSError, Contested, NotVisible, Itself)
 
 
@@ -224,7 +216,7 @@ class Connection:
             raise
         return None
 
-    def _refused(self, port: int, error: OSError | Contested | NotVisible | Itself) -> Steps[None]:
+    def _refused(self, port: int, error: Refusal) -> Steps[None]:
         """Return what is left to do after a proposal that has failed."""
         attempt = Attempt(self.plan.terms, self.plan.ledger, port)
         if not _in_progress(error):
@@ -237,9 +229,7 @@ class Connection:
                 return self._steps(attempt)
         return self._steps(attempt, error)
 
-    def _steps(
-        self, attempt: Attempt, error: OSError | Contested | NotVisible | Itself | None = None
-    ) -> Steps[None]:
+    def _steps(self, attempt: Attempt, error: Refusal | None = None) -> Steps[None]:
         """Do what the attempt says until the socket is connected.
 
         Where that fails, and what was known of the namespace turns out to be out of date,
@@ -273,9 +263,7 @@ class Connection:
             # Its traceback refers to this frame: break the cycle.
             del error
 
-    def _walk(
-        self, attempt: Attempt, error: OSError | Contested | NotVisible | Itself | None
-    ) -> Steps[None]:
+    def _walk(self, attempt: Attempt, error: Refusal | None) -> Steps[None]:
         connected = False
         while not connected:
             try:
@@ -381,6 +369,7 @@ class Connection:
         try:
             ends = plan.ends()
             try:
+                # Without a call, most of the time (tests/test_call_paths.py counts them).
                 netlink = plan.terms.namespace.sockets.diag
             except AttributeError:
                 netlink = plan.terms.namespace.diag
@@ -416,7 +405,7 @@ class Connection:
                 self.sock.connect_ex(self.request.address)
             raise OSError(number, os.strerror(number))
 
-    def _outcome(self, error: OSError | Contested | NotVisible | Itself) -> Outcome | None:
+    def _outcome(self, error: Refusal) -> Outcome | None:
         """Return what an error says of the port, and free the socket of it; None if nothing."""
         if isinstance(error, Contested):
             self._renew()

@@ -103,10 +103,7 @@ def claim_alone(
         if error.errno != errno.EADDRINUSE:
             raise
         return False
-    sock.connect(destination)
-    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
-        _drop_strangers(sock, destination)
+    _connect_and_share(sock, destination)
     return True
 
 
@@ -146,10 +143,7 @@ def claim(
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
     if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
         raise _contested(lookup, netlink, source[1])
-    sock.connect(destination)
-    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
-        _drop_strangers(sock, destination)
+    _connect_and_share(sock, destination)
 
 
 def join(sock: socket.socket, source: Address, destination: Address) -> None:
@@ -161,6 +155,13 @@ def join(sock: socket.socket, source: Address, destination: Address) -> None:
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(source)
     sock.connect(destination)
+    _drop_strangers(sock, destination)
+
+
+def _connect_and_share(sock: socket.socket, destination: Address) -> None:
+    """Connect a socket that has locked its port, and let others share the port again."""
+    sock.connect(destination)
+    sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     if sock.getsockopt(SOL_SOCKET, SO_MEMINFO):
         _drop_strangers(sock, destination)
 

@@ -1,4 +1,4 @@
-"""Who has the source port that a call asked for, from facts about the sockets on it."""
+"""What holds the source port that a call asked for, from facts about the sockets on it."""
 
 from __future__ import annotations
 

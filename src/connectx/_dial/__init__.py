@@ -1,4 +1,4 @@
-"""The policy of a Dialer: which source a connection gets, how many there may be, who waits.
+"""The policy of a Dialer: which source a connection gets, how many there may be, which calls wait.
 
 A dialer counts. For each **destination** it knows how many connections are open from each of
 its sources; a connection's place in that count is its **slot**. A slot is reserved before a
@@ -18,7 +18,7 @@ tenth of a CPU.
 
     settings      the arguments of a Dialer, checked
     sources       which address comes next
-    slots         what is open, what is full, who waits: all that is counted
+    slots         what is open, what is full, which calls wait: all that is counted
     terms         what the calls of one dialer have in common
     call          one call's tries; decides, and knows neither sockets nor clocks
     waiting       how a call waits its turn: who wakes it, and when it looks by itself

@@ -104,7 +104,7 @@ class Open:
 
 
 class Policy:
-    """Which sources and ports, how many connections, and who waits.
+    """Which sources and ports, how many connections, and which calls wait.
 
     Attributes:
         settings: What the dialer was made with.

@@ -1,4 +1,4 @@
-"""The slots of a dialer's connections: what is open to each destination, and who waits.
+"""The slots of a dialer's connections: what is open to each destination, and which calls wait.
 
 - A `Slot` is one connection's place, for as long as a socket has it. A socket that connectx
   makes gives it back when it is closed; how the end of any other is noticed is in
@@ -122,14 +122,14 @@ class Path:
 
 
 class Destination:
-    """What is open, and who waits, toward one destination.
+    """What is open toward one destination, and which calls wait.
 
     Attributes:
         key: Names it.
         paths: Where connections come from, by source address.
         slots: The slots of all of them, by id().
         seen: Others' connections by source address, as the kernel said last.
-        queues: Who waits, by the source waited for ("" for any); none is empty.
+        queues: The calls that wait, by the source waited for ("" for any); none is empty.
         endings: How ends are noticed, left by one first in a queue for the next.
         full: Until when a source's range need not be tried before others, nor by a call
             that waits; by source, then by range.

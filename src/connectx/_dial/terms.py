@@ -28,7 +28,7 @@ class Terms:
     """What the calls of one dialer have in common.
 
     Attributes:
-        destinations: What is open, and who waits.
+        destinations: What is open, and which calls wait.
         sources, ranges: Where from.
         chooses: Whether there are sources to choose between by how many connections they
             have.
