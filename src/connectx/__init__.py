@@ -4,6 +4,7 @@ See connectx(), create_connection() and Dialer; errors are in connectx.errors an
 OSErrors. connectx.aio has the same for asyncio.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 from connectx.errors import (
@@ -31,9 +32,19 @@ __all__ = [
     "TupleInUse",
     "connectx",
     "create_connection",
+    "supported",
 ]
 
 __version__ = "0.1.0"
+
+
+def supported() -> bool:
+    """Return whether connectx works on this platform, which is Linux.
+
+    Elsewhere each call raises `NotSupported`, or connects as the standard library does where
+    ``fallback="plain"`` is given.
+    """
+    return sys.platform == "linux"
 
 
 if not TYPE_CHECKING:

@@ -9,16 +9,19 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from connectx._connect.callers_socket import CallersConnection
-from connectx._connect.connection import DEFAULT_TIMEOUT, Connection, opening
+from connectx._connect.configured import checked
+from connectx._connect.connection import DEFAULT_TIMEOUT
+from connectx._connect.here import CallersConnection, Connection, opening, plain_if
 from connectx._connect.names import by_name
-from connectx._connect.request import parse_literal
+from connectx._connect.request import as_tuple, parse_literal
 from connectx._connect.steps import Handshake, Names, NewWaiter, Pause, Race, Work
 
 if TYPE_CHECKING:
+    from connectx._connect.configured import SocketOptions
     from connectx._connect.steps import Steps, Wait
+    from connectx._connect.strategies import StrategyName
     from connectx.addresses import Address
 
 _T = TypeVar("_T")
@@ -30,7 +33,7 @@ def connectx(
     destination: Address,
     *,
     data: bytes | bytearray | memoryview = b"",
-    strategy: str = "auto",
+    strategy: StrategyName = "auto",
 ) -> int:
     """Connect a socket from a source of your choosing.
 
@@ -89,7 +92,9 @@ def create_connection(
     all_errors: bool = False,
     type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
     proto: int = 0,
-    strategy: str = "auto",
+    strategy: StrategyName = "auto",
+    socket_options: SocketOptions | None = None,
+    fallback: Literal["plain"] | None = None,
 ) -> socket.socket:
     """Connect to an address and return the socket.
 
@@ -107,6 +112,10 @@ def create_connection(
         type: SOCK_STREAM or SOCK_DGRAM.
         proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
         strategy: How source ports are chosen, by name; "auto" is right for nearly all.
+        socket_options: What to set on the socket before it connects: arguments of
+            setsockopt(), such as ``[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]``.
+        fallback: "plain" to connect as the standard library does, where this raises
+            NotSupported otherwise, as on other platforms than Linux.
 
     Returns:
         A connected socket.socket.
@@ -119,9 +128,10 @@ def create_connection(
         request = parse_literal(address, source_address, type, proto, strategy)
     except TypeError:
         # A cache cannot hold a list, and does not say whose it is.
-        address = cast("tuple[str | None, int | str]", tuple(address))
+        address, source_address = as_tuple(address), as_tuple(source_address)
         request = parse_literal.__wrapped__(address, source_address, type, proto, strategy)
-    if request is None or all_errors:
+    if request is None or all_errors or socket_options is not None or fallback is not None:
+        options, plain = checked(socket_options), plain_if(fallback)
         return run(
             by_name(
                 address,
@@ -129,7 +139,7 @@ def create_connection(
                 type,
                 proto,
                 strategy,
-                lambda each: opening(each, timeout, awaited=False),
+                lambda each: opening(each, timeout, awaited=False, options=options, plain=plain),
                 all_errors=all_errors,
             )
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from connectx._connect.configured import checked
 from connectx._connect.connection import DEFAULT_TIMEOUT
 from connectx._dial.connecting import CallersCall, by_name, call_to
 from connectx._dial.policy import AnyDialer
 from connectx.blocking import run
 
 if TYPE_CHECKING:
+    from connectx._connect.configured import SocketOptions
     from connectx._dial.capacity import Capacity
     from connectx.addresses import Address
 
@@ -26,7 +28,10 @@ class Dialer(AnyDialer):
             default the routing table chooses. Another dialer, of either kind, makes this
             one share its settings, limits, counts and wait queue.
         ports: A range (low, high) of source ports, or several, to be used in this order.
-            They must lie within net.ipv4.ip_local_port_range, which is the default.
+            By default net.ipv4.ip_local_port_range. Ports outside of that are bound
+            explicitly: each call costs another system call or two, programs that share
+            them with connectx have to set SO_REUSEADDR, and `connectx` cannot have them.
+        exclude: Source ports to leave out, and ranges (low, high) of them.
         strategy: How source ports are chosen, by name; "auto" is right for nearly all.
         rotate: "most-free" takes the source with the fewest connections to the destination,
             "round-robin" one after the other for each destination, "sticky" always the
@@ -37,6 +42,9 @@ class Dialer(AnyDialer):
         freebind: Whether sources need not be local (IP_FREEBIND), as for a prefix that is
             routed here.
         on_wait: Called with ``(protocol, destination)`` when a call begins to wait.
+        fallback: "plain" to connect as the standard library does, where a call would raise
+            NotSupported otherwise, as on other platforms than Linux: from a source of the
+            dialer's, and from whatever port.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -47,11 +55,13 @@ class Dialer(AnyDialer):
         self,
         address: tuple[str | None, int | str],
         timeout: float | None = DEFAULT_TIMEOUT,
+        source_address: Address | None = None,
         *,
         all_errors: bool = False,
         type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
         proto: int = 0,
         key: str | None = None,
+        socket_options: SocketOptions | None = None,
     ) -> socket.socket:
         """Connect to an address by this dialer's policy, and return the socket.
 
@@ -59,29 +69,37 @@ class Dialer(AnyDialer):
             address: ``(host, port)``, as `connectx.create_connection` takes it.
             timeout: Seconds for each address and source; waiting for a port is not part
                 of it.
+            source_address: ``(host, port)`` to connect from: one of the dialer's sources,
+                or "" for any, and one of its ports, or 0 for any.
             all_errors: Whether to raise an ExceptionGroup of the errors of all addresses.
             type: SOCK_STREAM or SOCK_DGRAM.
             proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
             key: What a "sticky" source belongs to; by default the destination's host.
+            socket_options: As `connectx.create_connection` takes them.
 
         Raises:
             PortsExhausted: No source has a free port, and none came free in the time that
                 the dialer waits (EADDRNOTAVAIL; for UDP EAGAIN).
+            ValueError: The source address is not the dialer's, or not its key's.
             OSError: As `connectx.create_connection` raises it.
         """
         policy = self._policy
-        call = call_to(policy, address, timeout, type, proto, key, awaited=False)
+        call = None
+        if source_address is None and socket_options is None:
+            call = call_to(policy, address, timeout, type, proto, key, awaited=False)
         if call is None or all_errors:
             return run(
                 by_name(
                     policy,
                     address,
                     timeout,
+                    source_address,
                     type,
                     proto,
                     key,
                     all_errors=all_errors,
                     awaited=False,
+                    options=checked(socket_options),
                 )
             )
         steps = call.begin()

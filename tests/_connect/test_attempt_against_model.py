@@ -260,7 +260,7 @@ class TestStreamsFromAnyPort:
             strategy,
             Case.STREAM_ANY_PORT,
             seed=seed,
-            available=frozenset([Need.LATE_PORT]),
+            available=frozenset([Need.LATE_PORT, Need.WHOLE_RANGE]),
         )
         assert driven.actions == [Action.KERNEL]
         assert found == (driven.socket.source.port if driven.socket else 0)

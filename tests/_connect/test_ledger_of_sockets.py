@@ -96,7 +96,7 @@ def test_the_last_port_is_taken_over_from_a_time_wait(
         accepted.close()
         wait_for_time_wait(port, destination)
         again = closing.enter_context(
-            connectx.create_connection(destination, source_address=(HOST, 0), strategy=strategy)
+            connectx.create_connection(destination, source_address=(HOST, 0), strategy=strategy)  # type: ignore[arg-type] # any of them
         )
         assert again.getsockname() == (HOST, port)
 

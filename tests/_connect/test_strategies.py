@@ -53,7 +53,7 @@ POSSIBLE: Final = {
     Action.RETRY: {Outcome.SOME_FREE, Outcome.NONE_FREE},
 }
 
-LATE: Final = frozenset([Need.LATE_PORT])
+LATE: Final = frozenset([Need.LATE_PORT, Need.WHOLE_RANGE])
 OWN: Final = frozenset([Need.OWN_SOCKET])
 
 programs = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
@@ -266,10 +266,10 @@ class TestAttempt:
 SERVES: Final = {
     "auto": {
         Case.STREAM_ANY_PORT: [
-            {Need.WINDOW, Need.FAST_SEARCH},
+            {Need.WINDOW, Need.FAST_SEARCH, Need.WHOLE_RANGE},
             {Need.WINDOW},
-            {Need.LATE_PORT, Need.OWN_SOCKET},
-            {Need.LATE_PORT},
+            {Need.LATE_PORT, Need.OWN_SOCKET, Need.WHOLE_RANGE},
+            {Need.LATE_PORT, Need.WHOLE_RANGE},
             {Need.OWN_SOCKET},
         ],
         Case.STREAM_ASKED_PORT: [{Need.WINDOW, Need.PORT_IN_RANGE}, set()],
@@ -277,17 +277,17 @@ SERVES: Final = {
         Case.DATAGRAM_ASKED_PORT: [set()],
     },
     "kernel": {
-        Case.STREAM_ANY_PORT: [{Need.LATE_PORT}],
+        Case.STREAM_ANY_PORT: [{Need.LATE_PORT, Need.WHOLE_RANGE}],
         Case.STREAM_ASKED_PORT: [set()],
-        Case.DATAGRAM_ANY_PORT: [set()],
+        Case.DATAGRAM_ANY_PORT: [{Need.WHOLE_RANGE}],
         Case.DATAGRAM_ASKED_PORT: [set()],
     },
     "full-range": {
-        Case.STREAM_ANY_PORT: [{Need.WINDOW}],
+        Case.STREAM_ANY_PORT: [{Need.WINDOW, Need.WHOLE_RANGE}],
         Case.STREAM_ASKED_PORT: [{Need.WINDOW, Need.PORT_IN_RANGE}, set()],
     },
     "shifting-window": {
-        Case.STREAM_ANY_PORT: [{Need.WINDOW}],
+        Case.STREAM_ANY_PORT: [{Need.WINDOW, Need.WHOLE_RANGE}],
         Case.STREAM_ASKED_PORT: [{Need.WINDOW, Need.PORT_IN_RANGE}, set()],
     },
     "one-port": {

@@ -75,7 +75,7 @@ def by_create_connection(
         source_address=source,
         type=transport.type,
         proto=0 if default else transport.protocol,
-        strategy=strategy,
+        strategy=strategy,  # type: ignore[arg-type] # any of them
     )
 
 
@@ -84,7 +84,7 @@ def by_connectx(
 ) -> socket.socket:
     with contextlib.ExitStack() as on_error:
         sock = on_error.enter_context(transport.socket())
-        assert connectx.connectx(sock, source, destination, strategy=strategy) == 0
+        assert connectx.connectx(sock, source, destination, strategy=strategy) == 0  # type: ignore[arg-type] # any of them
         on_error.pop_all()
     return sock
 

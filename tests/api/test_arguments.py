@@ -105,7 +105,6 @@ ENDPOINTS: Final = [
     wrong(("127.0.0.1", 9000, 0, 0, 0), ValueError, "host, port"),
     wrong((None, 9000), TypeError, "host"),
     wrong((2130706433, 9000), TypeError, "host"),
-    wrong((b"127.0.0.1", 9000), TypeError, "host"),
     wrong((["127.0.0.1"], 9000), TypeError, "host"),
     wrong(("127.0.0.1", "9000"), TypeError, "port"),
     wrong(("127.0.0.1", None), TypeError, "port"),
@@ -431,7 +430,7 @@ class TestCreateConnection:
         [
             wrong(None, TypeError, ""),
             wrong(9000, TypeError, ""),
-            wrong("127.0.0.1", ValueError, ""),
+            wrong("127.0.0.1", TypeError, "tuple"),
             wrong(("127.0.0.1",), ValueError, ""),
             wrong(("127.0.0.1", FIRST, 0), ValueError, ""),
             wrong(("127.0.0.1", -1), ValueError, "port"),

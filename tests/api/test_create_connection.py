@@ -93,6 +93,8 @@ class TestSignature:
             "type": socket.SOCK_STREAM,
             "proto": 0,
             "strategy": "auto",
+            "socket_options": None,
+            "fallback": None,
         }
         assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in added.values())
 

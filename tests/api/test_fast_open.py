@@ -225,7 +225,11 @@ class TestPorts:
         for _ in range(2):
             sock = peers.new(5)
             taken = connectx.connectx(
-                sock, None, (peers.host, FIRST), data=b"hello", strategy=strategy
+                sock,
+                None,
+                (peers.host, FIRST),
+                data=b"hello",
+                strategy=strategy,  # type: ignore[arg-type] # any of them
             )
             assert taken == 5
             assert receive(peers.accept(), 5) == b"hello"

@@ -61,7 +61,7 @@ def test_of_a_dialer(
 def test_what_is_right(kind: Any) -> None:
     kind()
     kind(iter(["127.0.0.1", "::1", "10.0.0.0/8", "2001:db8::/32"]))
-    kind([], [20000, 20001], wait=0, limit=1)
+    kind(None, [20000, 20001], wait=0, limit=1)
     kind(ports=[[20000, 20001], [20002, 20002]], wait=1)
 
 

@@ -27,9 +27,8 @@ def by_dialer(
     transport: Transport, source: Address | None, destination: Address, strategy: str = "auto"
 ) -> socket.socket:
     assert source is None
-    return Dialer(strategy=strategy).create_connection(
-        destination[:2], type=transport.type, proto=transport.protocol
-    )
+    dialer = Dialer(strategy=strategy)  # type: ignore[arg-type] # any of them
+    return dialer.create_connection(destination[:2], type=transport.type, proto=transport.protocol)
 
 
 def by_asyncio(
@@ -41,7 +40,7 @@ def by_asyncio(
         source_address=source,
         type=transport.type,
         proto=transport.protocol,
-        strategy=strategy,
+        strategy=strategy,  # type: ignore[arg-type] # any of them
     )
     return asyncio.run(call)
 

@@ -24,7 +24,6 @@ from connectx._connect.namespace import NetlinkRefused, identity_of
 from connectx._connect.plan import absence, make_plan
 from connectx._connect.request import (
     PLAIN,
-    Options,
     Routing,
     parse,
     request_with,
@@ -174,7 +173,8 @@ class CallersConnection(Connection):
             mark = self.sock.getsockopt(SOL_SOCKET, SO_MARK) and sockopts.get_so_mark(self.sock)
         interface = self.sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX)
         if mark or interface or ports:
-            self.request = request_with(request, Options(mark, interface, ports))
+            options = request.origin.options._replace(mark=mark, interface=interface, ports=ports)
+            self.request = request_with(request, options)
         return self
 
     def result(self) -> int:

@@ -19,7 +19,8 @@ from connectx._connect.attempt import Attempt
 from connectx._connect.failures import failure, require_scope
 from connectx._connect.looking import look, survey, try_bind
 from connectx._connect.namespace import NAMESPACES, NetlinkRefused
-from connectx._connect.own_socket import OwnSocket, Reports, reporting
+from connectx._connect.own_socket import OwnSocket, Reports, reporting, set_timeout
+from connectx._connect.plain import plainly
 from connectx._connect.plan import make_plan, without_netlink
 from connectx._connect.request import NEW_SOCKET
 from connectx._connect.steps import Handshake, Pause, Work
@@ -63,21 +64,6 @@ _OUTCOMES: Final = {
     errno.EADDRNOTAVAIL: Outcome.UNAVAILABLE,
     errno.EAGAIN: Outcome.UNAVAILABLE,
 }
-
-
-def opening(request: Request, timeout: float | None, *, awaited: bool) -> Steps[socket.socket]:
-    """Return a connected socket.
-
-    awaited: whether the driver waits for the handshake, and the socket is non-blocking;
-    timeout is then how long. Otherwise it is the socket's, as create_connection() takes it.
-    """
-    connection = Connection(request, DEFAULT_TIMEOUT if awaited else timeout)
-    if awaited:
-        connection.apart(timeout, blocking=False)
-    steps = connection.begin()
-    if steps is not None:
-        yield from steps
-    return connection.sock
 
 
 class Itself(Exception):  # noqa: N818 - an outcome, not a failure
@@ -139,7 +125,7 @@ class Connection:
         self.sock: socket.socket = kind(origin.family, origin.type, origin.proto)
         try:
             if timeout is not DEFAULT_TIMEOUT:
-                self.sock.settimeout(timeout)
+                set_timeout(self.sock, timeout)
             if origin.options is not NEW_SOCKET and origin.options.freebind:
                 set_ip_freebind(self.sock, on=True)
             if kind is not OwnSocket and not issubclass(kind, Socket):
@@ -164,7 +150,7 @@ class Connection:
         try:
             if seconds is not None:
                 # Refuses what is no timeout, as where nobody waits but connect().
-                self.sock.settimeout(seconds)
+                set_timeout(self.sock, seconds)
             self.sock.settimeout(0)
         except BaseException:
             self._failed()
@@ -209,9 +195,11 @@ class Connection:
                 return self._refused(port, error.with_traceback(None))
             made, port = port, 0
             self._made(made)
-        except BaseException:
+        except BaseException as error:
             if port:
                 self.plan.ledger.released(port)
+            if isinstance(error, NotSupported) and request.origin.options.plain:
+                return self._plainly()
             self._failed()
             raise
         return None
@@ -255,6 +243,10 @@ class Connection:
         except BaseException as failure:
             if not (self.leaves_handshake and _in_progress(failure)):
                 attempt.abandon()
+                if isinstance(failure, NotSupported) and self.request.origin.options.plain:
+                    self._renew()
+                    yield from self._plainly()
+                    return
                 self._failed()
                 raise
             self._settle(attempt)
@@ -262,6 +254,20 @@ class Connection:
         finally:
             # Its traceback refers to this frame: break the cycle.
             del error
+
+    def _plainly(self) -> Steps[None]:
+        """Connect as the standard library does."""
+        apart = self._apart
+        try:
+            yield from plainly(
+                self.sock, self.request, apart and (lambda: self._shake_hands(apart[0]))
+            )
+            self._made(0)
+        except BaseException as failure:
+            self.under_way = self.leaves_handshake and _in_progress(failure)
+            if not self.under_way:
+                self._failed()
+                raise
 
     def _walk(self, attempt: Attempt, error: Refusal | None) -> Steps[None]:
         connected = False

@@ -6,7 +6,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from connectx._connect.request import check_forms, parse, scoped
+from connectx._connect.request import as_tuple, check_forms, parse, scoped, with_text_host
 from connectx._connect.steps import Names, Race
 from connectx.addresses import AF_INET, AF_INET6
 
@@ -39,9 +39,32 @@ def by_name(
         awaited: Whether the families take turns (RFC 8305), as where attempts race.
         delay: Seconds between the starts of two attempts; None for one after the other.
     """
+    errors: list[OSError] = []
+    requests = yield from requests_of(address, source_address, kind, proto, strategy, errors)
+    if awaited:
+        requests = interleaved(requests)
+    calls = [opening(request) for request in requests]
+    return (yield from first_of(calls, errors, delay, all_errors=all_errors))
+
+
+def requests_of(
+    address: tuple[str | None, int | str],
+    source_address: Address | None,
+    kind: int,
+    proto: int,
+    strategy: str,
+    errors: list[OSError],
+) -> Steps[list[Request]]:
+    """Return a request for each of a name's addresses, in the resolver's order.
+
+    Args:
+        address, source_address, kind, proto, strategy: As create_connection() takes them.
+        errors: Gets the error of each address that no source is found for.
+    """
+    address = as_tuple(address)
+    source_address = with_text_host(as_tuple(source_address or None))
     check_forms(address, source_address, strategy)
     requests: list[Request] = []
-    errors: list[OSError] = []
     for family, destination in (yield from resolve(address, kind)):
         try:
             source = yield from _resolve_source(source_address, family, kind)
@@ -49,10 +72,7 @@ def by_name(
             errors.append(error)
         else:
             requests.append(parse(0, kind, proto, strategy, source, destination))
-    if awaited:
-        requests = interleaved(requests)
-    calls = [opening(request) for request in requests]
-    return (yield from first_of(calls, errors, delay, all_errors=all_errors))
+    return requests
 
 
 def resolve(address: tuple[str | None, int | str], kind: int) -> Steps[list[tuple[int, Address]]]:

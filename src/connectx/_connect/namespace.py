@@ -138,7 +138,7 @@ class Namespace:
         self._registry = registry
         # Plans of the second before, for the sake of their ledgers.
         self._former: dict[Hashable, Plan] = {}
-        self._templates: dict[PortRange, bytes] = {}
+        self._templates: dict[Hashable, bytes] = {}
         self._octets = 0
         self._shelves: weakref.WeakValueDictionary[Hashable, Shelf] = weakref.WeakValueDictionary()
         self._numbers = Numbers(os.urandom)
@@ -157,26 +157,33 @@ class Namespace:
         self.begin()
         self.fresh_until = monotonic() + FRESH
 
-    def shelf(self, protocol: int, source: bytes, ports: PortRange) -> Shelf:
+    def shelf(
+        self,
+        protocol: int,
+        source: bytes,
+        ports: PortRange,
+        exclude: tuple[PortRange, ...] = (),
+    ) -> Shelf:
         """Return where the ledgers of a source and a range of ports are kept.
 
         Args:
             protocol: The IPPROTO_* number of the kernel's table.
             source: The octets of the address; b"" for any.
             ports: The range.
+            exclude: What of it is never proposed.
         """
-        key = protocol, source, ports
+        key = protocol, source, ports, exclude
         shelf = self._shelves.get(key)
         if shelf is None:
-            states = self._templates.get(ports)
+            states = self._templates.get((ports, exclude))
             if states is None:
-                states = template(ports, self.reserved)
+                states = template(ports, (*self.reserved, *exclude))
                 self._octets += len(states)
                 if self._octets > MOST_OCTETS:
                     # Plans refer to them.
                     self.begin()
                     self._templates, self._octets = {}, len(states)
-                self._templates[ports] = states
+                self._templates[ports, exclude] = states
             shelf = self._shelves[key] = Shelf(ports.low, states, self._numbers, self._rest)
         return shelf
 
@@ -249,7 +256,8 @@ class Namespaces:
         # Also those that are known no longer, but to an error that is yet to be explained.
         self._every: weakref.WeakSet[Namespace] = weakref.WeakSet()
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
 
     def of(self, sock: socket.socket) -> Namespace:
         """Return the namespace that a socket is in.

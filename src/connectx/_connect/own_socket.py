@@ -139,6 +139,14 @@ def _received(descriptor: Any, family: int, kind: int, proto: int) -> socket.soc
     return socket.socket(family, kind, proto, fileno=descriptor.detach())
 
 
+def set_timeout(sock: socket.socket, seconds: float | None) -> None:
+    """As settimeout(), but say what it is that is wrong."""
+    try:
+        sock.settimeout(seconds)
+    except TypeError:
+        raise TypeError(f"timeout is a number of seconds or None, not {seconds!r}") from None
+
+
 def discard(sock: socket.socket) -> None:
     """Close a socket that its caller will never see: at once, if it is connected by now.
 

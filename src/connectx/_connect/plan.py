@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 from connectx._connect import strategies
@@ -107,7 +108,9 @@ class Terms:
             )
         )
         self.verifies = bool(self.asked or origin.options.ports)
-        self.shelf: Shelf = namespace.shelf(origin.table, origin.wire_source, self.ports)
+        self.shelf: Shelf = namespace.shelf(
+            origin.table, origin.wire_source, self.ports, origin.options.exclude
+        )
         # By interface.
         self._routes: dict[int, RouteLookup] = {}
 
@@ -312,6 +315,8 @@ def _terms(namespace: Namespace, request: Request) -> Terms:
 def within(namespace: Namespace, request: Request, ports: PortRange | None) -> PortRange | None:
     """Return the ports to stay within, if there are any; 0 stands for the range's own end.
 
+    On a socket of our own they may lie outside of the range: bind() takes them then.
+
     Raises:
         RangeNotHonoured: The kernel would ignore them: it clamps each end without a word.
     """
@@ -319,14 +324,28 @@ def within(namespace: Namespace, request: Request, ports: PortRange | None) -> P
     if ports is None or in_force is None:
         return None
     wanted = PortRange(ports.low or in_force.low, ports.high or in_force.high)
-    if not in_force.covers(wanted):
+    if not in_force.covers(wanted) and not request.origin.options.replaceable:
         raise request.error(
             RangeNotHonoured,
             f"the ports {wanted} do not lie within net.ipv4.ip_local_port_range, {in_force}: "
             "the kernel would silently use that range instead",
             ports=wanted,
+            explanation=partial(_outside, wanted, in_force),
         )
     return wanted
+
+
+def _outside(wanted: PortRange, in_force: PortRange) -> str:
+    """Return what helps with a window that the kernel would ignore."""
+    low, high = min(wanted.low, in_force.low), max(wanted.high, in_force.high)
+    return (
+        "A socket made elsewhere gets its port from a window, which has to lie within that range.\n"
+        "  - Have connectx make the socket: create_connection() of a Dialer binds any port.\n"
+        "  - Ask for one port by number: it may lie outside of the range.\n"
+        f"  - Widen the range, for every program in this network namespace: reserve the ports of\n"
+        "    listeners in net.ipv4.ip_local_reserved_ports first, and then\n"
+        f'    sysctl -w net.ipv4.ip_local_port_range="{low} {high}"'
+    )
 
 
 def routed_source(namespace: Namespace, request: Request) -> bytes:
@@ -391,7 +410,9 @@ def _program(namespace: Namespace, request: Request) -> Program:
 
 def _available(namespace: Namespace, origin: Origin) -> frozenset[Need]:
     available = set()
-    if windows_work(origin.protocol):
+    ports, in_force = origin.options.ports, namespace.ports
+    outside = ports is not None and in_force is not None and not in_force.covers(ports)
+    if windows_work(origin.protocol) and not (outside and origin.options.replaceable):
         available.add(Need.WINDOW)
         if features.probe(features.STEP_OF_ONE) is Probe.YES:
             available.add(Need.FAST_SEARCH)
@@ -399,6 +420,8 @@ def _available(namespace: Namespace, origin: Origin) -> frozenset[Need]:
         available.add(Need.PORT_IN_RANGE)
     if origin.options.replaceable:
         available.add(Need.OWN_SOCKET)
+    if not origin.options.exclude:
+        available.add(Need.WHOLE_RANGE)
     # MPTCP learnt both options in the same version.
     late = not origin.source.host or origin.protocol != "mptcp" or Need.WINDOW in available
     if late and (origin.options.ports is None or Need.WINDOW in available):

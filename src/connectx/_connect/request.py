@@ -30,6 +30,8 @@ from connectx.addresses import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from connectx.addresses import PortRange
     from connectx.errors import ConnectxError
 
@@ -68,6 +70,8 @@ class Options(NamedTuple):
         replaceable: Whether a socket that is stuck on a port may be replaced by a new one.
         freebind: Whether the source may be an address that is not local (IP_FREEBIND).
         routing: What else decides the route; None for what a new socket has.
+        exclude: Ports that are never chosen.
+        plain: Whether to connect as the standard library does where connectx cannot.
     """
 
     mark: int = 0
@@ -76,6 +80,8 @@ class Options(NamedTuple):
     replaceable: bool = False
     freebind: bool = False
     routing: Routing | None = None
+    exclude: tuple[PortRange, ...] = ()
+    plain: bool = False
 
 
 #: The options of a socket that has just been made for the call, and of a caller's that has
@@ -233,6 +239,7 @@ class Request:
         message: str,
         number: int | None = None,
         ports: PortRange | None = None,
+        explanation: Callable[[], str] | None = None,
     ) -> ConnectxError:
         """Return an error about this request.
 
@@ -241,6 +248,7 @@ class Request:
             message: What happened, why, and what to do.
             number: Its errno, where that is not the class's own.
             ports: The ports that were asked for.
+            explanation: Returns the cause and the remedies as text.
         """
         return kind(
             message,
@@ -250,6 +258,7 @@ class Request:
             destination=self.destination,
             ports=ports,
             strategy=self.origin.strategy,
+            explanation=explanation,
         )
 
 
@@ -279,11 +288,13 @@ def parse(
     """
     # Before the cache, which takes 443.0 for 443, and cannot hold a list.
     if not _has_usual_form(destination):
+        destination = with_text_host(destination)
         _require_form("destination", destination)
     if "%" in destination[0]:
         destination = with_scope_id(destination)
     if source is not None:
         if not _has_usual_form(source):
+            source = with_text_host(source)
             _require_form("source", source)
         if "%" in source[0]:
             source = with_scope_id(source)
@@ -326,6 +337,7 @@ def parse_literal(
     # An empty one is none, as for socket.create_connection().
     source = source or None
     if not _has_usual_form(destination) or (source is not None and not _has_usual_form(source)):
+        source = with_text_host(source)
         check_forms(destination, source, strategy)
         host, port = destination[:2]
         if not isinstance(host, str) or not isinstance(port, int):
@@ -352,7 +364,8 @@ def request_from(to: Request, host: str, options: Options) -> Request:
     of = to.origin
     if host and of.family != of.wire_family:
         host = f"{V4_MAPPED_TEXT}{host}"
-    source = (host, 0) if host else None
+    port = of.source.port
+    source = (host, port) if host or port else None
     origin = _origin(of.family, of.wire_family, of.type, of.proto, of.strategy, source, options)
     if host and to.follows_source:
         return Request(origin, to.destination._replace(host=host), origin.wire_source)
@@ -373,6 +386,21 @@ def request_with(to: Request, options: Options) -> Request:
         options,
     )
     return Request(origin, to.destination, to.wire_destination)
+
+
+def as_tuple(address: Any) -> Any:
+    """Return an address that is a list as the tuple that it should be; others as they are."""
+    return tuple(address) if isinstance(address, list) else address
+
+
+def with_text_host(address: Any) -> Any:
+    """Return an address with its host as text, where that is octets, as sockets take it."""
+    if isinstance(address, tuple) and address and isinstance(address[0], bytes | bytearray):
+        try:
+            return (bytes(address[0]).decode("idna"), *address[1:])
+        except UnicodeError:
+            return address
+    return address
 
 
 def check_forms(
@@ -516,7 +544,7 @@ def _require_form(role: str, address: object, *, resolved: bool = False) -> None
     name of a service for a port. It would take a port that is too high modulo 65536.
     """
     if not isinstance(address, tuple):
-        raise TypeError(f"the {role} is an address tuple (host, port), not {address!r}")
+        raise TypeError(f"the {role} is an address tuple {_right_form(address)}, not {address!r}")
     if len(address) not in (2, 4):
         raise ValueError(
             f"the {role} is (host, port) or (host, port, flowinfo, scope_id), not {address!r}"
@@ -531,6 +559,17 @@ def _require_form(role: str, address: object, *, resolved: bool = False) -> None
             raise TypeError(f"the {role}'s {name} is an integer, not {number!r}")
         if not 0 <= number <= highest:
             raise ValueError(f"the {role}'s {name} is 0 to {highest}, not {number}")
+
+
+def _right_form(address: object) -> str:
+    """Return what an address should look like: for text such as "[::1]:443" the very tuple."""
+    if isinstance(address, bytes | bytearray):
+        return _right_form(address.decode(errors="replace"))
+    if isinstance(address, str):
+        host, colon, port = address.rpartition(":")
+        if colon and port.isascii() and port.isdecimal():
+            return f"such as {(host.removeprefix('[').removesuffix(']'), int(port))!r}"
+    return "(host, port)"
 
 
 def _require_name(strategy: object) -> None:

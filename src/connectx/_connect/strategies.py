@@ -27,7 +27,7 @@ The rules, in words:
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from connectx.addresses import HIGHEST_PORT
 
@@ -174,6 +174,7 @@ class Need(enum.Enum):
     FAST_SEARCH = "a kernel that searches a window in steps of one (Linux 6.8)"
     PORT_IN_RANGE = "a source port inside ip_local_port_range that is not reserved"
     LATE_PORT = "IP_BIND_ADDRESS_NO_PORT for this protocol (MPTCP: Linux 6.8)"
+    WHOLE_RANGE = "a range of which no port is left out (exclude): the kernel knows of none"
     OWN_SOCKET = "sockets it may replace: use create_connection()"
 
 
@@ -183,6 +184,12 @@ class Row(NamedTuple):
     case: Case
     needs: frozenset[Need]
     program: Program
+
+
+#: The names, for type checkers; "shifting-window:1000" is one, too, which they cannot know.
+StrategyName: TypeAlias = Literal[
+    "auto", "kernel", "full-range", "shifting-window", "one-port", "explicit-bind"
+]
 
 
 class Strategy(NamedTuple):
@@ -450,10 +457,22 @@ _AUTO: Final = Strategy(
     "auto",
     "the best this kernel can do; the default",
     (
-        _row(Case.STREAM_ANY_PORT, _PROPOSE_THEN_SEARCH, Need.WINDOW, Need.FAST_SEARCH),
+        _row(
+            Case.STREAM_ANY_PORT,
+            _PROPOSE_THEN_SEARCH,
+            Need.WINDOW,
+            Need.FAST_SEARCH,
+            Need.WHOLE_RANGE,
+        ),
         _row(Case.STREAM_ANY_PORT, _PROPOSE_WINDOWS, Need.WINDOW),
-        _row(Case.STREAM_ANY_PORT, _KERNEL_THEN_BIND, Need.LATE_PORT, Need.OWN_SOCKET),
-        _row(Case.STREAM_ANY_PORT, _KERNEL, Need.LATE_PORT),
+        _row(
+            Case.STREAM_ANY_PORT,
+            _KERNEL_THEN_BIND,
+            Need.LATE_PORT,
+            Need.OWN_SOCKET,
+            Need.WHOLE_RANGE,
+        ),
+        _row(Case.STREAM_ANY_PORT, _KERNEL, Need.LATE_PORT, Need.WHOLE_RANGE),
         _row(Case.STREAM_ANY_PORT, _PROPOSE_BINDS, Need.OWN_SOCKET),
         *_ASKED_ROWS,
         _row(Case.DATAGRAM_ANY_PORT, _PROPOSE_CLAIMS),
@@ -469,9 +488,9 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
             "kernel",
             "what the kernel does unaided: one parity of the range first, then the other",
             (
-                _row(Case.STREAM_ANY_PORT, _KERNEL, Need.LATE_PORT),
+                _row(Case.STREAM_ANY_PORT, _KERNEL, Need.LATE_PORT, Need.WHOLE_RANGE),
                 _row(Case.STREAM_ASKED_PORT, _EXCLUSIVE),
-                _row(Case.DATAGRAM_ANY_PORT, _KERNEL),
+                _row(Case.DATAGRAM_ANY_PORT, _KERNEL, Need.WHOLE_RANGE),
                 _row(Case.DATAGRAM_ASKED_PORT, _EXCLUSIVE),
             ),
         ),
@@ -479,12 +498,15 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
             "full-range",
             "the kernel's search over the whole range, in steps of one from Linux 6.8 (before, it "
             "leaves out one port of an odd number)",
-            (_row(Case.STREAM_ANY_PORT, _program(_SEARCH), Need.WINDOW), *_ASKED_ROWS),
+            (
+                _row(Case.STREAM_ANY_PORT, _program(_SEARCH), Need.WINDOW, Need.WHOLE_RANGE),
+                *_ASKED_ROWS,
+            ),
         ),
         Strategy(
             "shifting-window",
             "a window of random position (shifting-window:SIZE, 500 ports by default)",
-            (_row(Case.STREAM_ANY_PORT, _SHIFT, Need.WINDOW), *_ASKED_ROWS),
+            (_row(Case.STREAM_ANY_PORT, _SHIFT, Need.WINDOW, Need.WHOLE_RANGE), *_ASKED_ROWS),
             window=DEFAULT_WINDOW,
         ),
         Strategy(

@@ -6,12 +6,19 @@ import os
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from connectx._connect.callers_socket import CallersConnection
-from connectx._connect.connection import DEFAULT_TIMEOUT, Connection
-from connectx._connect.names import interleaved, last_or_all, resolve
-from connectx._connect.request import NEW_SOCKET, PLAIN, parse, parse_literal, request_from, scoped
+from connectx._connect.connection import DEFAULT_TIMEOUT
+from connectx._connect.here import CallersConnection, ConfiguredConnection, Connection
+from connectx._connect.names import interleaved, last_or_all, requests_of
+from connectx._connect.request import (
+    NEW_SOCKET,
+    PLAIN,
+    as_tuple,
+    parse_literal,
+    request_from,
+    scoped,
+)
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
@@ -19,6 +26,8 @@ from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
@@ -54,7 +63,7 @@ def call_to(
         target: Target | None = policy.targets.get((address, kind, proto, key))  # type: ignore[assignment] # that it keeps
     except TypeError:
         # Nothing can be kept for a list.
-        address = cast("tuple[str | None, int | str]", tuple(address))
+        address = as_tuple(address)
         target = None
     if target is None:
         # Kept here, so not where those of all calls are.
@@ -104,6 +113,8 @@ class Target:
         self._first: Request | None = None
         if version not in policy.versions:
             policy.serve(to)
+        if origin.source.port:
+            settings.require(origin.source.port)
         if policy.sticks or origin.source.host:
             self.only = policy.only(to, key)
             if self.only:
@@ -116,11 +127,12 @@ class Target:
         first = self._first
         if first is not None:
             return first
-        options = self._settings.options[ports]
+        asked = self.to.origin.source.port
+        options = self._settings.asked if asked else self._settings.options[ports]
         if self.single is None:
             return request_from(self.to, host, options)
         # Kept here, so not where those of all dialers are.
-        plain = not host and options is NEW_SOCKET
+        plain = not host and not asked and options is NEW_SOCKET
         first = self._first = self.to if plain else request_from.__wrapped__(self.to, host, options)
         return first
 
@@ -197,14 +209,16 @@ class OwnCall(_PolicyCall):
     """
 
     sock: socket.socket
+    #: What makes it, where options are to be set on it.
+    make: Callable[[Request, float | None], Connection] = Connection
 
     def _connect(self, host: str, ports: PortRange | None) -> Connection:
         timeout = self._timeout
         request = self._target.request(host, ports)
         if not self._awaited and (self._turn is None or self.queue is None):
-            connection = Connection(request, timeout)
+            connection = self.make(request, timeout)
         else:
-            connection = Connection(request, DEFAULT_TIMEOUT)
+            connection = self.make(request, DEFAULT_TIMEOUT)
             seconds = socket.getdefaulttimeout() if timeout is DEFAULT_TIMEOUT else timeout
             connection.apart(seconds, blocking=not self._awaited)
         self.sock = connection.sock
@@ -240,7 +254,11 @@ class CallersCall(_PolicyCall):
         if policy.settings.freebind:
             set_ip_freebind(sock, on=True)
         connection = self._connection = CallersConnection(sock, ports)
-        connection.prepare(request_from(self._target.to, host, PLAIN), self._data)
+        settings = policy.settings
+        options = PLAIN
+        if settings.exclude or settings.plain:
+            options = PLAIN._replace(exclude=settings.exclude, plain=settings.plain)
+        connection.prepare(request_from(self._target.to, host, options), self._data)
         timeout = self._timeout
         if self._awaited:
             connection.apart(None, blocking=False)
@@ -257,12 +275,14 @@ def by_name(
     policy: Policy,
     address: tuple[str | None, int | str],
     timeout: float | None,
+    source_address: Address | None,
     kind: int,
     proto: int,
     key: str | None,
     *,
     all_errors: bool,
     awaited: bool,
+    options: tuple[tuple[Any, ...], ...] = (),
     delay: float | None = None,
 ) -> Steps[socket.socket]:
     """Connect to the first of a name's addresses that has a port.
@@ -271,17 +291,18 @@ def by_name(
 
     Args:
         policy: What decides.
-        address, timeout, kind, proto, all_errors: As create_connection() takes them.
+        address, timeout, source_address, kind, proto, all_errors: As create_connection()
+            takes them.
         key: What a "sticky" source belongs to; None for the destination's host.
         awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
+        options: What to set on sockets.
         delay: Seconds between the starts of two attempts; None for one after the other.
     """
-    requests = [
-        parse(0, kind, proto, policy.settings.strategy, None, found)
-        for _, found in (yield from resolve(address, kind))
-    ]
+    errors: list[OSError] = []
+    strategy = policy.settings.strategy
+    requests = yield from requests_of(address, source_address, kind, proto, strategy, errors)
     served = [to for to in requests if to.origin.version in policy.versions]
-    if not served:
+    if requests and not served:
         policy.serve(requests[0])
     if awaited:
         served = interleaved(served)
@@ -289,6 +310,8 @@ def by_name(
 
     def opening(to: Request, *, wait: bool) -> Steps[socket.socket]:
         call = OwnCall(policy, Target(policy, to, key), timeout, awaited, wait=wait)
+        if options:
+            call.make = partial(ConfiguredConnection, options=options)
         try:
             steps = call.begin()
             if steps is not None:
@@ -298,7 +321,6 @@ def by_name(
             raise
         return call.sock
 
-    errors: list[OSError] = []
     with last_or_all(errors, all_errors=all_errors):
         try:
             calls = [opening(to, wait=False) for to in served]

@@ -11,12 +11,14 @@ import errno
 import math
 import os
 import random
+import sys
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from connectx._connect.namespace import NAMESPACES
+from connectx._connect.plain import not_linux
 from connectx._connect.plan import absence, within
 from connectx._connect.request import NEW_SOCKET, parse, request_from, scoped
 from connectx._connect.steps import Work
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from connectx._connect.namespace import Namespace
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
+    from connectx._connect.strategies import StrategyName
     from connectx._dial.call import AnyTarget
     from connectx._dial.settings import Settings
+    from connectx._dial.sources import Rotation
     from connectx.addresses import Address, PortRange
 
 
@@ -153,6 +157,8 @@ class Policy:
 
     def count(self, address: Address, kind: int, proto: int) -> Steps[Capacity]:
         """Return the ports toward a destination, where counting keeps nobody waiting."""
+        if sys.platform != "linux":
+            raise not_linux(parse(0, kind, proto, self.settings.strategy, None, address))
         namespace = NAMESPACES.here()
         work = Work(partial(self.capacity, address, kind, proto, namespace))
         return cast("Capacity", (yield work))
@@ -250,10 +256,12 @@ class Policy:
         only = sources.only(version, to.key[1].host if key is None else key)
         bound = to.origin.source.host.removeprefix(V4_MAPPED_TEXT)
         if bound and (only not in ("", bound) or not sources.has(version, bound)):
+            asked = to.origin.options.replaceable
+            who = f"the source address is {bound}" if asked else f"the socket is bound to {bound}"
             raise ValueError(
-                f"the socket is bound to {bound}, which is none of the dialer's sources"
+                f"{who}, which is none of the dialer's sources"
                 if not only
-                else f"the socket is bound to {bound}, but its key to {only}"
+                else f"{who}, but its key to {only}"
             )
         return bound or only
 
@@ -304,7 +312,7 @@ class Policy:
         for ports in ranges:
             low, high = within(namespace, to, ports) or in_force
             found[low : high + 1] = b"\1" * (high + 1 - low)
-        for low, high in namespace.reserved:
+        for low, high in (*namespace.reserved, *self.settings.exclude):
             found[low : high + 1] = bytes(high + 1 - low)
         return bytes(found)
 
@@ -316,20 +324,21 @@ class AnyDialer:
 
     def __init__(
         self,
-        sources: Iterable[str] | AnyDialer = (),
+        sources: Iterable[str] | AnyDialer | None = None,
         ports: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         *,
-        strategy: str = "auto",
-        rotate: str = MOST_FREE,
+        exclude: Iterable[int | tuple[int, int]] = (),
+        strategy: StrategyName = "auto",
+        rotate: Rotation = MOST_FREE,
         limit: int | None = None,
         wait: float | None = None,
         freebind: bool = False,
         on_wait: Callable[[Any], object] | None = None,
+        fallback: Literal["plain"] | None = None,
     ) -> None:
         if isinstance(sources, AnyDialer):
-            if (ports, strategy, rotate, limit, wait, freebind, on_wait) != (
-                None, "auto", MOST_FREE, None, None, False, None,
-            ):  # fmt: skip
+            given = (ports, exclude, strategy, rotate, limit, wait, freebind, on_wait, fallback)
+            if given != (None, (), "auto", MOST_FREE, None, None, False, None, None):
                 raise TypeError(
                     "the settings are those of the dialer that is given: give no others"
                 )
@@ -339,12 +348,14 @@ class AnyDialer:
             check(
                 sources,
                 ports,
+                exclude=exclude,
                 strategy=strategy,
                 rotate=rotate,
                 limit=limit,
                 wait=wait,
                 freebind=freebind,
                 on_wait=on_wait,
+                fallback=fallback,
             )
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +44,9 @@ MOST_FREE: Final = "most-free"
 ROUND_ROBIN: Final = "round-robin"
 STICKY: Final = "sticky"
 ROTATIONS: Final = (MOST_FREE, ROUND_ROBIN, STICKY)
+
+#: The same, for type checkers.
+Rotation: TypeAlias = Literal["most-free", "round-robin", "sticky"]
 
 #: A prefix of at most so many addresses is a list of them.
 _LISTED: Final = 256

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from connectx._connect.connection import DEFAULT_TIMEOUT, Connection, opening
+from connectx._connect.configured import checked
+from connectx._connect.connection import DEFAULT_TIMEOUT
+from connectx._connect.here import Connection, opening, plain_if
 from connectx._connect.names import by_name
-from connectx._connect.request import check_forms, parse_literal, scoped
+from connectx._connect.request import as_tuple, check_forms, parse_literal, scoped, with_text_host
 from connectx.aio.driver import run
 
 if TYPE_CHECKING:
+    from connectx._connect.configured import SocketOptions
+    from connectx._connect.strategies import StrategyName
     from connectx.addresses import Address
 
 #: Seconds between the starts of two attempts: the Connection Attempt Delay of RFC 8305.
@@ -25,7 +29,9 @@ async def create_connection(
     all_errors: bool = False,
     type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
     proto: int = 0,
-    strategy: str = "auto",
+    strategy: StrategyName = "auto",
+    socket_options: SocketOptions | None = None,
+    fallback: Literal["plain"] | None = None,
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
 ) -> socket.socket:
     """Connect to an address and return the socket, connected and non-blocking.
@@ -42,6 +48,7 @@ async def create_connection(
         type: SOCK_STREAM or SOCK_DGRAM.
         proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
         strategy: How source ports are chosen, by name; "auto" is right for nearly all.
+        socket_options, fallback: As for `connectx.create_connection`.
         happy_eyeballs_delay: Seconds after which the next address of a name is tried
             beside those under way, the families taking turns (RFC 8305); None tries one
             after the other.
@@ -52,18 +59,20 @@ async def create_connection(
         TimeoutError: The handshake took longer than the timeout.
         OSError: As `connectx.create_connection` raises it.
     """
-    checked: Any = scoped(tuple(address))
-    check_forms(checked, source_address, strategy)
-    request = parse_literal(checked, source_address, type, proto, strategy)
-    if request is None or all_errors:
+    to: Any = scoped(as_tuple(address))
+    source_address = with_text_host(as_tuple(source_address or None))
+    check_forms(to, source_address, strategy)
+    request = parse_literal(to, source_address, type, proto, strategy)
+    if request is None or all_errors or socket_options is not None or fallback is not None:
+        options, plain = checked(socket_options), plain_if(fallback)
         return await run(
             by_name(
-                checked,
+                to,
                 source_address,
                 type,
                 proto,
                 strategy,
-                lambda each: opening(each, timeout, awaited=True),
+                lambda each: opening(each, timeout, awaited=True, options=options, plain=plain),
                 all_errors=all_errors,
                 awaited=True,
                 delay=happy_eyeballs_delay,

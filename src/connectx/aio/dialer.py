@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from connectx._connect.configured import checked
 from connectx._dial.connecting import CallersCall, by_name, call_to
 from connectx._dial.policy import AnyDialer
 from connectx.aio.connecting import HAPPY_EYEBALLS_DELAY
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from connectx._connect.configured import SocketOptions
     from connectx._dial.capacity import Capacity
     from connectx.addresses import Address
 
@@ -32,11 +34,13 @@ class Dialer(AnyDialer):
         self,
         address: tuple[str | None, int | str],
         timeout: float | None = None,  # noqa: ASYNC109 - as in socket.create_connection()
+        source_address: Address | None = None,
         *,
         all_errors: bool = False,
         type: int = socket.SOCK_STREAM,  # noqa: A002 - as in socket.socket()
         proto: int = 0,
         key: str | None = None,
+        socket_options: SocketOptions | None = None,
         happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
     ) -> socket.socket:
         """Connect to an address by this dialer's policy; returns a non-blocking socket.
@@ -45,28 +49,35 @@ class Dialer(AnyDialer):
             address: ``(host, port)``; the host is a name or an IP address.
             timeout: Seconds for each address and source; waiting for a port is not part
                 of it.
+            source_address: ``(host, port)`` to connect from: one of the dialer's sources,
+                or "" for any, and one of its ports, or 0 for any.
             all_errors: Whether to raise an ExceptionGroup of the errors of all addresses.
             type: SOCK_STREAM or SOCK_DGRAM.
             proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
             key: What a "sticky" source belongs to; by default the destination's host.
+            socket_options: As `connectx.create_connection` takes them.
             happy_eyeballs_delay: As for `connectx.aio.create_connection`.
 
         Raises:
             OSError: As `connectx.Dialer.create_connection` raises it.
         """
         policy = self._policy
-        call = call_to(policy, address, timeout, type, proto, key, awaited=True)
+        call = None
+        if source_address is None and socket_options is None:
+            call = call_to(policy, address, timeout, type, proto, key, awaited=True)
         if call is None or all_errors:
             return await run(
                 by_name(
                     policy,
                     address,
                     timeout,
+                    source_address,
                     type,
                     proto,
                     key,
                     all_errors=all_errors,
                     awaited=True,
+                    options=checked(socket_options),
                     delay=happy_eyeballs_delay,
                 )
             )

@@ -12,6 +12,7 @@ from connectx.aio.connecting import HAPPY_EYEBALLS_DELAY, create_connection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from connectx._connect.strategies import StrategyName
     from connectx.addresses import Address
 
     Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
@@ -25,7 +26,7 @@ async def open_connection(
     timeout: float | None = None,  # noqa: ASYNC109 - as in socket.create_connection()
     source_address: Address | None = None,
     proto: int = 0,
-    strategy: str = "auto",
+    strategy: StrategyName = "auto",
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
     ssl: Any = None,
     server_hostname: str | None = None,
@@ -115,7 +116,7 @@ async def create_datagram_endpoint(
     source_address: Address | None = None,
     *,
     proto: int = 0,
-    strategy: str = "auto",
+    strategy: StrategyName = "auto",
 ) -> tuple[asyncio.DatagramTransport, Protocol]:
     """loop.create_datagram_endpoint() for a connected socket that shares its source port.
 
