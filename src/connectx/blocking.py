@@ -178,11 +178,16 @@ def _wait(wait: Wait) -> Any:
     if isinstance(wait, Race):
         return _in_turn(wait)
     if isinstance(wait, NewWaiter):
-        return _Waiter()
+        return _Waiter() if hasattr(os, "eventfd") else _PortableWaiter()
     return _pause(wait)
 
 
 def _shake_hands(wait: Handshake) -> None:
+    if not hasattr(select, "poll"):
+        _, *ready = select.select([], [wait.sock], [wait.sock], wait.seconds)
+        if not any(ready):
+            raise TimeoutError("timed out")
+        return
     poll = select.poll()
     poll.register(wait.sock, select.POLLOUT)
     if not poll.poll(None if wait.seconds is None else _milliseconds(wait.seconds)):
@@ -207,6 +212,8 @@ def _pause(pause: Pause) -> bool:
     if pause.waiter is None:
         time.sleep(pause.seconds)
         return False
+    if isinstance(pause.waiter, _PortableWaiter):
+        return pause.waiter.wait(pause.seconds)
     woken = cast("_Waiter", pause.waiter).descriptor
     poll = select.poll()
     poll.register(woken, select.POLLIN)
@@ -256,6 +263,28 @@ class _Waiter:
         # After an interrupt in the middle of making it there may be nothing to close.
         if hasattr(self, "_open"):
             self.close()
+
+
+class _PortableWaiter:
+    """The same on other platforms than Linux, where nobody else reports ends."""
+
+    gone = False
+
+    def __init__(self) -> None:
+        self._woken = threading.Event()
+
+    def wake(self) -> None:
+        """Have the thread look again."""
+        self._woken.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait to be woken, for so long at most; whether that was so."""
+        woken = self._woken.wait(seconds)
+        self._woken.clear()
+        return woken
+
+    def close(self) -> None:
+        """Nothing is to be given back."""
 
 
 def _milliseconds(seconds: float) -> int:

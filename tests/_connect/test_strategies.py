@@ -1,5 +1,6 @@
 """The tables of strategies: complete, reachable, terminating, and saying what they serve."""
 
+import typing
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from typing import Final
@@ -24,9 +25,11 @@ from connectx._connect.strategies import (
     Pick,
     Program,
     State,
+    StrategyName,
     Verdict,
     named,
 )
+from connectx._dial.sources import ROTATIONS, Rotation
 from connectx.addresses import HIGHEST_PORT, PortRange
 from tests._connect.plans import (
     EVERYTHING,
@@ -302,6 +305,10 @@ SERVES: Final = {
 
 
 class TestWhatIsServed:
+    def test_type_checkers_know_them(self) -> None:
+        assert typing.get_args(StrategyName) == tuple(STRATEGIES)
+        assert typing.get_args(Rotation) == ROTATIONS
+
     def test_these_are_the_strategies(self) -> None:
         assert STRATEGIES.keys() == SERVES.keys()
         assert all(strategy.name == name for name, strategy in STRATEGIES.items())

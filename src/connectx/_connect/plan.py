@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 from connectx._connect import strategies
-from connectx._connect.namespace import MOST_PLANS, NetlinkRefused, windows_work
+from connectx._connect.namespace import MOST_PLANS, NAMESPACES, NetlinkRefused, windows_work
 from connectx._connect.strategies import Case, Need
 from connectx.addresses import HIGHEST_PORT, PortRange, needs_scope
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
@@ -283,7 +283,14 @@ def make_plan(namespace: Namespace, request: Request, *, unlike: Plan | None = N
     origin = request.origin
     terms: Terms | None = namespace.terms.get(origin)  # type: ignore[assignment] # that it keeps
     if terms is None:
-        terms = _terms(namespace, request)
+        try:
+            terms = _terms(namespace, request)
+        except RangeNotHonoured:
+            # Unless the range has changed within the last second.
+            renewed = NAMESPACES.look_again(namespace)
+            if renewed is namespace:
+                raise
+            return make_plan(renewed, request)
     plan = Plan(terms, request)
     if (
         unlike is not None

@@ -37,12 +37,12 @@ import os
 
 # The C class, which gevent does not replace.
 from _socket import socket as _Socket  # noqa: N812
-from socket import MSG_PEEK
 from typing import TYPE_CHECKING, Final
 
 from connectx.linux.uapi import (
     IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
+    MSG_PEEK,
     SO_COOKIE,
     SO_MEMINFO,
     SO_REUSEADDR,

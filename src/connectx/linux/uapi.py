@@ -60,6 +60,7 @@ IPPROTO_UDPLITE: Final = 136  # linux/in.h, 2.6.20, gone in 7.1
 IPPROTO_MPTCP: Final = 262  # linux/in.h, 5.6
 
 # sendto() and recvfrom() flags.
+MSG_PEEK: Final = 0x02  # linux/socket.h, always
 MSG_TRUNC: Final = 0x20  # linux/socket.h, always
 MSG_FASTOPEN: Final = 0x20000000  # linux/socket.h, 3.6
 
