@@ -4,7 +4,7 @@
 #   make test ARGS='-k udp'         ARGS goes to the command behind the target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test test-kernels lint format bench docs pictures lock clean
+.PHONY: help demo report test test-kernels test-stdlib lint format bench docs pictures lock clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -29,6 +29,9 @@ test: $(STAMPS)/test $(STAMPS)/installed  ## run the whole test suite against th
 
 test-kernels: $(STAMPS)/test $(STAMPS)/installed  ## run the quick tests under another kernel: KERNEL=directory with an unpacked linux-image package
 	scripts/test-kernel $(ARGS)
+
+test-stdlib: $(STAMPS)/demo $(STAMPS)/installed  ## run CPython's own tests of network clients on connectx, with each Python that is installed
+	scripts/test-stdlib $(ARGS)
 
 lint: $(STAMPS)/lint $(STAMPS)/installed  ## check style, types and the layers
 	$(RUN) -m ruff check
