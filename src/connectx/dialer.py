@@ -29,8 +29,8 @@ class Dialer(AnyDialer):
             one share its settings, limits, counts and wait queue.
         ports: A range (low, high) of source ports, or several, to be used in this order.
             By default net.ipv4.ip_local_port_range. Ports outside of that are bound
-            explicitly: each call costs another system call or two, programs that share
-            them with connectx have to set SO_REUSEADDR, and `connectx` cannot have them.
+            explicitly: other programs can bind them only with SO_REUSEADDR then, a port that
+            turns out to be taken costs a new socket, and `connectx` cannot use them.
         exclude: Source ports to leave out, and ranges (low, high) of them.
         strategy: How source ports are chosen, by name; "auto" is right for nearly all.
         rotate: "most-free" takes the source with the fewest connections to the destination,
