@@ -109,7 +109,7 @@ def with_dialer(*sources: str) -> Way:
 
     def way(fill: Fill) -> Opener:
         kind = fill.kind
-        create_connection = connectx.Dialer(sources).create_connection
+        create_connection = connectx.Dialer(sources or None).create_connection
         return lambda destination: create_connection(destination, type=kind)
 
     return way

@@ -38,6 +38,7 @@ EXCEPTIONS: Final = {
     ("test_holders.py", ".result()"),
     ("test_workers.py", ".result()"),
     # Polled with a limit; and a worker's, which ends with the test's end of the pipe.
+    ("internals.py", "there.recv()"),
     ("test_sockets_as_usual.py", "pipe.recv()"),
     ("test_sockets_as_usual.py", "theirs.recv()"),
     # The library's own, which raises what its thread did.

@@ -135,7 +135,7 @@ class TestCreateConnection:
 
         async def scenario() -> None:
             wrong: list[tuple[Any, type[Exception]]] = [
-                ("127.0.0.1", ValueError),
+                ("127.0.0.1", TypeError),
                 (("127.0.0.1", 70000), ValueError),
                 (("127.0.0.1", -1), ValueError),
                 (("127.0.0.1", 0), ValueError),

@@ -84,7 +84,7 @@ def by_asyncio(to: Address, source: Address | None, kind: int) -> socket.socket:
 
 def by_dialer(to: Address, source: Address | None, kind: int) -> socket.socket:
     host = source and source[0].partition("%")[0]
-    return connectx.Dialer([host] if host else []).create_connection(to[:2], type=kind)
+    return connectx.Dialer([host] if host else None).create_connection(to[:2], type=kind)
 
 
 def by_create_connection(to: Address, source: Address | None, kind: int) -> socket.socket:

@@ -233,9 +233,9 @@ class TestInterrupted:
         """Some connections are opened before the interrupt, and leave a TIME_WAIT."""
         listening.port_range(LOW, LOW + 999)
 
-    @pytest.mark.parametrize("sources", [[], ["127.0.0.2", "127.0.0.3"]], ids=["any", "two"])
+    @pytest.mark.parametrize("sources", [None, ["127.0.0.2", "127.0.0.3"]], ids=["any", "two"])
     @pytest.mark.parametrize("known", [False, True])
-    def test_while_it_connects(self, kind: int, sources: list[str], *, known: bool) -> None:
+    def test_while_it_connects(self, kind: int, sources: list[str] | None, *, known: bool) -> None:
         def dialer() -> connectx.Dialer:
             to = connectx.Dialer(sources)
             if known:

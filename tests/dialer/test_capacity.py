@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 import connectx
-from connectx import RangeNotHonoured
 from connectx._connect.namespace import NAMESPACES
 from connectx.linux import uapi
 from connectx.linux.sockopts import set_ip_freebind
@@ -123,15 +122,17 @@ def test_reserved_ports_are_none(
     driver.run(scenario)
 
 
-def test_ports_outside_of_the_range_in_force_are_refused_as_by_a_call(
-    driver: Driver, listening: Network
+def test_ports_outside_of_the_range_in_force_count_as_for_a_call(
+    driver: Driver, listening: Network, closing: contextlib.ExitStack
 ) -> None:
     del listening
 
     async def scenario() -> None:
         dialer = driver.dialer(ports=(HIGH - 1, HIGH + 10))
-        with pytest.raises(RangeNotHonoured, match=f"{HIGH - 1}-{HIGH + 10}"):
-            await dialer.capacity(HERE)
+        assert (await dialer.capacity(HERE)).total == 12
+        for _ in range(12):
+            closing.enter_context(await dialer.create_connection(HERE))
+        assert (await dialer.capacity(HERE)).free == 0
 
     driver.run(scenario)
 

@@ -458,7 +458,7 @@ class TestMadeElsewhere:
             sock.bind((f"{prefix}{one}", 0))
             return sock
 
-        for sources in ([], [other, one], ["127.0.0.0/29", "::/126"][":" in one :][:1]):
+        for sources in (None, [other, one], ["127.0.0.0/29", "::/126"][":" in one :][:1]):
             to = Dialer(sources, freebind=bool(sources))
             socks = [bound() for _ in range(2)]
             for sock in socks:

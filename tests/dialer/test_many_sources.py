@@ -162,7 +162,7 @@ def test_time_wait_may_be_taken_over_so_it_is_tried(network: Network, servers: S
 @pytest.mark.parametrize(
     "sources, count",
     [
-        ([], 1),
+        (None, 1),
         (["127.0.0.1"], 1),
         (["127.0.0.1", "127.0.0.2"], 2),
         (["127.0.0.0/22"], 1022),
@@ -170,7 +170,7 @@ def test_time_wait_may_be_taken_over_so_it_is_tried(network: Network, servers: S
     ],
 )
 def test_the_destinations_own_port_is_none_at_its_address(
-    listening: Network, kind: int, sources: list[str], count: int
+    listening: Network, kind: int, sources: list[str] | None, count: int
 ) -> None:
     """From there a socket would be connected to itself."""
     listening.port_range(FIRST - 1, FIRST + 1)

@@ -15,6 +15,7 @@ from typing import Any
 import connectx
 from connectx._connect.connection import DEFAULT_TIMEOUT
 from connectx._connect.own_socket import OwnSocket, Reports
+from tests.limits import LIMIT
 
 
 class Slot:
@@ -79,6 +80,7 @@ class Internals(unittest.TestCase):
         with here, there:
             here.send([self.sock])
             assert self.slot.reports == ["detached True"]
+            assert there.poll(LIMIT)
             (received,) = there.recv()
             with received:
                 assert type(received) is socket.socket
