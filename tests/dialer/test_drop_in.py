@@ -496,7 +496,7 @@ class TestFallback:
         with dialer.create_connection(HERE), pytest.raises(PortsExhausted):
             dialer.create_connection(HERE)
         with pytest.raises(ConnectionRefusedError):
-            connectx.create_connection(("127.0.0.1", 1), fallback="plain")
+            connectx.create_connection(("127.0.0.1", 81), fallback="plain")
 
     @pytest.mark.parametrize("fallback", ["luck", "", True, 5])
     def test_what_is_none(self, listening: Network, fallback: Any) -> None:
