@@ -380,8 +380,9 @@ class TestErrors:
 
     def test_a_range_that_is_not_honoured(self, network: Network) -> None:
         network.port_range(LOW, HIGH)
-        with pytest.raises(connectx.RangeNotHonoured) as caught:
-            connectx.Dialer(ports=(LOW - 10, LOW)).create_connection(HERE)
+        dialer = connectx.Dialer(ports=(LOW - 10, LOW))
+        with socket.socket() as sock, pytest.raises(connectx.RangeNotHonoured) as caught:
+            dialer.connectx(sock, HERE)
         assert "22 (EINVAL)" in diagnose(caught.value).verdict
 
 

@@ -428,16 +428,18 @@ def include_the_window(world: World) -> None:
     world.servers.listen("0.0.0.0", PORT)
     service = world.servers.listen("127.0.0.1", LOW - 5)
     dialer = connectx.Dialer(ports=(LOW - 6, LOW + 3))
-    world.fails(errno.EINVAL, dialer.create_connection, HERE)
+    world.fails(errno.EINVAL, dialer.connectx, world.closing.enter_context(socket.socket()), HERE)
     world.follow("--errno", "EINVAL", *TO, "--port-range", f"{LOW - 6}-{LOW + 3}")
     service.close()
 
     def dial() -> socket.socket | None:
+        sock = world.closing.enter_context(socket.socket())
         try:
-            return world.closing.enter_context(dialer.create_connection(HERE))
+            dialer.connectx(sock, HERE)
         except connectx.RangeNotHonoured:
             # What it knows of the range is at most a second old.
             return None
+        return sock
 
     ports = {limits.until(dial, "the new range").getsockname()[1] for _ in range(9)}
     assert ports == {*range(LOW - 6, LOW + 4)} - {LOW - 5}
@@ -451,10 +453,24 @@ def include_the_window(world: World) -> None:
 def a_window_within(world: World) -> None:
     world.servers.listen("127.0.0.1", PORT)
     asked = PortRange(LOW - 5, LOW + 3)
-    world.fails(errno.EINVAL, connectx.Dialer(ports=asked).create_connection, HERE)
+    sock = world.closing.enter_context(socket.socket())
+    world.fails(errno.EINVAL, connectx.Dialer(ports=asked).connectx, sock, HERE)
     world.read("--errno", "EINVAL", *TO, "--port-range", str(asked))
-    dialer = connectx.Dialer(ports=(LOW, LOW + 3))
-    world.closing.enter_context(dialer.create_connection(HERE))
+    connectx.Dialer(ports=(LOW, LOW + 3)).connectx(sock, HERE)
+
+
+@follows(causes.NOT_HONOURED, "have connectx make the socket")
+def a_socket_that_is_bound(world: World) -> None:
+    world.servers.listen("127.0.0.1", PORT)
+    dialer = connectx.Dialer(ports=(LOW - 5, LOW - 1))
+    sock = world.closing.enter_context(socket.socket())
+    world.fails(errno.EINVAL, dialer.connectx, sock, HERE)
+    world.read("--errno", "EINVAL", *TO, "--port-range", f"{LOW - 5}-{LOW - 1}")
+    ports = {
+        world.closing.enter_context(dialer.create_connection(HERE)).getsockname()[1]
+        for _ in range(5)
+    }
+    assert ports == {*range(LOW - 5, LOW)}
 
 
 @follows(causes.UNSHARED, "open them with connectx")

@@ -159,11 +159,21 @@ class TestDialer:
         assert sandbox(scenario) == [LOW, LOW + 1]
 
     def test_ports_beyond_the_range(self, place: Transport, sandbox: Sandbox) -> None:
-        def scenario() -> None:
-            with pytest.raises(RangeNotHonoured):
-                self.dial(Dialer(ports=(HIGH, HIGH + 1)), place)
+        beyond = Dialer(ports=(HIGH, HIGH + 1))
 
-        sandbox(scenario)
+        def bound() -> list[int]:
+            with self.dial(beyond, place) as first, self.dial(beyond, place) as second:
+                return sorted(sock.getsockname()[1] for sock in (first, second))
+
+        def clamped() -> None:
+            with (
+                socket.socket(place.family, place.type) as sock,
+                pytest.raises(RangeNotHonoured),
+            ):
+                beyond.connectx(sock, (place.source, FIRST))
+
+        assert sandbox(bound) == [HIGH, HIGH + 1]
+        sandbox(clamped)
 
     def dial(self, dialer: Dialer, place: Transport) -> socket.socket:
         return dialer.create_connection((place.source, FIRST), **kind_of(place))

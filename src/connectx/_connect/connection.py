@@ -367,7 +367,7 @@ class Connection:
             source: Any = (plan.host, port) + request.source_suffix  # noqa: RUF005
             if claim_alone(self.sock, source, request.address, releasable=plan.terms.releasable):
                 shelf.in_vain = 0
-                if plan.may_meet_itself:
+                if plan.checks:
                     self._check()
                 return
             # Others are the likelier to have the next ones, too.
@@ -397,7 +397,7 @@ class Connection:
         except OSError as error:
             self._require_local(error, ends.host)
             raise
-        if plan.may_meet_itself:
+        if plan.checks:
             self._check()
 
     def _shake_hands(self, seconds: float | None) -> Steps[None]:

@@ -98,8 +98,11 @@ class Terms:
         self.asked = origin.source.port
         self.binds = bool(origin.source.host)
         self.shares = origin.stream and origin.strategy != "kernel"
+        in_force = namespace.ports
+        # Such ports are bound by number.
+        outside = ports is not None and in_force is not None and not in_force.covers(ports)
         self.releasable = (
-            (bool(namespace.unseen) or not origin.options.replaceable)
+            (not origin.options.replaceable or (bool(namespace.unseen) and not outside))
             and windows_work(origin.protocol)
             # A window does not give a reserved port, and bind() does.
             and (
@@ -107,7 +110,9 @@ class Terms:
                 or (not namespace.unseen and namespace.honours(origin.protocol, self.asked))
             )
         )
-        self.verifies = bool(self.asked or origin.options.ports)
+        self.verifies = bool(self.asked or origin.options.ports) and (
+            origin.stream or self.releasable
+        )
         self.shelf: Shelf = namespace.shelf(
             origin.table, origin.wire_source, self.ports, origin.options.exclude
         )

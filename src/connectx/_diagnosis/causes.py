@@ -357,6 +357,10 @@ NOT_HONOURED: Final = Cause(
             _WIDEN.breaks,
         ),
         Remedy("ask for ports within the range"),
+        Remedy(
+            "have connectx make the socket: create_connection() of a Dialer with these ports "
+            "binds each by number"
+        ),
     ),
 )
 
