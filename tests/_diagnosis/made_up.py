@@ -28,6 +28,7 @@ PROXY = Process(7, "proxy", "")
 HEALTHY = Facts(
     ports=PORTS,
     reserved=(),
+    step_width=0,
     ipv6=True,
     addresses=("192.0.2.7", "192.0.2.8", "2001:db8::7"),
     has_ipv6_switch=True,
@@ -175,6 +176,20 @@ CASES: list[tuple[dict[str, Any], tuple[causes.Cause, Severity] | None]] = [
     ({"time_wait_overflows": 5}, (causes.TIME_WAIT_OVERFLOW, N)),
     ({"time_wait_overflows": 5, "overflows_gain": 1}, (causes.TIME_WAIT_OVERFLOW, W)),
     ({"tcp_timestamps": 0}, (causes.TIMESTAMPS_OFF, W)),
+    # Searches in random steps: where most ports are in use, or blocks of them are reserved.
+    ({"step_width": 28_232}, None),
+    ({"step_width": 64, "pairs": (pair(19_000),)}, None),
+    ({"step_width": 64, "pairs": (pair(27_000, reusable=26_900, TIME_WAIT=27_000),)}, None),
+    ({"step_width": 64, "reserved": (PortRange(40000, 40062),)}, None),
+    ({"step_width": 64, "reserved": (PortRange(40000, 40063),)}, (causes.NARROW_STEPS, N)),
+    ({"step_width": 1, "reserved": (PortRange(40000, 40000),)}, (causes.NARROW_STEPS, N)),
+    ({"step_width": 0, "reserved": (PortRange(40000, 40063),)}, None),
+    # What lies in the range counts, and adjacent blocks as one.
+    ({"step_width": 64, "reserved": (PortRange(30000, 32800),)}, None),
+    (
+        {"step_width": 64, "reserved": (PortRange(40000, 40031), PortRange(40032, 40063))},
+        (causes.NARROW_STEPS, N),
+    ),
     ({"lacking": ("something",)}, (causes.OLD_KERNEL, N)),
     ({"call": CALL._replace(source_is_local=True, needs_ipv6=True)}, None),
     ({"call": CALL._replace(source_is_local=False)}, (causes.NOT_LOCAL, C)),

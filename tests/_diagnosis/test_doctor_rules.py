@@ -111,6 +111,46 @@ def test_whether_reuse_would_help(reuse: int, says: str) -> None:
     assert says in finding.evidence[2]
 
 
+@pytest.mark.parametrize("width", [2, 64, 4_294_967_295])
+def test_random_steps_where_most_ports_are_in_use(width: int) -> None:
+    """Reserved blocks or not: wider steps would make the searches no shorter."""
+    fuller = pair(26_000, source="192.0.2.8")
+    facts = HEALTHY._replace(
+        step_width=width,
+        reserved=(PortRange(40000, 40999),),
+        pairs=(pair(20_000), fuller, pair(20_000, protocol="udp")),
+    )
+    _, finding = find(facts)
+    assert (finding.cause, finding.severity) == (causes.RANDOM_STEPS, W)
+    assert f"ip_local_port_step_width is {width};" in finding.evidence[0]
+    assert finding.evidence[1].startswith("26,000 of 28,232 source ports are in use from 192.0.2.8")
+    assert finding.fields == {"width": width, "pairs": (facts.pairs[0], fuller)}
+    assert [finding.command(each) for each in finding.cause.remedies] == [
+        "",
+        "sysctl -w net.ipv4.ip_local_port_step_width=0",
+    ]
+    # A width of 1 changes nothing, and UDP does not search so.
+    for harmless in (
+        facts._replace(step_width=1),
+        facts._replace(pairs=(pair(26_000, protocol="udp"),)),
+    ):
+        assert causes.RANDOM_STEPS not in {each.cause for each in find(harmless)}
+
+
+@pytest.mark.parametrize(
+    "reserved, step",
+    [
+        ((PortRange(40000, 40099), PortRange(50000, 50199)), 800),
+        ((PortRange(40000, 59999),), 28_232),
+        ((PortRange(1, 32769),), 8),
+    ],
+)
+def test_steps_of_four_blocks_are_advised(reserved: tuple[PortRange, ...], step: int) -> None:
+    (finding,) = find(HEALTHY._replace(step_width=2, reserved=reserved))
+    (remedy,) = finding.cause.remedies
+    assert finding.command(remedy) == f"sysctl -w net.ipv4.ip_local_port_step_width={step}"
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [

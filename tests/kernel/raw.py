@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import platform
+import random
 import re
 import socket
 import struct
@@ -161,6 +162,18 @@ def abort(sock: socket.socket) -> None:
 
 def cookie(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.SOL_SOCKET, uapi.SO_COOKIE, 8)
+
+
+def fresh_hosts(count: int) -> list[str]:
+    """Loopback addresses at random, toward each of which a search begins somewhere else.
+
+    Toward an address that comes again it begins behind the port that it found (table_perturb in
+    net/ipv4/inet_hashtables.c, which is the machine's and outlasts networks).
+    """
+    return [
+        f"127.{octets >> 16}.{octets >> 8 & 255}.{octets & 255}"
+        for octets in random.sample(range(1, 1 << 24), count)
+    ]
 
 
 class Found(NamedTuple):

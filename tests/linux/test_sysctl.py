@@ -49,6 +49,27 @@ def test_unprivileged_port_start(network: Network) -> None:
     assert sysctl.read_unprivileged_port_start() == 80
 
 
+def test_port_step_width(network: Network) -> None:
+    assert sysctl.read_port_step_width() == 0
+    if not Path("/proc/sys/net/ipv4/ip_local_port_step_width").exists():
+        pytest.skip("kernel: no ip_local_port_step_width before 7.1")
+    network.sysctl("net.ipv4.ip_local_port_step_width", 64)
+    assert sysctl.read_port_step_width() == 64
+
+
+def test_port_step_width_where_the_kernel_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sysctl, "_DIRECTORY", f"{tmp_path}/")
+    assert sysctl.read_port_step_width() == 0
+    tmp_path.joinpath("ip_local_port_step_width").write_text("64\n")
+    assert sysctl.read_port_step_width() == 64
+    # Without /proc it is not known.
+    monkeypatch.setattr(sysctl, "_DIRECTORY", f"{tmp_path}/absent/")
+    with pytest.raises(FileNotFoundError, match=r"is /proc mounted\?"):
+        sysctl.read_port_step_width()
+
+
 @pytest.mark.parametrize("name", ["tcp_tw_reuse", "tcp_timestamps"])
 def test_numbers(network: Network, name: str) -> None:
     for value in (0, 1):

@@ -9,8 +9,9 @@ import pytest
 import tests.remedies.addresses
 import tests.remedies.firewall
 import tests.remedies.ports
+import tests.remedies.searching
 import tests.remedies.shared_ports
-import tests.remedies.tables  # noqa: F401 -- all five register their cases
+import tests.remedies.tables  # noqa: F401 -- all six register their cases
 from connectx._diagnosis import causes
 from connectx._diagnosis.causes import Cause, Remedy
 from connectx.sandbox.networks import Network

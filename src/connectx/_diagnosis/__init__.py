@@ -8,7 +8,7 @@
   the ports in use per source and destination, the ports toward one destination, everything
   else about a network namespace, and a call that failed in it.
 - `ownership`, `sharing`: whose a socket is, and which UDP sockets share what should be one's.
-- `rules`, `firewall`, `port`, `datagrams`: from facts to findings (`finding`).
+- `doctor_rules`, `firewall`, `port`, `datagrams`, `searching`: from facts to findings (`finding`).
   `commands`: what fills the gaps in the commands that these print.
 - `verdict`: from facts and findings to the one sentence about a failed call.
 - `explanation`: `explain()`, and the only module that knows how connectx connects.

@@ -452,6 +452,40 @@ SWALLOWED: Final = Cause(
     (Remedy(_RESERVE.text.replace("services", "the rules"), _RESERVE.command, _RESERVE.breaks),),
 )
 
+RANDOM_STEPS: Final = Cause(
+    "search in random steps",
+    "net.ipv4.ip_local_port_step_width has connect() go on from a port in use by a random step, "
+    "and not to the next one. It still finds every port. Where most are in use, it takes longer, "
+    "and a port that was closed comes back sooner.",
+    (
+        Remedy(
+            "open the connections with connectx, which offers the kernel one port at a time that "
+            "it holds to be free"
+        ),
+        Remedy(
+            "have connect() search port by port",
+            "sysctl -w net.ipv4.ip_local_port_step_width=0",
+            "the port behind a block of reserved ones is given out more often than others",
+        ),
+    ),
+)
+
+NARROW_STEPS: Final = Cause(
+    "steps too narrow",
+    "net.ipv4.ip_local_port_step_width spreads connections that would otherwise get the port "
+    "behind a block of reserved ones. Steps that are no wider than the block get them to the "
+    "ports just behind it.",
+    (
+        Remedy(
+            "allow wider steps: the kernel's documentation advises three to four times the largest "
+            "block",
+            "sysctl -w net.ipv4.ip_local_port_step_width={step}",
+            "where most ports are in use, connect() takes longer, and a port that was closed comes "
+            "back sooner",
+        ),
+    ),
+)
+
 OLD_KERNEL: Final = Cause(
     "old kernel",
     "A newer kernel shares and finds ports better.",

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from connectx._diagnosis import causes, commands, datagrams, firewall, port
+from connectx._diagnosis import causes, commands, datagrams, firewall, port, searching
 from connectx._diagnosis.finding import (
     FILLING,
     FULL,
@@ -514,6 +514,7 @@ RULES: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     descriptors,
     conntrack,
     *firewall.RULES,
+    *searching.RULES,
     time_wait_overflow,
     listeners,
     timestamps_off,

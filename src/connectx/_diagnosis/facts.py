@@ -305,6 +305,7 @@ class Facts(NamedTuple):
     Attributes:
         ports: net.ipv4.ip_local_port_range.
         reserved: net.ipv4.ip_local_reserved_ports.
+        step_width: net.ipv4.ip_local_port_step_width; 0 where the kernel has none.
         ipv6: Whether any device has an IPv6 address.
         addresses: The namespace's own addresses, without those of the loopback device and
             link-local ones.
@@ -348,6 +349,7 @@ class Facts(NamedTuple):
 
     ports: PortRange
     reserved: tuple[PortRange, ...]
+    step_width: int
     ipv6: bool
     addresses: tuple[str, ...]
     has_ipv6_switch: bool

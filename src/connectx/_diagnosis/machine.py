@@ -195,6 +195,7 @@ def look(
     facts = Facts(
         ports=taken.ports,
         reserved=reserved,
+        step_width=seen("ip_local_port_step_width", sysctl.read_port_step_width, 0),
         ipv6=ipv6,
         addresses=_addresses(),
         has_ipv6_switch=proc_net.devices_without_ipv6() is not None,

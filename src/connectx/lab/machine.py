@@ -14,6 +14,7 @@ from connectx.linux import features
 _SYSCTLS: Final = (
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_local_port_step_width",
     "net.ipv4.ip_unprivileged_port_start",
     "net.ipv4.tcp_timestamps",
     "net.ipv4.tcp_tw_reuse",

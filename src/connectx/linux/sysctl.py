@@ -49,6 +49,23 @@ def read_unprivileged_port_start() -> int:
     return read_int("ip_unprivileged_port_start")
 
 
+def read_port_step_width() -> int:
+    """Read net.ipv4.ip_local_port_step_width, which bounds the steps of connect()'s search.
+
+    0, the default, means no such bound: a search goes on port by port. So it does before Linux
+    7.1, where there is no such sysctl.
+
+    Raises:
+        OSError: As `read` does, but for a kernel that lacks it.
+    """
+    try:
+        return read_int("ip_local_port_step_width")
+    except FileNotFoundError:
+        if os.access(_DIRECTORY, os.F_OK):
+            return 0
+        raise
+
+
 def read_int(name: str) -> int:
     """Read a sysctl of net.ipv4 that is a number, such as "tcp_tw_reuse".
 
