@@ -233,6 +233,29 @@ class TestAsFound:
         connectx.connectx(sock, None, (rig.host, THIRD))
 
 
+@pytest.mark.parametrize("data", [b"", b"hello"], ids=["", "data"])
+@pytest.mark.parametrize("fast_open", [0, 3])
+@pytest.mark.parametrize("port", [0, INSIDE, OUTSIDE], ids=["any", "in range", "out of range"])
+@streams
+def test_it_can_listen(rig: Rig, port: int, fast_open: int, data: bytes) -> None:
+    """On the very port that it did not get toward its destination, which it never bound."""
+    rig.network.sysctl("net.ipv4.tcp_fastopen", fast_open)
+    for number in [port] if port else range(LOW, HIGH + 1):
+        other = rig.new()
+        sockopts.set_so_reuseaddr(other, on=True)
+        connectx.connectx(other, (rig.host, number), (rig.host, FIRST))
+    sock = rig.new()
+    sockopts.set_so_reuseaddr(sock, on=True)
+    with pytest.raises(TupleInUse if port else PortsExhausted):
+        connectx.connectx(sock, (rig.host, port), (rig.host, FIRST), data=data)
+    sock.bind((rig.host, port or INSIDE))
+    sock.listen()
+    client = rig.new()
+    client.connect((rig.host, port or INSIDE))
+    accepted, _ = limits.accept(sock)
+    accepted.close()
+
+
 @every_transport
 def test_a_range_that_is_not_honoured(rig: Rig) -> None:
     sock = rig.new()

@@ -360,3 +360,43 @@ class TestPrivilegedPorts:
         network.sysctl("net.ipv4.ip_unprivileged_port_start", 50)
         with without_capability(CAP_NET_BIND_SERVICE):
             ask(client, 99)
+
+
+@pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED], ids=str)
+@pytest.mark.parametrize("wildcard", [False, True], ids=["its address", "wildcard"])
+class TestTimeWaitOfAService:
+    """A service has closed a connection, and then itself: the port is not free yet."""
+
+    def leave(self, others: Others, port: int, *options: int, wildcard: bool) -> None:
+        transport = others.transport
+        host = transport.wildcard if wildcard else transport.source
+        with others.bound(host, port, *options) as listener, transport.socket() as visitor:
+            listener.listen()
+            visitor.connect((transport.source, port))
+            accepted, _ = limits.accept(listener)
+            with accepted:
+                close_first(accepted, visitor, uapi.TCP_TIME_WAIT)
+
+    @every_place
+    def test_holds_the_port(
+        self, client: Client, others: Others, port: int, *, wildcard: bool
+    ) -> None:
+        self.leave(others, port, wildcard=wildcard)
+        assert_held(refusal(client, port))
+
+    @every_place
+    def test_shares_it_as_the_service_did(
+        self, client: Client, others: Others, port: int, *, wildcard: bool
+    ) -> None:
+        self.leave(others, port, uapi.SO_REUSEADDR, wildcard=wildcard)
+        ask(client, port)
+
+    @pytest.mark.parametrize("options", [(), (uapi.SO_REUSEADDR,)], ids=["", "SO_REUSEADDR"])
+    def test_is_chosen_for_nobody(
+        self, client: Client, others: Others, options: tuple[int, ...], *, wildcard: bool
+    ) -> None:
+        self.leave(others, INSIDE, *options, wildcard=wildcard)
+        client.fill(FIRST)
+        assert client.ports(FIRST) == [
+            port for port in range(LOW, HIGH + 1) if port not in (INSIDE, RESERVED)
+        ]

@@ -24,6 +24,7 @@ from tests.api.calls import (
     CALLS,
     DATAGRAMS,
     STREAMS,
+    TCP_MAPPED,
     Call,
     by_create_connection,
     is_stream,
@@ -174,6 +175,24 @@ def test_who_asks_for_it_gets_it(transport: Transport, call: Call) -> None:
     place = (transport.source, OWN)
     with call(transport, place, place, "auto") as sock:
         assert sock.getsockname() == sock.getpeername()
+        if is_stream(transport):
+            reset_on_close(sock)
+
+
+@pytest.mark.parametrize("fast_open", [0, 1, 3])
+# MPTCP loses the first octet there, with plain calls too.
+@pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED, *DATAGRAMS], ids=str)
+def test_who_asks_for_it_with_data_receives_them(
+    transport: Transport, network: Network, fast_open: int
+) -> None:
+    """The SYN crosses itself, whatever it carries."""
+    network.sysctl("net.ipv4.tcp_fastopen", fast_open)
+    place = (transport.source, OWN)
+    with transport.socket() as sock:
+        sock.settimeout(limits.LIMIT)
+        assert connectx.connectx(sock, place, place, data=b"hello") == 5
+        assert sock.getsockname() == sock.getpeername()
+        assert limits.receive(sock, 16) == b"hello"
         if is_stream(transport):
             reset_on_close(sock)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
+from _pytest.mark import ParameterSet
 
 import connectx
 from connectx import Dialer, aio
@@ -13,6 +14,7 @@ from connectx.addresses import Address
 from connectx.linux import sockopts
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
+from tests import limits
 from tests.api.calls import (
     TCP_MAPPED,
     UDP_MAPPED,
@@ -25,6 +27,9 @@ from tests.dialer.drivers import kind_of
 from tests.kernel.raw import FIRST, MPTCP, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
 
 PORT: Final = 40123
+
+#: A destination port on which no single address has a listener.
+SERVICE: Final = FIRST + 5
 
 #: A source of each family, and all that the wildcard may stand for.
 OWN: Final = {"v4": "192.0.2.7", "v6": "2001:db8::7", "mapped": "::ffff:192.0.2.7"}
@@ -43,6 +48,11 @@ CASES: Final = [
     for transport in (TCP, TCP6, TCP_MAPPED, MPTCP, UDP, UDP6, UDP_MAPPED, UDPLITE)
     for wildcard in WILDCARDS[form(transport)]
 ]
+
+
+def is_tcp(case: ParameterSet) -> bool:
+    transport = case.values[0]
+    return isinstance(transport, Transport) and transport.protocol == TCP.protocol
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +102,43 @@ def test_the_peer_is_connects(
     with call(transport, (source, port), to) as sock:
         assert sock.getpeername()[0] == expected
         assert not port or sock.getsockname()[1] == port
+
+
+@pytest.mark.parametrize("call", [by_connectx, by_create_connection, by_asyncio])
+@pytest.mark.parametrize("port", [0, PORT])
+@pytest.mark.parametrize("with_host", [True, False], ids=["source address", "no source"])
+@pytest.mark.parametrize("service", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("transport, wildcard", [each for each in CASES if is_tcp(each)])
+def test_the_service_is_on_every_address(
+    transport: Transport,
+    wildcard: str,
+    servers: Servers,
+    service: str,
+    call: Callable[..., socket.socket],
+    port: int,
+    *,
+    with_host: bool,
+) -> None:
+    source = OWN[form(transport)] if with_host else ""
+    to = (wildcard, SERVICE)
+    listener = servers.listen(service, SERVICE)
+    with transport.socket() as plain:
+        if source:
+            plain.bind((source, 0))
+        if plain.connect_ex(to):
+            # IPv6, which a service on 0.0.0.0 does not serve.
+            assert service == "0.0.0.0"
+            with pytest.raises(ConnectionRefusedError):
+                call(transport, (source, port), to)
+            return
+        limits.accept(listener)[0].close()
+    with call(transport, (source, port), to) as sock:
+        accepted, _ = limits.accept(listener)
+        with accepted:
+            assert accepted.getpeername()[1] == sock.getsockname()[1]
+            assert sock.getpeername()[1] == SERVICE
+        assert not port or sock.getsockname()[1] == port
+        reset_on_close(sock)
 
 
 def test_a_socket_that_is_bound_to_an_address() -> None:

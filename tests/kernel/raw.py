@@ -148,10 +148,19 @@ def available(transport: Transport, techniques: list[Technique]) -> list[Techniq
     return found
 
 
-def kernel_release() -> tuple[int, int]:
+def kernel_release() -> tuple[int, int, int]:
     """The running kernel's version, for facts that changed; the library must not ask for it."""
-    major, minor = re.findall(r"\d+", platform.release())[:2]
-    return int(major), int(minor)
+    major, minor, patch, *_ = [*map(int, re.findall(r"\d+", platform.release())), 0]
+    return major, minor, patch
+
+
+def recomputes_buckets() -> bool:
+    """Whether a port's state follows from the sockets that are left when one leaves it.
+
+    So inet_bind_bucket's does since 6.17.8 and 6.18. Before, it stays as an explicit binder has
+    made it for as long as there is any socket on the port.
+    """
+    return kernel_release() >= (6, 17, 8)
 
 
 def abort(sock: socket.socket) -> None:

@@ -44,7 +44,7 @@ from tests.kernel.raw import (
     Transport,
     abort,
     available,
-    kernel_release,
+    recomputes_buckets,
 )
 
 CELLS: Final = [
@@ -108,10 +108,7 @@ def test_an_explicit_binder_takes_the_port_from_the_connect_class(
     for technique in available(sockets.transport, CONNECT + CONNECT_REUSEADDR):
         assert sockets.outcome(technique, THIRD) == NOTAVAIL
     abort(binder)
-    # inet_bind_bucket's state is recomputed when a socket leaves it since 6.18;
-    # before, it stays as the explicit binder has made it.
-    expected = OK if kernel_release() >= (6, 18) else NOTAVAIL
-    assert sockets.outcome(CONNECT[0], THIRD) == expected
+    assert sockets.outcome(CONNECT[0], THIRD) == (OK if recomputes_buckets() else NOTAVAIL)
 
 
 @pytest.mark.usefixtures("one_port")

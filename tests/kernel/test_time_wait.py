@@ -7,6 +7,8 @@ kernel keeps in the same kind of bucket.
 
 import contextlib
 import errno
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -175,6 +177,17 @@ def test_left_by_an_explicit_bind_it_blocks_the_connect_class_to_everywhere(
         assert connections.outcome(technique, SECOND) == NOTAVAIL
 
 
+@pytest.mark.parametrize("reuse", [0, 1])
+def test_bind_to_port_0_is_given_it_where_autobind_reuse_is_on(
+    connections: Connections, network: Network, reuse: int
+) -> None:
+    network.sysctl("net.ipv4.ip_autobind_reuse", reuse)
+    any_port = Technique("REUSEADDR + bind(ip, 0)", reuseaddr=True, bind=0)
+    connections.leave(any_port)
+    assert connections.outcome(BIND_ANY) == INUSE
+    assert connections.outcome(any_port) == (OK if reuse else INUSE)
+
+
 @pytest.mark.parametrize("setting", [1, 2])
 @pytest.mark.parametrize("left", CONNECT + CONNECT_REUSEADDR, ids=str)
 def test_the_connect_class_reuses_it_after_the_delay(
@@ -226,6 +239,44 @@ def test_by_default_only_loopback_addresses_are_reused(
     connections.leave(wanted)
     assert connections.is_accepted_in_time(wanted)
     assert away.outcome(wanted) == (OK if setting == 1 else NOTAVAIL)
+
+
+@pytest.mark.parametrize("wildcard", [False, True], ids=["its address", "wildcard"])
+@pytest.mark.parametrize("reuseaddr", [False, True], ids=["", "SO_REUSEADDR"])
+def test_a_service_that_closes_first_leaves_it_on_its_port(
+    connections: Connections, closing: contextlib.ExitStack, *, reuseaddr: bool, wildcard: bool
+) -> None:
+    """Whoever binds the port then, on the address or on all, needs SO_REUSEADDR as it had."""
+    transport = connections.transport
+    host = transport.wildcard if wildcard else transport.source
+    service = Technique("", reuseaddr=reuseaddr, bind=PORT)
+
+    def bind(technique: Technique, host: str) -> socket.socket:
+        sock = closing.enter_context(transport.socket())
+        prepare(sock, technique, host)
+        return sock
+
+    listener = bind(service, host)
+    listener.listen()
+    with transport.socket() as client:
+        prepare(client, Technique("", reuseaddr=True, bind=PORT + 1), transport.source)
+        client.connect((transport.source, PORT))
+        accepted, _ = limits.accept(listener)
+        accepted.close()
+        assert limits.receive(client) == b""
+    listener.close()
+    limits.until(lambda: look_up(transport, PORT, PORT + 1), "a TIME_WAIT on the service's port")
+    for address in (transport.source, transport.wildcard):
+        with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
+            bind(BIND, address)
+        if reuseaddr:
+            bind(service, address).close()
+        else:
+            with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
+                bind(EXPLICIT, address)
+    # connect() chooses it for nobody, to whatever destination.
+    for technique in available(transport, CONNECT + CONNECT_REUSEADDR):
+        assert connections.outcome(technique) == NOTAVAIL
 
 
 @pytest.mark.parametrize("left", [CONNECT_REUSEADDR[0], EXPLICIT], ids=str)

@@ -230,8 +230,44 @@ def test_an_explicit_bind_heeds_neither_reservation_nor_range_nor_window(
 
 
 @pytest.mark.parametrize("transport", ALL, ids=str)
+@pytest.mark.parametrize(
+    "window, low, high",
+    [
+        pytest.param((20003, 20006), 20003, 20006, id="inside"),
+        pytest.param((20004, 20004), 20004, 20004, id="one port"),
+        pytest.param((0, LOW), LOW, LOW, id="0 is the range's low end"),
+        pytest.param((HIGH, 0), HIGH, HIGH, id="0 is the range's high end"),
+        pytest.param((19000, 19999), LOW, HIGH, id="below"),
+        pytest.param((30000, 30007), LOW, HIGH, id="above"),
+    ],
+)
+def test_bind_to_port_0_takes_a_window_as_connect_does(
+    sockets: Sockets, window: tuple[int, int], low: int, high: int
+) -> None:
+    """And at once, so that a port is given once: it is not known yet where it will go."""
+    technique = Technique("window + bind(ip, 0)", window=window, bind=0)
+    socks = [sockets.bound(technique) for _ in range(low, high + 1)]
+    assert sorted(sock.getsockname()[1] for sock in socks) == list(range(low, high + 1))
+    assert sockets.outcome(technique, FIRST) == INUSE
+
+
+@pytest.mark.parametrize("transport", ALL, ids=str)
+@pytest.mark.parametrize("octets", [0, 2, 3, 5, 8])
+def test_a_window_has_four_octets(sockets: Sockets, octets: int) -> None:
+    sock = sockets.new()
+    set_window(sock, LOW, HIGH)
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        sock.setsockopt(uapi.IPPROTO_IP, uapi.IP_LOCAL_PORT_RANGE, bytes(octets))
+    value = sock.getsockopt(uapi.IPPROTO_IP, uapi.IP_LOCAL_PORT_RANGE, 4)
+    assert struct.unpack("@HH", value) == (LOW, HIGH)
+
+
+@pytest.mark.parametrize("transport", ALL, ids=str)
 def test_a_window_is_checked_for_its_order_alone(sockets: Sockets) -> None:
     sock = sockets.new()
+    set_window(sock, 0, 0)  # Skips the test where the kernel has none.
+    sock = sockets.new()
+    assert sock.getsockopt(uapi.IPPROTO_IP, uapi.IP_LOCAL_PORT_RANGE, 4) == bytes(4)
     for low, high in ((2, 1), (65535, 1), (20008, 20001)):
         with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
             set_window(sock, low, high)

@@ -565,7 +565,8 @@ FOLKLORE: Final = (
     ),
     Folklore(
         "SO_REUSEADDR on a client",
-        "has no effect before bind((address, 0)), neither on exhaustion nor on TIME_WAIT",
+        "has no effect before bind((address, 0)), neither on exhaustion nor on TIME_WAIT, unless "
+        "net.ipv4.ip_autobind_reuse is 1",
         frozenset({TIME_WAIT, HELD, BOUND_FIRST, POLLUTED}),
     ),
     Folklore(
