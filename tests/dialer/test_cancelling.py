@@ -30,6 +30,7 @@ from tests.dialer.drivers import (
 from tests.dialer.waiting import (
     HERE,
     both_kinds,
+    full,
     never_look,
     nobody_tells,
     nothing_is_kept,
@@ -47,11 +48,7 @@ class TestCancelled:
         del listening
 
         async def scenario() -> None:
-            waits = Waits()
-            to = loop.dialer(wait=FOREVER, on_wait=waits)
-            held = [
-                closing.enter_context(await to.create_connection(HERE, type=kind)) for _ in PORTS
-            ]
+            to, waits, held = await full(loop, closing, type=kind)
             line = []
             for number in range(5):
                 line.append(await start(to.create_connection(HERE, type=kind)))
@@ -84,9 +81,7 @@ class TestCancelled:
         nobody_tells(monkeypatch)
 
         async def scenario() -> None:
-            waits = Waits()
-            to = loop.dialer(wait=FOREVER, on_wait=waits)
-            held = [closing.enter_context(await to.create_connection(HERE)) for _ in PORTS]
+            to, waits, held = await full(loop, closing)
             for turns in range(6):
                 first = await start(to.create_connection(HERE))
                 await waits.reach(2 * turns + 1)

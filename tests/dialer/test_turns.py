@@ -24,6 +24,7 @@ from tests.dialer.drivers import (
 from tests.dialer.waiting import (
     HERE,
     both_kinds,
+    full,
     silent,
 )
 from tests.kernel.raw import FIRST
@@ -41,9 +42,7 @@ class TestTurns:
         del listening
 
         async def scenario() -> None:
-            waits = Waits()
-            to = driver.dialer(limit=limit, wait=FOREVER, on_wait=waits)
-            held = [closing.enter_context(await to.create_connection(HERE)) for _ in PORTS]
+            to, waits, held = await full(driver, closing, limit=limit)
             served: list[int] = []
             line = []
 
@@ -72,9 +71,7 @@ class TestTurns:
         del listening
 
         async def scenario() -> None:
-            waits = Waits()
-            to = driver.dialer(wait=FOREVER, on_wait=waits)
-            held = [closing.enter_context(await to.create_connection(HERE)) for _ in PORTS]
+            to, waits, held = await full(driver, closing)
             line = [await start(to.create_connection(HERE)) for _ in PORTS]
             await waits.reach(SIZE)
             for sock in held:

@@ -30,6 +30,7 @@ from tests.dialer.drivers import (
 from tests.dialer.waiting import (
     HERE,
     both_kinds,
+    full,
     listeners,
     never_look,
     nobody_tells,
@@ -55,12 +56,7 @@ class TestWoken:
         never_look(monkeypatch)
 
         async def scenario() -> None:
-            waits = Waits()
-            to = driver.dialer(limit=limit, wait=FOREVER, on_wait=waits)
-            opened = [
-                closing.enter_context(await to.create_connection(HERE, type=kind))
-                for _ in range(limit or SIZE)
-            ]
+            to, waits, opened = await full(driver, closing, limit=limit, type=kind)
             for number, sock in enumerate(opened[:2], start=1):
                 call = await start(to.create_connection(HERE, type=kind))
                 await waits.reach(number)
@@ -282,9 +278,7 @@ class TestDeadline:
         del listening
 
         async def scenario() -> None:
-            waits = Waits()
-            to = driver.dialer(wait=FOREVER, on_wait=waits)
-            held = [closing.enter_context(await to.create_connection(HERE)) for _ in PORTS]
+            to, waits, held = await full(driver, closing)
             call = await start(to.create_connection(HERE, 0.5))
             await waits.reach(1)
             asyncio.get_running_loop().call_later(0.7, close, held[0])

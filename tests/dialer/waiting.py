@@ -9,7 +9,9 @@ import pytest
 from connectx._dial import connecting, endings
 from tests.dialer.drivers import (
     FOREVER,
+    SIZE,
     AnyDialer,
+    Driver,
     Waits,
     nothing_open,
 )
@@ -20,6 +22,22 @@ HERE = ("127.0.0.1", FIRST)
 both_kinds = pytest.mark.parametrize(
     "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"]
 )
+
+
+async def full(
+    driver: Driver, stack: contextlib.ExitStack, *, limit: int | None = None, **keywords: Any
+) -> tuple[AnyDialer, Waits, list[socket.socket]]:
+    """A dialer whose calls wait, since all that there can be is in use: its waits, the connections.
+
+    keywords: for create_connection().
+    """
+    waits = Waits()
+    dialer = driver.dialer(limit=limit, wait=FOREVER, on_wait=waits)
+    held = [
+        stack.enter_context(await dialer.create_connection(HERE, **keywords))
+        for _ in range(limit or SIZE)
+    ]
+    return dialer, waits, held
 
 
 def nothing_is_kept(of: AnyDialer) -> None:
