@@ -5,7 +5,6 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +15,7 @@ import connectx
 from connectx import ConnectxError, NotSupported, PortsExhausted
 from connectx.addresses import Address
 from connectx.linux import netns, sockopts
+from connectx.observe.namespace import visiting
 from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import listen
 from tests import limits
@@ -26,9 +26,6 @@ from tests.kernel.raw import FIRST, TCP, TCP6, UDP, UDP6, Transport
 every_transport = pytest.mark.parametrize(
     "transport", [TCP, TCP6, TCP_MAPPED, UDP, UDP6, UDP_MAPPED], ids=str
 )
-with_or_without_source = pytest.mark.parametrize(
-    "has_source", [False, True], ids=["no source", "source address"]
-)
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,9 @@ class Place:
     descriptor: int
     ports: list[int]
 
-    @contextlib.contextmanager
-    def visit(self) -> Iterator[None]:
-        """Move the calling thread there, and back, telling nobody."""
-        home = netns.open_namespace()
-        try:
-            netns.enter(self.descriptor)
-            try:
-                yield
-            finally:
-                netns.enter(home)
-        finally:
-            os.close(home)
+    def visit(self) -> contextlib.AbstractContextManager[None]:
+        """Move the calling thread there for a block, telling nobody."""
+        return visiting(f"/proc/self/fd/{self.descriptor}")
 
 
 @pytest.fixture
@@ -72,11 +60,11 @@ def places(transport: Transport, network: Network, closing: contextlib.ExitStack
     return made
 
 
-def source_of(transport: Transport, *, has_source: bool) -> Address | None:
-    return (transport.source, 0) if has_source else None
+@pytest.fixture(params=[False, True], ids=["no source", "source address"])
+def source(request: pytest.FixtureRequest, transport: Transport) -> Address | None:
+    return (transport.source, 0) if request.param else None
 
 
-@with_or_without_source
 @every_transport
 class TestMoving:
     def test_each_namespace_has_its_own_ports(
@@ -85,10 +73,8 @@ class TestMoving:
         call: Call,
         places: list[Place],
         closing: contextlib.ExitStack,
-        *,
-        has_source: bool,
+        source: Address | None,
     ) -> None:
-        source = source_of(transport, has_source=has_source)
         destination = (transport.source, FIRST)
         taken: list[list[int]] = [[], [], []]
         # In turns, so that what is known of one would be wrong for the next.
@@ -108,11 +94,9 @@ class TestMoving:
         call: Call,
         places: list[Place],
         closing: contextlib.ExitStack,
-        *,
-        has_source: bool,
+        source: Address | None,
     ) -> None:
         """The range can be read from inside only, which a thread may be a moment later."""
-        source = source_of(transport, has_source=has_source)
         destination = (transport.source, FIRST)
         place = places[1]
         with place.visit():
@@ -134,10 +118,8 @@ class TestMoving:
         call: Call,
         places: list[Place],
         closing: contextlib.ExitStack,
-        *,
-        has_source: bool,
+        source: Address | None,
     ) -> None:
-        source = source_of(transport, has_source=has_source)
         start = threading.Barrier(6)
 
         def fill(place: Place) -> list[int]:
@@ -193,7 +175,6 @@ class TestSocketFromElsewhere:
         with place.visit():
             return closing.enter_context(transport.socket())
 
-    @with_or_without_source
     @pytest.mark.parametrize("transport", [TCP, TCP6, TCP_MAPPED], ids=str)
     def test_a_stream_with_any_port_is_served(
         self,
@@ -201,10 +182,8 @@ class TestSocketFromElsewhere:
         places: list[Place],
         closing: contextlib.ExitStack,
         known: str,
-        *,
-        has_source: bool,
+        source: Address | None,
     ) -> None:
-        source = source_of(transport, has_source=has_source)
         ports = []
         for _ in places[1].ports:
             sock = self.socket_from(places[1], transport, known, closing)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from connectx.linux import netns
+from connectx.observe.namespace import visiting
 from tests import limits
 from tests.api.calls import reset_on_close
 from tests.observe.helpers import HERE, HIGH, LOW, PORT
@@ -187,19 +188,9 @@ class Other:
     """The network of another host."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
         #: The namespace's file, for other processes.
         self.path = f"/proc/{os.getpid()}/fd/{descriptor}"
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Move the calling thread to it, and back."""
-        home = netns.open_namespace()
-        try:
-            netns.enter(self._descriptor)
-            try:
-                yield
-            finally:
-                netns.enter(home)
-        finally:
-            os.close(home)
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """Move the calling thread to it for a block."""
+        return visiting(self.path)
