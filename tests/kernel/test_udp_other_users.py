@@ -75,6 +75,12 @@ def peer(servers: Servers) -> Callable[[Transport], socket.socket]:
     return lambda transport: servers.receive(transport.source, PEER)
 
 
+@pytest.fixture(params=[False, True], ids=["the same address", "every address"])
+def host(request: pytest.FixtureRequest, transport: Transport) -> str:
+    """What another user binds."""
+    return transport.wildcard if request.param else transport.source
+
+
 def datagrams(
     transport: Transport, *, reuseaddr: bool = False, reuseport: bool = False
 ) -> socket.socket:
@@ -156,16 +162,13 @@ class TestBesideOurs:
             assert limits.receive_from(server, 99) == (b"forged", sock.getsockname())
 
     @every_option
-    @pytest.mark.parametrize("anywhere", [False, True])
     def test_is_refused_once_one_socket_shares_no_more(
         self,
         transport: Transport,
         options: tuple[bool, bool],
         other_user: Callable[[Task], Child],
-        *,
-        anywhere: bool,
+        host: str,
     ) -> None:
-        host = transport.wildcard if anywhere else ""
         with by_connectx(transport), by_connectx(transport, PEER + 1) as second:
             second.setsockopt(socket.SOL_SOCKET, uapi.SO_REUSEADDR, 0)
             other = other_user(joining(transport, options, host=host))
@@ -258,16 +261,13 @@ class TestReuseport:
     """Sockets that end with SO_REUSEPORT on and SO_REUSEADDR off: the kernel compares users."""
 
     @every_option
-    @pytest.mark.parametrize("anywhere", [False, True])
     def test_another_user_is_refused(
         self,
         transport: Transport,
         options: tuple[bool, bool],
         other_user: Callable[[Task], Child],
-        *,
-        anywhere: bool,
+        host: str,
     ) -> None:
-        host = transport.wildcard if anywhere else ""
         claims = Claims(transport)
         with contextlib.ExitStack() as stack:
             for destination in (PEER, PEER + 1):

@@ -258,6 +258,13 @@ def on_one_tuple(world: World) -> connectx.ConnectxError:
     return caught.value
 
 
+def from_other_ports(world: World) -> None:
+    """Connect from another port by number, and from any."""
+    for port in (LOW + 1, 0):
+        source = ("127.0.0.1", port)
+        world.closing.enter_context(connectx.create_connection(HERE, source_address=source))
+
+
 def find(world: World, port: int) -> None:
     """Run the commands of the text, with the port, as it says."""
     *listings, condition = world.commands_in_text()
@@ -270,9 +277,7 @@ def find(world: World, port: int) -> None:
 @follows(causes.TUPLE_IN_USE, "ask for another source port")
 def another_tuple(world: World) -> None:
     on_one_tuple(world)
-    for port in (LOW + 1, 0):
-        source = ("127.0.0.1", port)
-        world.closing.enter_context(connectx.create_connection(HERE, source_address=source))
+    from_other_ports(world)
 
 
 @follows(causes.TUPLE_IN_USE, "find the socket")
@@ -294,9 +299,7 @@ def on_one_port(world: World) -> socket.socket:
 @follows(causes.PORT_HELD, "ask for another source port")
 def another_port(world: World) -> None:
     on_one_port(world)
-    for port in (LOW + 1, 0):
-        source = ("127.0.0.1", port)
-        world.closing.enter_context(connectx.create_connection(HERE, source_address=source))
+    from_other_ports(world)
 
 
 @follows(causes.PORT_HELD, "find the owner")
