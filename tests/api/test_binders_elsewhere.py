@@ -81,23 +81,32 @@ def binders(transport: Transport, closing: contextlib.ExitStack) -> Binders:
 
 @streams
 class TestOneComesAndGoes:
+    @pytest.mark.parametrize(
+        "strategy", ["auto", "kernel", "full-range", "one-port", "shifting-window"]
+    )
     @pytest.mark.parametrize("first_of_all", [False, True], ids=["", "a connection stays"])
     def test_the_port_is_nobodys_and_then_everybodys(
-        self, client: Client, binders: Binders, hosts: tuple[str, ...], *, first_of_all: bool
+        self,
+        client: Client,
+        binders: Binders,
+        hosts: tuple[str, ...],
+        strategy: str,
+        *,
+        first_of_all: bool,
     ) -> None:
         first, elsewhere, last = hosts
         if first_of_all:
-            client.open(FIRST, (first, 0))
+            client.open(FIRST, (first, 0), strategy=strategy)
         binder = binders.bound(elsewhere)
         for _ in range(2):
             with pytest.raises(PortsExhausted):
-                client.open(FIRST, (last, 0))
+                client.open(FIRST, (last, 0), strategy=strategy)
         binder.close()
         if first_of_all and not recomputes_buckets():
             with pytest.raises(PortsExhausted):
-                client.open(FIRST, (last, 0))
+                client.open(FIRST, (last, 0), strategy=strategy)
             client.close(client.opened[0])
-        assert port_of(client.open(FIRST, (last, 0))) == LOW
+        assert port_of(client.open(FIRST, (last, 0), strategy=strategy)) == LOW
 
     def test_who_asks_for_it_binds_it_on_an_address_of_its_own(
         self, client: Client, binders: Binders, hosts: tuple[str, ...]
