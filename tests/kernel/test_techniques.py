@@ -160,6 +160,7 @@ def test_datagrams_that_share_ports_overshadow_each_other(
 ) -> None:
     network.port_range(LOW, LOW)
     transport = sockets.transport
+    transport.socket().close()  # Skips the test where the kernel lacks the protocol.
     server = servers.receive(transport.source, FIRST, protocol=transport.protocol)
     older, newer = sockets.open(technique, FIRST), sockets.open(technique, FIRST)
     assert older.getsockname() == newer.getsockname()
