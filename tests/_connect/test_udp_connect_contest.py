@@ -29,8 +29,11 @@ class ScriptedLookup:
     None for nothing, OWN for the socket itself, a state for another socket.
     """
 
-    def __init__(self, sock: socket.socket, *shows: str | int | None) -> None:
+    def __init__(
+        self, sock: socket.socket, *shows: str | int | None, service: bool = False
+    ) -> None:
         self._sock = sock
+        self._service = service
         self._shows: Sequence[str | int | None] = shows
 
     def shows(self, _: None, port: int, cookie: bytes) -> bool:
@@ -38,10 +41,11 @@ class ScriptedLookup:
         return record is not None and record.cookie == cookie
 
     def is_service(self, _: None, port: int) -> bool:
-        record = self.find_record(None, port)
-        return record is not None and record.state == UNCONNECTED
+        assert port == PORT
+        return self._service
 
-    def find_record(self, _: None, port: int) -> "Record | None":
+    def find_record(self, _: None, port: int, device: bytes | None = None) -> "Record | None":
+        assert device is None
         assert port == PORT
         shown, *rest = self._shows
         if rest:
@@ -68,7 +72,7 @@ def sock(network: Network) -> Iterator[socket.socket]:
 
 @pytest.fixture(params=[False, True], ids=["bound", "from a window"])
 def claims(request: pytest.FixtureRequest) -> Callable[..., None]:
-    return partial(claim, releasable=request.param, beside_services=True)
+    return partial(claim, releasable=request.param)
 
 
 def test_who_finds_itself_connects_and_shares_the_port(
@@ -125,17 +129,9 @@ def test_nothing_seen_again_and_again_is_a_lookup_that_does_not_see_us(
 def test_a_port_that_was_not_asked_for_is_not_taken_beside_a_service(
     sock: socket.socket, *, releasable: bool
 ) -> None:
-    lookup = ScriptedLookup(sock, UNCONNECTED, OWN)
+    lookup = ScriptedLookup(sock, OWN, service=True)
     claims: Callable[..., None] = claim
     with pytest.raises(OSError, match="in use") as refused:
         claims(sock, lookup, None, SOURCE, DESTINATION, releasable=releasable)
     assert refused.value.errno == errno.EADDRINUSE
     assert sock.getsockname()[1] == 0
-
-
-@pytest.mark.parametrize("before", [None, CONNECTED])
-def test_beside_a_socket_that_is_connected_it_is(sock: socket.socket, before: int | None) -> None:
-    """To that peer, or to another one: the lookup in the end tells."""
-    claims: Callable[..., None] = claim
-    claims(sock, ScriptedLookup(sock, before, OWN), None, SOURCE, DESTINATION)
-    assert sock.getpeername() == DESTINATION

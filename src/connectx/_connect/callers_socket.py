@@ -35,7 +35,7 @@ from connectx._connect.routing import (
     routing_of,
     source_by_trying,
 )
-from connectx._connect.udp_connect import Contested, claim, claim_alone, join
+from connectx._connect.udp_connect import Contested, claim, claim_alone, join, occupied
 from connectx.addresses import AF_INET, AF_INET6, PROTOCOL_OF, SOCK_DGRAM, SOCK_STREAM
 from connectx.linux import sockopts
 from connectx.linux.disconnect import disconnect, make_ready
@@ -51,7 +51,6 @@ from connectx.linux.uapi import (
     SO_REUSEADDR,
     SO_REUSEPORT,
     SOL_SOCKET,
-    TCP_ESTABLISHED,
 )
 
 if TYPE_CHECKING:
@@ -237,15 +236,18 @@ class CallersConnection(Connection):
             namespace.shared_until = monotonic() + _CROWDED
         try:
             ends, netlink = self._ends(), namespace.diag
+            devices = self.plan.devices(ends)
         except NetlinkRefused:
             if not self._claim_unshared(plan.source_at(port)):
                 raise
         else:
-            self._claim_shared(ends, netlink, port)
+            self._claim_shared(ends, netlink, devices, port)
         if plan.checks:
             self._check()
 
-    def _claim_shared(self, ends: Ends, netlink: NetlinkSocket, port: int) -> None:
+    def _claim_shared(
+        self, ends: Ends, netlink: NetlinkSocket, devices: tuple[bytes, ...] | None, port: int
+    ) -> None:
         """Connect from a port that others have, if nobody has the 4-tuple."""
         namespace = self.plan.terms.namespace
         source: Any = (ends.host, port, *ends.suffix)
@@ -260,6 +262,7 @@ class CallersConnection(Connection):
                 netlink,
                 source,
                 self.request.address,
+                devices=devices,
                 releasable=True,
                 beside_services=self.plan.terms.asked != 0,
             )
@@ -300,10 +303,8 @@ class CallersConnection(Connection):
             source = (ends.host, port, *ends.suffix)
         with self._twin() as twin:
             first = twin if self._equip(twin) else self.sock
-            if ends is not None and first is self.sock:
-                record = ends.lookup.find_record(netlink, port)
-                if record is not None and record.state == TCP_ESTABLISHED:
-                    raise Contested(connected=True)
+            if first is self.sock and ends is not None:
+                self._require_vacant(ends, netlink, port)
             try:
                 if not claim_alone(first, source, request.address):
                     if ends is None:
@@ -316,13 +317,18 @@ class CallersConnection(Connection):
                         netlink,
                         source,
                         request.address,
-                        beside_services=True,
+                        devices=self.plan.devices(ends),
+                        beside_services=plan.terms.asked != 0,
                     )
                 if first is twin:
                     join(self.sock, source, request.address)
             except OSError as error:
                 self._require_local(error, source[0])
                 raise
+
+    def _require_vacant(self, ends: Ends, netlink: NetlinkSocket, port: int) -> None:
+        if occupied(ends.lookup, netlink, port, self.plan.devices(ends)):
+            raise Contested(connected=True)
 
     def _ends(self) -> Ends:
         """Return what `Plan.ends` does, for a plan that knows all that decides the route.

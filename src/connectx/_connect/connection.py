@@ -373,12 +373,14 @@ class Connection:
             # Others are the likelier to have the next ones, too.
             shelf.shared_calls = shelf.in_vain = min(2 * shelf.in_vain + 1, _MOST_SHARED)
         try:
-            ends = plan.ends()
+            # Without a call, most of the time (tests/test_call_paths.py counts them).
+            ends = plan.looked or plan.ends()
+            namespace = plan.terms.namespace
             try:
-                # Without a call, most of the time (tests/test_call_paths.py counts them).
-                netlink = plan.terms.namespace.sockets.diag
+                netlink, known = namespace.sockets.diag, namespace.sockets.devices
             except AttributeError:
-                netlink = plan.terms.namespace.diag
+                netlink, known = namespace.diag, namespace.devices
+            devices = known.but_loopback() if ends.anywhere else ends.devices
         except NetlinkRefused:
             shelf.shared_calls = 0
             try_bind(plan, plan.source_at(port), sharing=True)
@@ -391,6 +393,7 @@ class Connection:
                 netlink,
                 source,
                 request.address,
+                devices=devices,
                 releasable=plan.terms.releasable,
                 beside_services=plan.terms.asked != 0,
             )

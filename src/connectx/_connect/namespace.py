@@ -26,6 +26,7 @@ from connectx.linux.features import Probe
 from connectx.linux.uapi import (
     NETLINK_ROUTE,
     NETLINK_SOCK_DIAG,
+    RTMGRP_LINK,
     SO_NETNS_COOKIE,
     SOL_SOCKET,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from connectx._connect.ledger import Ledger
     from connectx._connect.strategies import Program
     from connectx.addresses import PortRange
+    from connectx.linux.devices import Devices
     from connectx.linux.netlink import NetlinkSocket
 
     class Plan(Protocol):
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
         diag: NetlinkSocket
         route: NetlinkSocket
+        devices: Devices
 
 
 #: What names a namespace: SO_NETNS_COOKIE as the kernel gives it, or where the
@@ -113,7 +116,7 @@ class Namespace:
         terms: What the plans of an origin have in common.
         shared_until: Until when UDP ports are likely to be in use, on the same clock.
         crowded_until: Until when they are likely to be held.
-        sockets: A thread's `diag` and `route`, unset until they are opened.
+        sockets: A thread's `diag`, `route` and `devices`, unset until they are opened.
     """
 
     def __init__(
@@ -219,6 +222,18 @@ class Namespace:
             self.sockets.route = self._registry.open_netlink(self, NETLINK_ROUTE)
             return self.sockets.route
 
+    @property
+    def devices(self) -> Devices:
+        """What knows its devices, for the calling thread; raises as `diag` does."""
+        try:
+            return self.sockets.devices
+        except AttributeError:
+            from connectx.linux.devices import Devices  # noqa: PLC0415 - as in open_netlink
+
+            announcements = self._registry.open_netlink(self, NETLINK_ROUTE, RTMGRP_LINK)
+            self.sockets.devices = Devices(self.route, announcements)
+            return self.sockets.devices
+
     def leave(self) -> None:
         """Close the calling thread's netlink sockets."""
         vars(self.sockets).clear()
@@ -287,8 +302,10 @@ class Namespaces:
         """Read the sysctls of a namespace anew; returns the same one if they have not changed."""
         return self._look(namespace.identity)
 
-    def open_netlink(self, namespace: Namespace, protocol: int) -> NetlinkSocket:
+    def open_netlink(self, namespace: Namespace, protocol: int, groups: int = 0) -> NetlinkSocket:
         """Open a netlink socket into a namespace for the calling thread.
+
+        protocol, groups: as for `NetlinkSocket`.
 
         Raises:
             OSError: EXDEV, where the thread is in another namespace.
@@ -305,7 +322,7 @@ class Namespaces:
         from connectx.linux.netlink import NetlinkSocket  # noqa: PLC0415 - see above
 
         try:
-            return NetlinkSocket(protocol)
+            return NetlinkSocket(protocol, groups)
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise

@@ -20,7 +20,7 @@ from connectx.addresses import HIGHEST_PORT, PortRange, needs_scope
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
 from connectx.linux import features
 from connectx.linux.features import Probe
-from connectx.linux.uapi import AF_INET6
+from connectx.linux.uapi import AF_INET6, LOOPBACK_IFINDEX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,12 +166,16 @@ class Ends(NamedTuple):
         host: The same as bind() takes it.
         suffix: What follows host and port in the address tuple.
         lookup: Finds the socket on one of the 4-tuples.
+        devices: What `claim` takes besides the lookup's own device.
+        anywhere: Whether that is every other one, since no device is known.
     """
 
     source: bytes
     host: str
     suffix: tuple[int, ...]
     lookup: TupleLookup
+    devices: tuple[bytes, ...] | None
+    anywhere: bool
 
 
 class Plan:
@@ -249,9 +253,13 @@ class Plan:
             origin = terms.origin
             _require_presence(terms.namespace, request)
             source = origin.wire_source or terms.route(request, b"").source
-            interface = _interface(terms, request, source)
+            # For datagrams any device will do where every one is looked at, and this one all have.
+            scoped = needs_scope(source)
+            bound = bool(scoped or origin.options.interface)
+            anywhere = not (bound or request.scope or origin.stream)
+            interface = LOOPBACK_IFINDEX if anywhere else _interface(terms, request, source)
             suffix = request.source_suffix
-            if not terms.binds and needs_scope(source):
+            if scoped and not terms.binds:
                 # Routing may choose a link-local source for any destination.
                 suffix = (0, interface)
             from connectx.linux.sock_diag import TupleLookup  # noqa: PLC0415 - as in namespace.py
@@ -265,8 +273,12 @@ class Plan:
                 interface,
             )
             host = self.host or request.source_host(source)
-            self.looked = Ends(source, host, suffix, lookup)
+            self.looked = Ends(source, host, suffix, lookup, None if bound else (), anywhere)
         return self.looked
+
+    def devices(self, ends: Ends) -> tuple[bytes, ...] | None:
+        """Return the devices that `claim` takes besides the lookup's own; raises as `ends`."""
+        return self.terms.namespace.devices.but_loopback() if ends.anywhere else ends.devices
 
 
 @overload

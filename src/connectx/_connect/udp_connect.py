@@ -14,6 +14,24 @@ without an error to anybody. So the check is ours, and it needs a lock:
    can have passed step 1 together, so the lock is not enough without this.
 4. Connect, and SO_REUSEADDR on, so that the port can be shared again.
 
+Step 3 is one rule for all, so that of two that are past step 1 at least one steps back: the older
+one. The kernel's order has exceptions, and each would let both go on:
+
+- A socket that is bound to a device is found only by a lookup with that device, and then before
+  any that is bound to none. So a socket without a device is looked up on every device, and must
+  be found on each; one with a device on that, and on none, where nothing may be found.
+- SO_INCOMING_CPU puts a socket first on one processor. It is off during the section.
+- An IPv4 socket comes before an IPv6 one with an IPv4-mapped address, however old: a rule as good.
+
+Beside a service that the kernel puts before ours, a port that was asked for by number needs the
+order itself: a dump lists the sockets of a port from the newest to the oldest, whatever their
+options are. A service that is older than ours is no rival; nor is anybody else who is older and
+not connected by then: whoever has looked before we bound has had the lock and kept us from it, or
+was connected; whoever looks later finds us, who are newer, and steps back.
+
+Sockets on two devices do not meet: neither bind() nor a packet confuses them. (A VRF and one of
+its devices are two to bind(), and one to a packet: between these nothing keeps the peace.)
+
 A port that nobody has needs no lookup: without SO_REUSEADDR bind() refuses any other, so
 `claim_alone` tries that first. Only a port that is to be shared takes the four steps.
 
@@ -32,6 +50,7 @@ udp_lib_get_port(), udp_lib_lport_inuse2(), __udp4_lib_lookup() in net/ipv4/udp.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -39,23 +58,32 @@ import os
 from _socket import socket as _Socket  # noqa: N812
 from typing import TYPE_CHECKING, Final
 
+from connectx.addresses import AF_INET, SOCK_DGRAM, family_of, packed, text, unmapped
+from connectx.linux.sock_diag import NO_DEVICE
+from connectx.linux.sockopts import get_so_netns_cookie
 from connectx.linux.uapi import (
+    IP_FREEBIND,
     IP_LOCAL_PORT_RANGE,
     IPPROTO_IP,
+    IPPROTO_UDP,
     MSG_PEEK,
+    SO_BINDTOIFINDEX,
     SO_COOKIE,
+    SO_INCOMING_CPU,
     SO_MEMINFO,
     SO_REUSEADDR,
     SOL_SOCKET,
+    TCP_CLOSE,
     TCP_ESTABLISHED,
 )
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator, Sequence
 
     from connectx.addresses import Address
     from connectx.linux.netlink import NetlinkSocket
-    from connectx.linux.sock_diag import TupleLookup
+    from connectx.linux.sock_diag import SocketRecord, TupleLookup
 
 
 #: Looks for a socket that must be there, ours or another, before we believe that the
@@ -114,10 +142,14 @@ def claim(
     source: Address,
     destination: Address,
     *,
+    devices: Sequence[bytes] | None = (),
     releasable: bool = False,
     beside_services: bool = False,
 ) -> None:
     """Bind and connect a socket, if nobody has the 4-tuple.
+
+    Packets for a socket that is bound to no device may arrive on `devices` besides the lookup's
+    own; None for one that is bound to the lookup's own device.
 
     A port that bind() was given explicitly stays bound after a failure, since
     connect(AF_UNSPEC) does not release it: such a socket has to be replaced. A releasable
@@ -132,8 +164,28 @@ def claim(
 
     Raises OSError as bind() and connect() do, `Contested`, `NotVisible`.
     """
+    processor = sock.getsockopt(SOL_SOCKET, SO_INCOMING_CPU)
+    if processor >= 0:
+        sock.setsockopt(SOL_SOCKET, SO_INCOMING_CPU, -1)
+        try:
+            claim(
+                sock,
+                lookup,
+                netlink,
+                source,
+                destination,
+                devices=devices,
+                releasable=releasable,
+                beside_services=beside_services,
+            )
+        finally:
+            sock.setsockopt(SOL_SOCKET, SO_INCOMING_CPU, processor)
+        return
     # Before bind(): from then on the lookup finds us, the newest.
-    if not beside_services and lookup.is_service(netlink, source[1]):
+    if not beside_services and (
+        lookup.is_service(netlink, source[1])
+        or (devices and any(lookup.is_service(netlink, source[1], each) for each in devices))
+    ):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     try:
@@ -141,9 +193,90 @@ def claim(
     finally:
         # Also where bind() is refused: the next port may be tried alone.
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
-    if not lookup.shows(netlink, source[1], sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)):
-        raise _contested(lookup, netlink, source[1])
+    cookie = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
+    if (
+        not lookup.shows(netlink, source[1], cookie)
+        or (devices and not all(lookup.shows(netlink, source[1], cookie, each) for each in devices))
+        or (devices is None and not _alone_without_device(lookup, netlink, source[1]))
+    ):
+        contested = _contested(lookup, netlink, source[1], devices)
+        if not beside_services or not isinstance(contested, Contested) or contested.connected:
+            raise contested
+        connect_beside_services(sock, netlink, source, destination, cookie)
+        return
     _connect_and_share(sock, destination)
+
+
+def connect_beside_services(
+    sock: socket.socket,
+    netlink: NetlinkSocket,
+    source: Address,
+    destination: Address,
+    cookie: bytes,
+) -> None:
+    """Connect a socket that has locked its port, if whoever else has it was there before.
+
+    Raises OSError as connect() does, `Contested`, `NotVisible`.
+    """
+    near, far = (unmapped(packed(host) or b"") for host, *_ in (source, destination))
+    family = family_of(near)
+    with contextlib.ExitStack() as stack:
+        ours = {cookie}
+        if family != sock.family:
+            ours.add(stack.enter_context(_ipv4_twin(sock, source, near)))
+        from connectx.linux.socket_dump import Filter, records  # noqa: PLC0415 - rarely needed
+
+        # In this order: a rival may connect in between.
+        wanted = Filter(sock.proto or IPPROTO_UDP, 1 << TCP_CLOSE, near, source[1], family=family)
+        unconnected = records(netlink, wanted)
+        connected = records(
+            netlink,
+            wanted._replace(
+                states=1 << TCP_ESTABLISHED, destination=far, destination_port=destination[1]
+            ),
+        )
+        interface = next((each.interface for each in unconnected if each.cookie in ours), None)
+        if interface is None:
+            raise Contested(connected=False)
+        # What connect() would bind it to.
+        interface = interface or (destination[3] if len(destination) == 4 else 0)
+
+        def meets(other: SocketRecord) -> bool:
+            return not interface or other.interface in (0, interface)
+
+        if any(map(meets, connected)):
+            raise Contested(connected=True)
+        # The newest first, one family after the other; of each that has one of ours, the newest
+        # has to be that.
+        for table in {each.family for each in unconnected if each.cookie in ours}:
+            newest = next(each for each in unconnected if each.family == table and meets(each))
+            if newest.cookie not in ours:
+                raise Contested(connected=False)
+        _connect_and_share(sock, destination)
+
+
+@contextlib.contextmanager
+def _ipv4_twin(sock: socket.socket, source: Address, near: bytes) -> Iterator[bytes]:
+    """Bind an IPv4 socket beside one with an IPv4-mapped source; gives its SO_COOKIE.
+
+    Rivals with IPv4 sockets take no notice of ours, so it stands for ours among them. The lock is
+    open until it is bound.
+    """
+    with contextlib.closing(_Socket(AF_INET, SOCK_DGRAM, sock.proto)) as twin:
+        if get_so_netns_cookie(twin) != get_so_netns_cookie(sock):
+            raise NotVisible
+        interface = sock.getsockopt(SOL_SOCKET, SO_BINDTOIFINDEX)
+        if interface:
+            twin.setsockopt(SOL_SOCKET, SO_BINDTOIFINDEX, interface)
+        # Whether the address is local was the first bind()'s affair.
+        twin.setsockopt(IPPROTO_IP, IP_FREEBIND, 1)
+        twin.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        try:
+            twin.bind((text(near), source[1]))
+        finally:
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+        yield twin.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
 
 
 def join(sock: socket.socket, source: Address, destination: Address) -> None:
@@ -199,13 +332,36 @@ def one_port(port: int) -> int:
     return port * 0x10001 - (port >> 15 << 32)
 
 
-def _contested(lookup: TupleLookup, netlink: NetlinkSocket, port: int) -> Exception:
+def occupied(
+    lookup: TupleLookup, netlink: NetlinkSocket, port: int, devices: Sequence[bytes] | None
+) -> bool | None:
+    """Return whether a connected socket is found; None if nothing is, False for anything else."""
+    found = [
+        lookup.find_record(netlink, port, device)
+        for device in (None, *((NO_DEVICE,) if devices is None else devices))
+    ]
+    states = [each.state for each in found if each is not None]
+    return TCP_ESTABLISHED in states if states else None
+
+
+def _alone_without_device(lookup: TupleLookup, netlink: NetlinkSocket, port: int) -> bool:
+    """Return whether nobody is found who is bound to no device.
+
+    Twice, since a socket that is just being closed hides others (see below). It has left the
+    table by then, so the second look does not meet the same one.
+    """
+    return all(lookup.find_record(netlink, port, NO_DEVICE) is None for _ in range(2))
+
+
+def _contested(
+    lookup: TupleLookup, netlink: NetlinkSocket, port: int, devices: Sequence[bytes] | None
+) -> Exception:
     # The rival may be gone by the time of this second look: then whatever it
     # finds now, possibly ourselves, is not connected. And one look that finds nothing
     # says nothing: a rival that is just being closed is found, and then cannot be
     # held (refcount_inc_not_zero in udp_dump_one).
     for _ in range(_LOOKS):
-        rival = lookup.find_record(netlink, port)
-        if rival is not None:
-            return Contested(connected=rival.state == TCP_ESTABLISHED)
+        connected = occupied(lookup, netlink, port, devices)
+        if connected is not None:
+            return Contested(connected=connected)
     return NotVisible()

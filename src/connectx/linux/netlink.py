@@ -189,10 +189,13 @@ class NetlinkSocket:
 
     Args:
         protocol: NETLINK_ROUTE or NETLINK_SOCK_DIAG.
+        groups: A bit for each multicast group to listen to, as in RTMGRP_LINK. Such a socket is
+            for its announcements only.
 
     Attributes:
         send: The socket's own method, for callers for whom a microsecond matters.
         recv: The same, for receiving.
+        getsockopt: The same, for options.
         next_sequence: Returns a sequence number that no queued reply carries.
 
     Raises:
@@ -200,15 +203,18 @@ class NetlinkSocket:
             socket(2) fails.
     """
 
-    __slots__ = ("_socket", "next_sequence", "recv", "send")
+    __slots__ = ("_socket", "getsockopt", "next_sequence", "recv", "send")
 
     send: Callable[[bytes], int]
     recv: Callable[[int], bytes]
+    getsockopt: Callable[[int, int], int]
     next_sequence: Callable[[], int]
 
-    def __init__(self, protocol: int) -> None:
+    def __init__(self, protocol: int, groups: int = 0) -> None:
         self._socket = _Socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
         self._socket.settimeout(0)
+        if groups:
+            self._socket.bind((0, groups))
         # Once it is connected to the kernel (port id 0), other processes cannot send to it
         # (ECONNREFUSED, netlink_getsockbyportid). So no reply's sender needs checking.
         self._socket.connect((0, 0))
@@ -216,6 +222,7 @@ class NetlinkSocket:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self.send = self._socket.send
         self.recv = self._socket.recv
+        self.getsockopt = self._socket.getsockopt
         # All of it is C, so it is atomic and fast. It starts again after 2**32 - 1.
         self.next_sequence = chain.from_iterable(repeat(range(1, 1 << 32))).__next__
 

@@ -52,6 +52,9 @@ LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _REQUEST_TCP: Final = Struct(">24sH46s")
 _REQUEST_UDP: Final = Struct(">26sH44s")
 
+#: The device of a packet that reaches no socket which is bound to one.
+NO_DEVICE: Final = bytes(4)
+
 #: Where idiag_cookie lies in a reply, of which no more is received. An error is shorter
 #: (NETLINK_CAP_ACK) and has nothing there.
 _COOKIE: Final = slice(60, 68)
@@ -163,12 +166,20 @@ class TupleLookup:
         self._before_port = head + payload[:offset]
         self._after_port = payload[offset + 2 :]
 
-    def shows(self, netlink: NetlinkSocket, source_port: int, cookie: bytes) -> bool:
+    def shows(
+        self, netlink: NetlinkSocket, source_port: int, cookie: bytes, device: bytes | None = None
+    ) -> bool:
         """Return whether the socket on a source port has this SO_COOKIE, of 8 octets.
 
-        Each UDP connection makes one such lookup, so it costs little more than its two system
-        calls. False also stands for no answer, which is what a kernel without udp_diag
-        gives: see `connectx.linux.features`, or look up a socket that is known to exist.
+        Each UDP connection from a shared port makes one such lookup, so it costs little more than
+        its two system calls. False also stands for no answer, which is what a kernel without
+        udp_diag gives: see `connectx.linux.features`, or look up a socket that is known to exist.
+
+        Args:
+            netlink: The calling thread's.
+            source_port: The port.
+            cookie: The socket's.
+            device: The octets of the index of another device than the lookup's own.
 
         Raises:
             OSError: The netlink socket is closed (EBADF), for example. NetlinkError has the
@@ -177,8 +188,9 @@ class TupleLookup:
         """
         # Loaded as attributes: called as methods, slots take twice the time.
         pack, send, recv = self._pack, netlink.send, netlink.recv
+        after_port = self._after_port if device is None else self._on(device)
         try:
-            send(pack(self._before_port, source_port, self._after_port))
+            send(pack(self._before_port, source_port, after_port))
             if recv(_COOKIE.stop)[_COOKIE] == cookie:
                 return True
         except OSError as error:
@@ -191,17 +203,20 @@ class TupleLookup:
             raise
         # Another socket, an error, the reply to a lookup that a signal handler made in
         # between, or a machine of the other byte order, which swaps a cookie's halves.
-        record = self.find_record(netlink, source_port)
+        record = self.find_record(netlink, source_port, device)
         return record is not None and record.cookie == cookie
 
-    def is_service(self, netlink: NetlinkSocket, source_port: int) -> bool:
+    def is_service(
+        self, netlink: NetlinkSocket, source_port: int, device: bytes | None = None
+    ) -> bool:
         """Return whether a socket that is not connected is found on a source port.
 
-        Each UDP connection from a shared port makes one such lookup, too; raises as `shows`
-        does.
+        Each UDP connection from a shared port makes one such lookup, too; arguments and errors
+        are those of `shows`.
         """
         sequence = netlink.next_sequence().to_bytes(4, sys.byteorder)
-        request = self._pack(self._before_port, source_port, self._after_port)
+        after_port = self._after_port if device is None else self._on(device)
+        request = self._pack(self._before_port, source_port, after_port)
         try:
             netlink.send(request[:8] + sequence + request[12:])
             reply = netlink.recv(_BEGINNING)
@@ -217,12 +232,15 @@ class TupleLookup:
                 return reply[_STATE] != TCP_ESTABLISHED
             if reply[4:6] == _ERROR and reply[16:20] == _NO_ENTRY:
                 return False
-        record = self.find_record(netlink, source_port)
+        record = self.find_record(netlink, source_port, device)
         return record is not None and record.state != TCP_ESTABLISHED
 
-    def find_record(self, netlink: NetlinkSocket, source_port: int) -> SocketRecord | None:
-        """Return the socket on a source port, None if there is none; raises as `shows` does."""
-        request = self._pack(self._before_port, source_port, self._after_port)
+    def find_record(
+        self, netlink: NetlinkSocket, source_port: int, device: bytes | None = None
+    ) -> SocketRecord | None:
+        """Return the socket on a source port, None if there is none; as `shows` otherwise."""
+        after_port = self._after_port if device is None else self._on(device)
+        request = self._pack(self._before_port, source_port, after_port)
         try:
             reply = netlink.request(SOCK_DIAG_BY_FAMILY, request[NLMSGHDR.size :])
         except NetlinkError as error:
@@ -230,6 +248,10 @@ class TupleLookup:
                 return None
             raise
         return decode_record(reply)
+
+    def _on(self, device: bytes) -> bytes:
+        """What follows the port, for another device: idiag_if lies before the last 8 octets."""
+        return self._after_port[:-12] + device + self._after_port[-8:]
 
 
 def encode_lookup(

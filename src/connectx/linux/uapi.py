@@ -23,6 +23,7 @@ SO_REUSEPORT: Final = 15  # asm-generic/socket.h, 3.9
 SO_BINDTODEVICE: Final = 25  # asm-generic/socket.h, 2.0.30
 SO_MARK: Final = 36  # asm-generic/socket.h, 2.6.25
 SO_PROTOCOL: Final = 38  # asm-generic/socket.h, 2.6.32
+SO_INCOMING_CPU: Final = 49  # asm-generic/socket.h, 4.4 (to set it)
 SO_MEMINFO: Final = 55  # asm-generic/socket.h, 4.12
 SO_COOKIE: Final = 57  # asm-generic/socket.h, 4.12
 SO_BINDTOIFINDEX: Final = 62  # asm-generic/socket.h, 5.0
@@ -132,6 +133,7 @@ STATE_NAMES: Final = {
 }
 
 # RTNETLINK.
+RTM_GETLINK: Final = 18  # linux/rtnetlink.h, always
 RTM_GETROUTE: Final = 26  # linux/rtnetlink.h, always
 RTM_NEWROUTE: Final = 24  # linux/rtnetlink.h, always
 RTA_DST: Final = 1  # linux/rtnetlink.h, always
@@ -145,10 +147,14 @@ RTA_DPORT: Final = 29  # linux/rtnetlink.h, 4.18
 RTM_NEWLINK: Final = 16  # linux/rtnetlink.h, always
 RTM_NEWADDR: Final = 20  # linux/rtnetlink.h, always
 RTN_LOCAL: Final = 2  # linux/rtnetlink.h, always
+RTMGRP_LINK: Final = 0x1  # linux/rtnetlink.h, always
 RTMGRP_IPV6_ROUTE: Final = 0x400  # linux/rtnetlink.h, always
 IFF_UP: Final = 0x1  # linux/if.h, always
 IFLA_IFNAME: Final = 3  # linux/if_link.h, always
 IFLA_LINKINFO: Final = 18  # linux/if_link.h, 2.6.13
+IFLA_EXT_MASK: Final = 29  # linux/if_link.h, 3.4
+RTEXT_FILTER_SKIP_STATS: Final = 0x8  # linux/rtnetlink.h, 4.4
+LOOPBACK_IFINDEX: Final = 1  # net/flow.h, 2.6.39
 IFLA_INFO_KIND: Final = 1  # linux/if_link.h, 2.6.24
 IFLA_INFO_DATA: Final = 2  # linux/if_link.h, 2.6.24
 VETH_INFO_PEER: Final = 1  # linux/veth.h, 2.6.24
