@@ -26,11 +26,14 @@ from tests.race.connecting import (
     HOST,
     MOMENTS,
     Connect,
+    WithOptions,
     by_connectx,
     by_create_connection,
     by_stream,
     interrupt,
+    leave_out,
     replace_claim,
+    share_every_port,
 )
 from tests.race.processes import Child, children
 from tests.race.variants import VARIANTS
@@ -137,6 +140,49 @@ class TestForAPortAskedFor:
         assert max(won) > [1]
 
 
+#: The processors that this process may run on; a lookup prefers sockets by them.
+PROCESSORS: Final = sorted(os.sched_getaffinity(0))
+
+SERVICES: Final = {
+    "nobody": [],
+    "a service": [WithOptions()],
+    "one with a device": [WithOptions(device=True)],
+    "one with each processor": [WithOptions(processor=each) for each in PROCESSORS],
+    "an IPv6 one": [WithOptions(device=True, mapped=True)],
+}
+
+
+class TestForAPortAskedForWithOptions:
+    """Sockets that a lookup does not find in the order in which they were bound."""
+
+    @pytest.fixture(params=list(SERVICES.values()), ids=list(SERVICES))
+    def _services(self, request: pytest.FixtureRequest, network: Network) -> Iterator[None]:  # noqa: ARG002 -- they are in it
+        with contextlib.ExitStack() as stack:
+            for port in (PORT, OUTSIDE):
+                for service in request.param:
+                    stack.enter_context(service.serve(port))
+            yield
+
+    @pytest.mark.usefixtures("_services")
+    @pytest.mark.parametrize("port", [PORT, OUTSIDE])
+    @pytest.mark.parametrize(
+        "ways",
+        [
+            [WithOptions(), WithOptions(device=True)],
+            [WithOptions(), *(WithOptions(processor=each) for each in PROCESSORS)],
+            [WithOptions(), WithOptions(mapped=True)],
+            [WithOptions(device=True), WithOptions(mapped=True)],
+            [by_create_connection, WithOptions(device=True, mapped=True)],
+        ],
+        ids=str,
+    )
+    def test_nobody_shares_it(self, ways: list[Connect], port: int) -> None:
+        won = race_for(port, [FIRST], ways * 2, rounds=40)
+        assert max(won) == [1]
+        # Or none, where each of two that are not compared by their age steps back.
+        assert won.count([1]) >= 36
+
+
 class Call(NamedTuple):
     """A way to connect from a source port that is asked for."""
 
@@ -220,6 +266,33 @@ class TestOneStopsUntilTheOtherIsDone:
         call = Call(by_create_connection, PORT)
         outcomes = outcomes_around(moment, call, lambda: replace_claim(VARIANTS[variant]))
         assert outcomes == [b"won!", b"won!"]
+
+
+@pytest.mark.parametrize(
+    "older, newer, look",
+    [
+        (WithOptions(device=True), WithOptions(), "_alone_without_device"),
+        (WithOptions(), WithOptions(mapped=True), "_ipv4_twin"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_of_two_that_are_bound_the_newer_one_wins(
+    older: Connect, newer: Connect, look: str, *, spoilt: bool
+) -> None:
+    """It takes the older one for a service, so the older one has to see it and step back."""
+    prepare = functools.partial(leave_out, look) if spoilt else share_every_port
+    with children() as start:
+        contenders = []
+        for way, moment in ((older, "bound"), (newer, "before connect")):
+            contender = start(functools.partial(contend, Call(way, PORT), moment, prepare=prepare))
+            contender.wait_until_stopped()
+            contenders.append(contender)
+        outcomes = []
+        for contender in contenders:
+            contender.resume()
+            outcomes.append(contender.receive(4))
+    assert outcomes == [b"won!" if spoilt else b"lost", b"won!"]
 
 
 @pytest.fixture

@@ -144,9 +144,8 @@ class Process:
             self.kernel.close(self.model)
             return "occupied" if contest.connected else "overtaken"
         except OSError as error:
-            self.wait()
-            self.kernel.close(self.model)
-            return errno.errorcode[error.errno or 0]
+            # As bind() leaves it.
+            return "stuck" if self.model in self.kernel.bound else errno.errorcode[error.errno or 0]
         return "connected"
 
     def wait(self) -> None:
@@ -300,7 +299,9 @@ class Race:
         finally:
             for process in processes:
                 process.finish()
-        return [process.outcome for process in processes]
+        outcomes = [process.outcome for process in processes]
+        assert "stuck" not in outcomes
+        return outcomes
 
     def holders(self, destination: Endpoint) -> int:
         return sum(sock.destination == destination for sock in self.kernel.connected)

@@ -1,9 +1,10 @@
 """The ways to connect that race each other, and how to spoil or to interrupt them."""
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable
-from typing import Any, ClassVar, Final, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import connectx
 from connectx._connect import callers_socket, connection, udp_connect
@@ -30,6 +31,46 @@ def by_connectx(source: Address, destination: Address) -> socket.socket:
     return sock
 
 
+class WithOptions(NamedTuple):
+    """Connects a caller's socket that has options set.
+
+    device: Whether it is bound to the loopback device.
+    processor: SO_INCOMING_CPU; -1 for none.
+    mapped: Whether it is an IPv6 socket with IPv4-mapped addresses.
+    """
+
+    device: bool = False
+    processor: int = -1
+    mapped: bool = False
+
+    def make(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if self.mapped else socket.AF_INET, socket.SOCK_DGRAM)
+        if self.device:
+            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_BINDTODEVICE, b"lo")
+        if self.processor >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_INCOMING_CPU, self.processor)
+        return sock
+
+    def address(self, address: Address) -> Address:
+        return "::ffff:" * self.mapped + address[0], address[1]
+
+    def __call__(self, source: Address, destination: Address) -> socket.socket:
+        sock = self.make()
+        try:
+            connectx.connectx(sock, self.address(source), self.address(destination))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def serve(self, port: int) -> socket.socket:
+        """Bind a socket that shares its port, and receives."""
+        sock = self.make()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(self.address((HOST, port)))
+        return sock
+
+
 def by_stream(source: Address, destination: Address) -> socket.socket:
     return connectx.create_connection(destination, source_address=source)
 
@@ -49,6 +90,18 @@ def share_every_port() -> None:
     """Have no port tried alone in this process: each goes through the lock."""
     for module in (connection, callers_socket):
         module.claim_alone = lambda *_, **__: False  # type: ignore[attr-defined]
+
+
+def leave_out(look: str) -> None:
+    """Take a look at rivals out of the UDP section, in this process."""
+
+    @contextlib.contextmanager
+    def nobody(*_: object) -> Iterator[bytes]:
+        yield b""
+
+    share_every_port()
+    assert hasattr(udp_connect, look)
+    setattr(udp_connect, look, {"_ipv4_twin": nobody}.get(look, lambda *_: True))
 
 
 #: The moments of a claim, in order. Alone there is no option to set before connect().

@@ -274,6 +274,11 @@ def _ipv4_twin(sock: socket.socket, source: Address, near: bytes) -> Iterator[by
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         try:
             twin.bind((text(near), source[1]))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            # Ours is bound, unlike one that bind() has refused.
+            raise Contested(connected=False) from error
         finally:
             sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
         yield twin.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
