@@ -9,7 +9,7 @@ import pytest
 
 import connectx
 from connectx import PortsExhausted
-from connectx._connect import callers_socket, connection, udp_connect
+from connectx._connect import callers_socket, connection, namespace, plan, udp_connect
 from connectx.addresses import Address
 from connectx.linux import uapi
 from connectx.sandbox.networks import Network
@@ -77,6 +77,24 @@ class TestServices:
         for port in (FIRST, SECOND):
             sock = closing.enter_context(call(UDP, None, (UDP.source, port), "auto"))
             assert port_of(sock) == LOW + 1
+
+    @every_call
+    @every_transport
+    def test_nor_where_the_kernel_has_no_windows(
+        self,
+        transport: Transport,
+        call: Call,
+        closing: contextlib.ExitStack,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for module in (plan, namespace):
+            monkeypatch.setattr(module, "windows_work", lambda _: False)
+        closing.enter_context(service(transport, transport.source, LOW))
+        for port in (FIRST, SECOND):
+            sock = closing.enter_context(call(transport, None, (transport.source, port), "auto"))
+            assert port_of(sock) == LOW + 1
+            with pytest.raises(PortsExhausted):
+                call(transport, None, (transport.source, port), "auto")
 
     @every_call
     @every_transport
