@@ -184,7 +184,7 @@ def claim(
     # Before bind(): from then on the lookup finds us, the newest.
     if not beside_services and (
         lookup.is_service(netlink, source[1])
-        or (devices and any(lookup.is_service(netlink, source[1], each) for each in devices))
+        or (devices and _serves(lookup, netlink, source[1], devices))
     ):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -196,12 +196,14 @@ def claim(
     cookie = sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8)
     if (
         not lookup.shows(netlink, source[1], cookie)
-        or (devices and not all(lookup.shows(netlink, source[1], cookie, each) for each in devices))
+        or (devices and not _shown(lookup, netlink, source[1], cookie, devices))
         or (devices is None and not _alone_without_device(lookup, netlink, source[1]))
     ):
-        contested = _contested(lookup, netlink, source[1], devices)
-        if not beside_services or not isinstance(contested, Contested) or contested.connected:
-            raise contested
+        connected = _occupied_by_now(lookup, netlink, source[1], devices)
+        if connected is None:
+            raise NotVisible
+        if connected or not beside_services:
+            raise Contested(connected=connected)
         connect_beside_services(sock, netlink, source, destination, cookie)
         return
     _connect_and_share(sock, destination)
@@ -349,6 +351,22 @@ def occupied(
     return TCP_ESTABLISHED in states if states else None
 
 
+def _serves(
+    lookup: TupleLookup, netlink: NetlinkSocket, port: int, devices: Sequence[bytes]
+) -> bool:
+    return any(lookup.is_service(netlink, port, device) for device in devices)
+
+
+def _shown(
+    lookup: TupleLookup,
+    netlink: NetlinkSocket,
+    port: int,
+    cookie: bytes,
+    devices: Sequence[bytes],
+) -> bool:
+    return all(lookup.shows(netlink, port, cookie, device) for device in devices)
+
+
 def _alone_without_device(lookup: TupleLookup, netlink: NetlinkSocket, port: int) -> bool:
     """Return whether nobody is found who is bound to no device.
 
@@ -358,9 +376,9 @@ def _alone_without_device(lookup: TupleLookup, netlink: NetlinkSocket, port: int
     return all(lookup.find_record(netlink, port, NO_DEVICE) is None for _ in range(2))
 
 
-def _contested(
+def _occupied_by_now(
     lookup: TupleLookup, netlink: NetlinkSocket, port: int, devices: Sequence[bytes] | None
-) -> Exception:
+) -> bool | None:
     # The rival may be gone by the time of this second look: then whatever it
     # finds now, possibly ourselves, is not connected. And one look that finds nothing
     # says nothing: a rival that is just being closed is found, and then cannot be
@@ -368,5 +386,5 @@ def _contested(
     for _ in range(_LOOKS):
         connected = occupied(lookup, netlink, port, devices)
         if connected is not None:
-            return Contested(connected=connected)
-    return NotVisible()
+            return connected
+    return None
