@@ -1,6 +1,7 @@
 """The list of devices follows what happens."""
 
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -28,7 +29,7 @@ def devices(netlink: NetlinkSocket) -> Iterator[Devices]:
 
 
 def indices(*names: str) -> list[bytes]:
-    return sorted(socket.if_nametoindex(name).to_bytes(4, "little") for name in names)
+    return sorted(socket.if_nametoindex(name).to_bytes(4, sys.byteorder) for name in names)
 
 
 def test_they_come_and_go(devices: Devices, network: Network) -> None:
