@@ -15,6 +15,7 @@ from connectx._dial import connecting, policy
 from connectx._dial.policy import Policy
 from connectx._dial.slots import WORTH_COUNTING
 from connectx.linux import uapi
+from connectx.linux.devices import EVERY_DEVICE
 from connectx.linux.netlink import NetlinkSocket, Run
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
@@ -34,7 +35,7 @@ def dumps(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     original = NetlinkSocket.dump
 
     def dump(self: NetlinkSocket, kind: int, payload: bytes) -> Iterator[Run]:
-        if kind != uapi.RTM_GETLINK:
+        if payload != EVERY_DEVICE:
             asked.append(payload)
         return original(self, kind, payload)
 

@@ -204,12 +204,12 @@ def claim(
             raise NotVisible
         if connected or not beside_services:
             raise Contested(connected=connected)
-        connect_beside_services(sock, netlink, source, destination, cookie)
+        _connect_beside_services(sock, netlink, source, destination, cookie)
         return
     _connect_and_share(sock, destination)
 
 
-def connect_beside_services(
+def _connect_beside_services(
     sock: socket.socket,
     netlink: NetlinkSocket,
     source: Address,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 #: As `Devices` gives them.
 LOOPBACK: Final = LOOPBACK_IFINDEX.to_bytes(4, sys.byteorder)
 
-#: Without statistics, which are most of a reply.
-_EVERY_DEVICE: Final = (
+#: The request for the list, without statistics, which are most of a reply.
+EVERY_DEVICE: Final = (
     IFINFOMSG.pack(0, 0, 0, 0, 0)
     + RTATTR.pack(RTATTR.size + 4, IFLA_EXT_MASK)
     + RTEXT_FILTER_SKIP_STATS.to_bytes(4, sys.byteorder)
@@ -77,7 +77,7 @@ class Devices:
 
     def _dump(self) -> tuple[bytes, ...]:
         indices = []
-        for run in self._netlink.dump(RTM_GETLINK, _EVERY_DEVICE):
+        for run in self._netlink.dump(RTM_GETLINK, EVERY_DEVICE):
             for start in range(NLMSGHDR.size, len(run.messages), run.stride):
                 index = bytes(run.messages[start + 4 : start + 8])
                 if index != LOOPBACK:
