@@ -29,6 +29,9 @@ options are. A service that is older than ours is no rival; nor is anybody else 
 not connected by then: whoever has looked before we bound has had the lock and kept us from it, or
 was connected; whoever looks later finds us, who are newer, and steps back.
 
+tests/kernel/test_udp_order.py shows which socket the kernel finds and which it lists first, and
+tests/_connect/test_udp_connect_interleavings.py that each of these looks is needed, and enough.
+
 Sockets on two devices do not meet: neither bind() nor a packet confuses them. (A VRF and one of
 its devices are two to bind(), and one to a packet: between these nothing keeps the peace.)
 
