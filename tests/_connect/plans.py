@@ -48,11 +48,11 @@ def shelf_of(
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Shelf:
     holes = [PortRange(port, port) for port in reserved]
-    return Shelf(ports.low, template(ports, holes), Numbers(drawing(seed)), Rest(clock))
+    return Shelf(ports.low, template(ports, holes), Numbers(drawing(seed)), Rest(clock), "here")
 
 
 def ledger_of(ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0) -> Ledger:
-    return Ledger(shelf_of(ports, reserved, seed=seed))
+    return Ledger(shelf_of(ports, reserved, seed=seed), 0)
 
 
 def plan_of(

@@ -211,7 +211,7 @@ class TestMemory:
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            ledgers += [Ledger(shelf) for _ in range(self.COUNT)]
+            ledgers += [Ledger(shelf, name) for name in range(self.COUNT)]
             assert weigh(lambda ledger: ledger.released(ledger.propose())) < 1000
             assert weigh(lambda ledger: ledger.propose()) < 1000
             busy = weigh(lambda ledger: ledger.refused(ledger.propose()))

@@ -1,5 +1,6 @@
 """Ports that were in use a moment ago come back late, and still at random."""
 
+import gc
 import itertools
 import tracemalloc
 from collections import Counter
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectx._connect.ledger import Ledger, Shelf
-from connectx._connect.rest import LEDGER, MINUTE, MOST, Rest, RestingPorts, age
+from connectx._connect.rest import LEDGER, MINUTE, MOST, MOST_FEW, Rest, RestingPorts, age
 from connectx.addresses import PortRange
 from tests._connect.plans import shelf_of
 
@@ -37,6 +38,11 @@ def use(ledger: Ledger) -> int:
     assert port
     ledger.released(port)
     return port
+
+
+def kept_few(rest: Rest) -> int:
+    """How many destinations with few ports that rest are kept."""
+    return len(rest._few) + len(rest._former)
 
 
 def all_of(ledger: Ledger) -> list[int]:
@@ -132,6 +138,25 @@ class TestNearExhaustion:
         # The last of a batch that was drawn is the first to be proposed.
         assert set(again) == set(ports)
 
+    def test_all_that_a_range_has_is_few(self, clock: Clock) -> None:
+        """Then that comes first which has rested longest, without a map before it is needed."""
+        reserved = range(20002, 20100)
+        shelf = shelf_of(PortRange(20000, 20099), reserved, clock=clock)
+        ports = [use(shelf.ledger("there")) for _ in range(6)]
+        assert {ports[0], ports[1]} == {20000, 20001}
+        assert ports == 3 * ports[:2]
+
+    def test_a_port_outside_of_the_range_is_nobodys(self, clock: Clock) -> None:
+        """The kernel has chosen it, since the range is another one by now."""
+        ledger = shelf_of(EIGHT, clock=clock).ledger("there")
+        ledger.survey([])
+        for port in (19999, 20008, 65535, 1):
+            ledger.found(port)
+        for port in (19999, 20008, 65535, 1):
+            ledger.released(port)
+        assert sorted(all_of(ledger)) == list(range(20000, 20008))
+        assert ledger.in_use == 8
+
     def test_a_port_that_the_kernel_has_chosen_meanwhile_is_not_proposed(
         self, clock: Clock
     ) -> None:
@@ -156,21 +181,64 @@ class TestMemory:
         finally:
             tracemalloc.stop()
 
-    def test_it_is_bounded_and_the_oldest_goes_first(self, clock: Clock) -> None:
+    def test_of_many_destinations_the_oldest_goes_first(self, clock: Clock) -> None:
+        """With one port each, which is what a crawler has."""
         shelf = shelf_of(DEFAULT_RANGE, clock=clock)
-        count = 2 * MOST // LEDGER
+        count = 3 * MOST_FEW
         tracemalloc.start()
         try:
             for number in range(count):
                 use(shelf.ledger(number))
+                assert kept_few(shelf.rest) <= 2 * MOST_FEW
+            used = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert used < 4 << 20
+        assert kept_few(shelf.rest) >= MOST_FEW
+        assert len(shelf) == len(shelf.rest) == 0
+        names = [shelf.ledger(number)._name for number in (0, count - MOST_FEW, count - 1)]
+        assert [len(shelf.rest.few_of(name)) for name in names] == [0, 1, 1]
+
+    def test_of_many_busy_destinations_the_oldest_goes_first(self, clock: Clock) -> None:
+        """With a map each."""
+        ports = PortRange(20000, 20999)
+        shelf = shelf_of(ports, clock=clock)
+        count = 2 * MOST // (LEDGER + ports.size)
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                ledger = shelf.ledger(number)
+                for _ in range(17):
+                    use(ledger)
+            del ledger
             used = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
         assert shelf.rest.octets <= MOST
-        assert used < 1.5 * MOST
+        assert used < 1.1 * MOST
         assert len(shelf) == len(shelf.rest) < count
-        assert shelf.ledger(count - 1)._resting is not None
+        assert len(shelf.ledger(count - 1)._resting or ()) == 17
         assert shelf.ledger(0)._resting is None
+
+    def test_nothing_that_the_garbage_collector_would_go_through(self, clock: Clock) -> None:
+        """Which would take a call milliseconds, with many destinations."""
+        shelf = shelf_of(DEFAULT_RANGE, clock=clock)
+        gc.collect()
+        before = len(gc.get_objects())
+        for number in range(1000):
+            use(shelf.ledger(number))
+        gc.collect()
+        assert len(gc.get_objects()) - before < 20
+
+    def test_a_map_is_for_many_in_one_minute(self, clock: Clock) -> None:
+        """A destination with a connection every five seconds has none, for however long."""
+        shelf = shelf_of(DEFAULT_RANGE, clock=clock)
+        for _ in range(100):
+            use(shelf.ledger("there"))
+            clock.seconds += 5
+        ledger = shelf.ledger("there")
+        assert ledger._states is shelf.template
+        assert len(shelf.rest.few_of(ledger._name)) == MINUTE // 5
 
     def test_after_a_minute_idle_destinations_are_nothing(self, clock: Clock) -> None:
         shelf = shelf_of(DEFAULT_RANGE, clock=clock)
@@ -181,6 +249,9 @@ class TestMemory:
             use(shelf.ledger("there"))
             clock.seconds += 1
         assert len(shelf.rest) == len(shelf) == 1
+        clock.seconds += MINUTE
+        use(shelf.ledger("there"))
+        assert kept_few(shelf.rest) == 0
 
     def test_the_octets_add_up(self, clock: Clock) -> None:
         shelf = shelf_of(EIGHT, clock=clock)
@@ -232,7 +303,8 @@ def test_a_clock_that_begins_anew(clock: Clock) -> None:
 
 def test_shelves_share_what_bounds_them(clock: Clock) -> None:
     first = shelf_of(EIGHT, clock=clock)
-    second = Shelf(EIGHT.low, first.template, first.numbers, first.rest)
+    second = Shelf(EIGHT.low, first.template, first.numbers, first.rest, "elsewhere")
     use(first.ledger("there"))
-    use(second.ledger("there"))
-    assert len(first.rest) == 2
+    for _ in range(8):
+        use(second.ledger("there"))
+    assert kept_few(first.rest) == len(first.rest) == 1

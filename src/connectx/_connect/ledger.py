@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from connectx._connect.rest import LEDGER, RestingPorts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Container, Hashable, Iterable
 
     from connectx._connect.rest import Rest
     from connectx.addresses import PortRange
@@ -118,7 +118,9 @@ class Shelf:
 
     __slots__ = (
         "__weakref__",
+        "_forget",
         "_kept",
+        "_name",
         "in_vain",
         "low",
         "numbers",
@@ -127,34 +129,55 @@ class Shelf:
         "template",
     )
 
-    def __init__(self, low: int, template: bytes, numbers: Numbers, rest: Rest) -> None:
+    def __init__(
+        self, low: int, template: bytes, numbers: Numbers, rest: Rest, name: Hashable
+    ) -> None:
         self.low = low
         self.template = template
         self.numbers = numbers
         self.rest = rest
         self.shared_calls = self.in_vain = 0
+        self._name = hash(name)
         # Not a WeakValueDictionary, which costs a new destination another microsecond.
-        self._kept: dict[Hashable, weakref.ref[Ledger]] = {}
+        kept: dict[int, _Kept] = {}
+        self._kept = kept
+
+        def forget(ended: _Kept) -> None:
+            if kept.get(ended.name) is ended:
+                del kept[ended.name]
+
+        self._forget = forget
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def ledger(self, key: Hashable) -> Ledger:
         """Return the ledger of a destination, by what names it."""
+        # A hash does: of two destinations with the same one, each would leave the other's ports
+        # alone. Python's is keyed, so nobody makes them so.
+        name = hash((self._name, key))
         kept = self._kept
-        reference = kept.get(key)
+        reference = kept.get(name)
         ledger = None if reference is None else reference()
         if ledger is not None:
             ledger.recycle()
             return ledger
-        ledger = Ledger(self)
-
-        def forget(ended: weakref.ref[Ledger]) -> None:
-            if kept.get(key) is ended:
-                del kept[key]
-
-        kept[key] = weakref.ref(ledger, forget)
+        ledger = Ledger(self, name)
+        reference = kept[name] = _Kept(ledger, self._forget)
+        reference.name = name
         return ledger
+
+
+class _Kept(weakref.ref["Ledger"]):
+    """A ledger that is kept for as long as anything else refers to it.
+
+    Attributes:
+        name: The ledger's.
+    """
+
+    __slots__ = ("name",)
+
+    name: int
 
 
 class Ledger:
@@ -173,6 +196,7 @@ class Ledger:
         "__weakref__",
         "_batch",
         "_given",
+        "_name",
         "_resting",
         "_shelf",
         "_states",
@@ -180,14 +204,16 @@ class Ledger:
         "refusals",
     )
 
-    def __init__(self, shelf: Shelf) -> None:
-        """Begin with nothing open."""
+    def __init__(self, shelf: Shelf, name: int) -> None:
+        """Begin with nothing open; name: the destination's, in `Rest`."""
         self._shelf = shelf
+        self._name = name
         self._states: bytes | bytearray = shelf.template
         self.drawn: list[int] = []
         self._batch = 1
         # In use or drawn: taking a port from the list then is all there is to a proposal.
         self._given = 0
+        # With a map only: `Rest` has those of others.
         self._resting: RestingPorts | None = None
         self.refusals = 0
 
@@ -212,7 +238,7 @@ class Ledger:
                 # Another thread was quicker.
                 pass
         shelf, states = self._shelf, self._states
-        if self._batch == 1 and self._resting is None and states is shelf.template:
+        if self._batch == 1 and states is shelf.template and not shelf.rest.has(self._name):
             index = shelf.numbers.take() % len(states)
             if not states[index]:
                 # A new destination, most of the time: without the list, which takes as long.
@@ -229,23 +255,29 @@ class Ledger:
     def released(self, port: int) -> None:
         """The port is in use no more; it rests from now on."""
         self._given -= 1
-        shelf, states, resting = self._shelf, self._states, self._resting
-        if resting is None:
-            resting = self._resting = RestingPorts()
+        shelf, states = self._shelf, self._states
+        index = port - shelf.low
+        if not 0 <= index < len(states):
+            # The range has changed, and the kernel has chosen a port by itself.
+            return
         # rest.now() and _mark() are written out: calls would take 320 ns and not 265 here.
         now = int(shelf.rest.clock()) & 0xFFFF
-        resting.closed.append(now << 16 | port)
-        if states is not shelf.template:
-            index = port - shelf.low
-            if 0 <= index < len(states):
-                states[index] = RESTING  # type: ignore[index] # what is not shared can be written
-        elif len(resting.closed) > min(_RESTING_UNMAPPED, len(states) // 8):
-            self._map()
+        closed = now << 16 | port
+        resting = self._resting
+        if states is shelf.template:
+            if shelf.rest.note(self._name, closed, min(_RESTING_UNMAPPED, len(states) // 8)):
+                return
+            resting = self._map()
+        else:
+            if resting is None:
+                resting = self._resting = RestingPorts()
+            resting.closed.append(closed)
+            states[index] = RESTING  # type: ignore[index] # what is not shared can be written
         if now != resting.noted:
             # Once a second: it takes as long as all of the rest.
             resting.noted = now
-            maps = (self._states is not shelf.template) + (len(shelf) == 1)
             # A window that few others have is kept for this ledger alone.
+            maps = 1 + (len(shelf) == 1)
             shelf.rest.add(self, LEDGER + 4 * len(resting) + maps * len(states), now)
 
     def wake_all(self) -> None:
@@ -304,6 +336,8 @@ class Ledger:
         for port in taken:
             if 0 <= port - low < size and states[port - low] == FREE:
                 states[port - low] = TAKEN
+        if known is self._shelf.template:
+            self._resting = RestingPorts(self._shelf.rest.take_few(self._name))
         self._forget(states)
         self._mark_resting()
         return states.find(FREE) >= 0 or states.find(RESTING) >= 0
@@ -332,7 +366,7 @@ class Ledger:
             for port in resting.take_rested(shelf.rest.now()):
                 self._wake(port)
         # Without a map, what is known of ports that rest, and of those drawn with it.
-        avoided = set(resting or ()) if not mapped else set[int]()
+        avoided = set[int]() if mapped else shelf.rest.few_of(self._name)
         proposals: list[int] = []
         for _ in range(self._batch):
             for _ in range(_DRAWS):
@@ -340,9 +374,15 @@ class Ledger:
                 if not states[index] and low + index not in avoided:
                     break
             else:
-                # Those that rest one by one, so that each has rested longest.
-                index = self._next_free(index) if not proposals else states.find(FREE)
-                if index < 0 or low + index in avoided:
+                index = self._next_free(index, avoided)
+                if index < 0 and not proposals:
+                    if not mapped and avoided:
+                        # So few ports that all rest.
+                        self._map()
+                        return self._propose_anew()
+                    # Those that rest one by one, so that each has rested longest.
+                    index = self._take_oldest()
+                if index < 0:
                     break
             proposals.append(low + index)
             if mapped:
@@ -356,27 +396,35 @@ class Ledger:
         self.drawn += proposals
         return port
 
-    def _next_free(self, index: int) -> int:
-        """Return where the next free port is, or the one that has rested longest; -1 for none."""
-        states = self._states
-        found = states.find(FREE, index)
-        if found < 0:
-            found = states.find(FREE)
-        if found >= 0 and (not self._resting or states is not self._shelf.template):
-            return found
+    def _next_free(self, index: int, avoided: Container[int]) -> int:
+        """Return where the next port is that is free and not avoided; -1 for none."""
+        low, find = self._shelf.low, self._states.find
+        for start, end in ((index, len(self._states)), (0, index)):
+            found = find(FREE, start, end)
+            while found >= 0 and low + found in avoided:
+                found = find(FREE, found + 1, end)
+            if found >= 0:
+                return found
+        return -1
+
+    def _take_oldest(self) -> int:
+        """Return where the port is that has rested longest; -1 for none."""
+        states, low = self._states, self._shelf.low
         resting = self._resting
         while resting:
-            index = resting.take_oldest() - self._shelf.low
-            if states is self._shelf.template or states[index] == RESTING:
+            index = resting.take_oldest() - low
+            if states[index] == RESTING:
                 return index
         return -1
 
-    def _map(self) -> None:
-        """Have a map, on which what is known is marked."""
+    def _map(self) -> RestingPorts:
+        """Have a map, on which what is known is marked; returns what rests."""
         self._states = bytearray(self._shelf.template)
         for port in self.drawn:
             self._mark(port, PROPOSED)
+        resting = self._resting = RestingPorts(self._shelf.rest.take_few(self._name))
         self._mark_resting()
+        return resting
 
     def _mark_resting(self) -> None:
         low, states = self._shelf.low, self._states

@@ -187,7 +187,7 @@ class Namespace:
                     self.begin()
                     self._templates, self._octets = {}, len(states)
                 self._templates[ports, exclude] = states
-            shelf = self._shelves[key] = Shelf(ports.low, states, self._numbers, self._rest)
+            shelf = self._shelves[key] = Shelf(ports.low, states, self._numbers, self._rest, key)
         return shelf
 
     def honours(self, protocol: str, port: int) -> bool:

@@ -5,12 +5,14 @@ another one on the same 4-tuple without a word, or a late datagram reaches the w
 port rests for a minute, as long as there are others (RFC 6056, section 3.3; "ports are reused as
 late as possible").
 
-Each ledger keeps its own resting ports, 4 octets each. `Rest` is what all ledgers of a namespace
-have in common: it bounds what they keep, and lets the oldest go first.
+A busy destination's ledger keeps its own resting ports, 4 octets each. Most destinations have few,
+and no ledger after their last connection. `Rest` is what all ledgers of a namespace have in common.
+It keeps the few ports itself, and bounds what the ledgers keep; the oldest goes first.
 """
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
@@ -29,11 +31,19 @@ if TYPE_CHECKING:
 #: Seconds for which a port rests.
 MINUTE: Final = 60
 
-#: Octets that are kept for ports that rest, in all.
-MOST: Final = 16 << 20
+#: Octets that ledgers keep for ports that rest, in all.
+MOST: Final = 12 << 20
 
-#: Octets of a ledger that is kept for them alone: with its key, its references and its array.
-LEDGER: Final = 800
+#: Octets of a ledger that is kept for them alone, but for its map: with its references, its
+#: array, and a few ports that it has drawn.
+LEDGER: Final = 1_500
+
+#: Destinations with few such ports that are kept, twice: those closed to last, and those before.
+#: Each takes some 120 octets, 4 MiB in all. To forget them all at once takes a millisecond.
+MOST_FEW: Final = 16_384
+
+#: The second in which a port was closed, in the upper half, and the port.
+_CLOSED: Final = struct.Struct("I")
 
 
 class Rest:
@@ -44,11 +54,18 @@ class Rest:
         octets: What is kept for them, as of the last second.
     """
 
-    __slots__ = ("_ledgers", "clock", "octets")
+    __slots__ = ("_few", "_former", "_ledgers", "_since", "clock", "octets")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Begin with none; clock: gives the time in seconds."""
         self.clock = clock
+        # The few ports of a destination, by what names it: for each the second and the port. The
+        # garbage collector has no business with octets, nor with a dictionary of these.
+        self._few: dict[int, bytes] = {}
+        # Those before.
+        self._former: dict[int, bytes] = {}
+        # The second in which the first of them came.
+        self._since = self.now()
         # With the second in which the last port was closed, and the octets.
         self._ledgers: OrderedDict[Resting, tuple[int, int]] = OrderedDict()
         self.octets = 0
@@ -60,6 +77,36 @@ class Rest:
         """Return the time in whole seconds, which begins anew every 18 hours."""
         return int(self.clock()) & 0xFFFF
 
+    def note(self, name: int, closed: int, most: int) -> bool:
+        """Note one of the few ports of a destination; False if there are more than `most` now.
+
+        closed: the second and the port. Of threads that are here at once for one destination,
+        one may be in vain: its port comes back early.
+        """
+        now = closed >> 16
+        if len(self._few) >= MOST_FEW or (now - self._since) & 0xFFFF > MINUTE:
+            self._begin(now)
+        few = self._few
+        ports = (few.get(name) or self._former.get(name, b"")) + _CLOSED.pack(closed)
+        if len(ports) > most * _CLOSED.size:
+            ports = b"".join(map(_CLOSED.pack, _resting(ports, now)))
+        few[name] = ports
+        return len(ports) <= most * _CLOSED.size
+
+    def has(self, name: int) -> bool:
+        """Return whether few ports of a destination may rest."""
+        return name in self._few or name in self._former
+
+    def few_of(self, name: int) -> set[int]:
+        """Return the few ports of a destination that rest."""
+        ports = self._few.get(name) or self._former.get(name, b"")
+        return {closed & 0xFFFF for closed in _resting(ports, self.now())}
+
+    def take_few(self, name: int) -> bytes:
+        """Return the few ports of a destination as they are kept, and keep them no more."""
+        former = self._former.pop(name, b"")
+        return self._few.pop(name, former)
+
     def add(self, ledger: Resting, octets: int, now: int) -> None:
         """Note that a port of a ledger rests from now on; octets: what all of its ports take."""
         ledgers = self._ledgers
@@ -68,6 +115,8 @@ class Rest:
         ledgers[ledger] = now, octets
         if then != now:
             ledgers.move_to_end(ledger)
+        if age(self._since, now) > MINUTE:
+            self._begin(now)
         # Two at most, so that no call pays for all.
         for _ in range(2):
             oldest, (then, before) = next(iter(ledgers.items()), (ledger, (now, 0)))
@@ -76,6 +125,10 @@ class Rest:
             if ledgers.pop(oldest, None) is not None:
                 self.octets -= before
                 oldest.wake_all()
+
+    def _begin(self, now: int) -> None:
+        """Begin another generation of destinations with few."""
+        self._former, self._few, self._since = self._few, {}, now
 
 
 class RestingPorts:
@@ -88,8 +141,9 @@ class RestingPorts:
 
     __slots__ = ("_first", "closed", "noted")
 
-    def __init__(self) -> None:
-        self.closed = array("I")
+    def __init__(self, closed: bytes = b"") -> None:
+        """Begin with some ports; closed: as `Rest.take_few` returns them."""
+        self.closed = array("I", closed)
         self.noted = -1
         # The first that is left.
         self._first = 0
@@ -119,6 +173,11 @@ class RestingPorts:
         while len(self) and age(self.closed[self._first] >> 16, now) > MINUTE:
             rested.append(self.take_oldest())
         return rested
+
+
+def _resting(ports: bytes, now: int) -> Iterator[int]:
+    """Yield those that have not rested for a minute, with the second in which each was closed."""
+    return (closed for (closed,) in _CLOSED.iter_unpack(ports) if age(closed >> 16, now) <= MINUTE)
 
 
 def age(then: int, now: int) -> int:
