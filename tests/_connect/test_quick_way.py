@@ -80,7 +80,7 @@ def connected(request: Request, drawn: list[int], go: Callable[[Connection], Non
     namespace.plans.clear()
     plan = make_plan(namespace, request)
     ledger = plan.ledger
-    plan.shelf.shared_calls = plan.shelf.in_vain = 0
+    plan.terms.shelf.shared_calls = plan.terms.shelf.in_vain = 0
     ledger._forget(ledger._shelf.template)
     # As if it had drawn them: the last one is proposed first.
     ledger.drawn = drawn[::-1]

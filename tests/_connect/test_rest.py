@@ -42,7 +42,7 @@ def use(ledger: Ledger) -> int:
 
 def kept_few(rest: Rest) -> int:
     """How many destinations with few ports that rest are kept."""
-    return len(rest._few) + len(rest._former)
+    return len(rest.few) + len(rest.former)
 
 
 def all_of(ledger: Ledger) -> list[int]:

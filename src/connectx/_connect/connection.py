@@ -343,7 +343,7 @@ class Connection:
         try:
             self.sock.bind(source)
         except OSError as error:
-            self._require_local(error, self.plan.host)
+            self._require_local(error, self.plan.terms.host)
             raise
 
     def _connect(self) -> None:
@@ -359,13 +359,14 @@ class Connection:
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port, if nobody has the 4-tuple."""
         plan, request = self.plan, self.request
-        shelf = plan.shelf
+        terms = plan.terms
+        shelf = terms.shelf
         if shelf.shared_calls:
             shelf.shared_calls -= 1
         else:
             # Not unpacked, which would take twice the time.
-            source: Any = (plan.host, port) + request.source_suffix  # noqa: RUF005
-            if claim_alone(self.sock, source, request.address, releasable=plan.terms.releasable):
+            source: Any = (terms.host, port) + request.source_suffix  # noqa: RUF005
+            if claim_alone(self.sock, source, request.address, releasable=terms.releasable):
                 shelf.in_vain = 0
                 if plan.checks:
                     self._check()
@@ -375,7 +376,7 @@ class Connection:
         try:
             # Without a call, most of the time (tests/test_call_paths.py counts them).
             ends = plan.looked or plan.ends()
-            namespace = plan.terms.namespace
+            namespace = terms.namespace
             try:
                 netlink, known = namespace.sockets.diag, namespace.sockets.devices
             except AttributeError:
@@ -394,8 +395,8 @@ class Connection:
                 source,
                 request.address,
                 devices=devices,
-                releasable=plan.terms.releasable,
-                beside_services=plan.terms.asked != 0,
+                releasable=terms.releasable,
+                beside_services=terms.asked != 0,
             )
         except OSError as error:
             self._require_local(error, ends.host)
@@ -446,8 +447,8 @@ class Connection:
                 purpose = f"sharing with other sockets the {ports} to {request.destination}"
                 self._unshared = without_netlink(request, error, purpose)
             return Outcome.OCCUPIED
-        if plan.host:
-            self._require_local(error, plan.host)
+        if plan.terms.host:
+            self._require_local(error, plan.terms.host)
         elif error.errno == errno.EADDRNOTAVAIL:
             # Of connect(), which has no source to take: routing may know why.
             with contextlib.suppress(NetlinkRefused):

@@ -40,7 +40,7 @@ def failure(verdict: Verdict, plan: Plan, attempts: int) -> ConnectxError:
     """
     request = plan.request
     kind, stream_errno, datagram_errno = _FAILURES[verdict]
-    source = request.origin.source._replace(host=plan.host or _routed_host(plan))
+    source = request.origin.source._replace(host=plan.terms.host or _routed_host(plan))
     subject = FourTuple(request.origin.protocol, source, request.destination)
     return kind(
         f"{verdict.value}: {subject}",

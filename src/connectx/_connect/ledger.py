@@ -111,6 +111,7 @@ class Shelf:
         template: The states of its ports while nothing is open.
         numbers: What ports are drawn with.
         rest: What bounds the memory of ports that rest.
+        few: How many of these a destination has without a map.
         shared_calls: How many calls are to share a UDP port at once, since few are left that
             nobody has; see connectx._connect.connection.
         in_vain: How many were after the last port that somebody had.
@@ -121,6 +122,7 @@ class Shelf:
         "_forget",
         "_kept",
         "_name",
+        "few",
         "in_vain",
         "low",
         "numbers",
@@ -136,6 +138,7 @@ class Shelf:
         self.template = template
         self.numbers = numbers
         self.rest = rest
+        self.few = min(_RESTING_UNMAPPED, len(template) // 8)
         self.shared_calls = self.in_vain = 0
         self._name = hash(name)
         # Not a WeakValueDictionary, which costs a new destination another microsecond.
@@ -237,8 +240,13 @@ class Ledger:
             except IndexError:
                 # Another thread was quicker.
                 pass
-        shelf, states = self._shelf, self._states
-        if self._batch == 1 and states is shelf.template and not shelf.rest.has(self._name):
+        shelf, states, name = self._shelf, self._states, self._name
+        if (
+            self._batch == 1
+            and states is shelf.template
+            and name not in shelf.rest.few
+            and name not in shelf.rest.former
+        ):
             index = shelf.numbers.take() % len(states)
             if not states[index]:
                 # A new destination, most of the time: without the list, which takes as long.
@@ -265,7 +273,7 @@ class Ledger:
         closed = now << 16 | port
         resting = self._resting
         if states is shelf.template:
-            if shelf.rest.note(self._name, closed, min(_RESTING_UNMAPPED, len(states) // 8)):
+            if shelf.rest.note(self._name, closed, shelf.few):
                 return
             resting = self._map()
         else:

@@ -49,6 +49,7 @@ class Terms:
         namespace, origin: What it is made of.
         program: The table that its attempts walk.
         opens: Whether a call may begin with a port of the ledger.
+        host: The source that was asked for, as bind() takes it; "" for any.
         interface: The device that the socket is bound to; 0 for none.
         random: Gives so many octets that nobody else can foresee.
         ports: The range in force, or the part of it to stay within.
@@ -66,6 +67,7 @@ class Terms:
         "_routes",
         "asked",
         "binds",
+        "host",
         "interface",
         "namespace",
         "opens",
@@ -91,12 +93,13 @@ class Terms:
         self.origin = origin
         self.program = program
         self.opens = program.opens
+        self.host = origin.source.host
         self.interface = origin.options.interface
         self.random: Callable[[int], bytes] = os.urandom
         self.ports = ports or namespace.ports or FULL_RANGE
         self.search = ports or FULL_RANGE
         self.asked = origin.source.port
-        self.binds = bool(origin.source.host)
+        self.binds = bool(self.host)
         self.shares = origin.stream and origin.strategy != "kernel"
         in_force = namespace.ports
         # Such ports are bound by number.
@@ -149,7 +152,7 @@ class Terms:
         except AttributeError:
             netlink = self.namespace.route
         try:
-            return lookup.find(netlink, request.wire_destination, request.destination.port, source)
+            return lookup.find(netlink, request.wire_destination, request.address[1], source)
         except OSError as error:
             number = error.errno or 0
             if origin.wire_family == AF_INET6 and number == errno.ENETUNREACH:
@@ -184,9 +187,8 @@ class Plan:
     Attributes:
         terms: What it has in common with others of the same origin.
         request: What is asked for.
-        host: The source that was asked for, as bind() takes it; "" for any.
-        any_port: The same for a port that is yet to be chosen; unset for any source.
-        shelf: Where the ledger is kept.
+        any_port: The source that was asked for, as bind() takes it, for a port that is yet to be
+            chosen; unset for any source.
         ledger: What is known of the source ports toward the destination.
         opening: The ledger, if a call may begin with a port of it without an `Attempt`.
         looked: The plan's `ends`, once somebody has needed them.
@@ -198,13 +200,11 @@ class Plan:
     __slots__ = (
         "any_port",
         "checks",
-        "host",
         "ledger",
         "looked",
         "may_meet_itself",
         "opening",
         "request",
-        "shelf",
         "terms",
     )
 
@@ -214,31 +214,28 @@ class Plan:
     def __init__(self, terms: Terms, request: Request) -> None:
         self.terms = terms
         self.request = request
-        self.host = terms.origin.source.host
         if terms.binds:
             self.any_port = self.source_at(0)
-        self.shelf = terms.shelf
-        to = request.destination
-        self.ledger = terms.shelf.ledger(
-            (request.wire_destination, to.port, terms.interface or request.scope)
-        )
-        self.opening = self.ledger if terms.opens else None
+        port, wire = request.address[1], request.wire_destination
+        ledger = terms.shelf.ledger((wire, port, terms.interface or request.scope))
+        self.ledger = ledger
+        self.opening = ledger if terms.opens else None
         self.looked: Ends | None = None
         # A source that is left to the kernel may be the destination's own address.
         self.may_meet_itself = (
-            terms.ports.low <= to.port <= terms.ports.high
+            terms.ports.low <= port <= terms.ports.high
             and not terms.asked
-            and terms.origin.wire_source in (b"", request.wire_destination)
+            and terms.origin.wire_source in (b"", wire)
         )
         self.checks = terms.verifies or self.may_meet_itself
 
     def __repr__(self) -> str:
         ports = self.terms.ports
-        return f"<Plan for {self.request!r} from {self.host or 'any source'}, ports {ports}>"
+        return f"<Plan for {self.request!r} from {self.terms.host or 'any source'}, ports {ports}>"
 
     def source_at(self, port: int) -> Address:
         """Return the source as bind() takes it."""
-        return (self.host, port, *self.request.source_suffix)  # type: ignore[return-value] # two or four
+        return (self.terms.host, port, *self.request.source_suffix)  # type: ignore[return-value] # two or four
 
     def ends(self) -> Ends:
         """Return what a lookup needs. Most calls need no lookup, so it is not made before.
@@ -269,10 +266,10 @@ class Plan:
                 origin.wire_family,
                 source,
                 request.wire_destination,
-                request.destination.port,
+                request.address[1],
                 interface,
             )
-            host = self.host or request.source_host(source)
+            host = terms.host or request.source_host(source)
             self.looked = Ends(source, host, suffix, lookup, None if bound else (), anywhere)
         return self.looked
 

@@ -147,7 +147,8 @@ class Origin:
         self.source, self.wire_source = Endpoint("", 0), b""
         if source is None:
             return
-        self.source, octets, wire = _end("source", source)
+        address, octets, wire = _end("source", source)
+        self.source = Endpoint(*address)
         if not self.source.host:
             return
         if family_of(octets) != family:
@@ -172,9 +173,7 @@ class Request:
 
     Attributes:
         origin: Where from, and how.
-        destination: The destination; `address` is the same as connect() takes it.
-        key: Names the destination: those that share its ports have the same, MPTCP and TCP
-            or an IPv4 address and its IPv4-mapped form.
+        address: The destination as connect() takes it.
         scope: The interface of a link-local destination or source, else 0. The kernel binds
             the socket to it, so another interface has other 4-tuples (tcp_v6_connect,
             __ip6_datagram_connect, __inet6_bind).
@@ -186,41 +185,41 @@ class Request:
 
     __slots__ = (
         "address",
-        "destination",
         "follows_source",
-        "key",
         "origin",
         "scope",
         "source_suffix",
         "wire_destination",
     )
 
-    def __init__(self, origin: Origin, destination: Endpoint, wire_destination: bytes) -> None:
+    source_suffix: tuple[int, ...]
+
+    def __init__(self, origin: Origin, address: Address, wire_destination: bytes) -> None:
         self.origin = origin
-        if destination.scope_id and not needs_scope(wire_destination):
-            # The kernel ignores it.
-            destination = destination._replace(scope_id=0)
-        self.destination = destination
+        self.address = address
         self.wire_destination = wire_destination
         self.scope = 0
         self.follows_source = False
-        name = origin.protocol if origin.protocol != "mptcp" else "tcp"
-        self.key = name, destination
-        self.address: Address
-        self.source_suffix: tuple[int, ...]
-        if origin.family == AF_INET:
-            self.address = destination[:2]
+        if len(address) == 2:
             self.source_suffix = ()
             return
-        self.address = tuple(destination)  # type: ignore[assignment] # of four
+        host, port, flowinfo, scope_id = address
+        if scope_id and not needs_scope(wire_destination):
+            # The kernel ignores it.
+            scope_id = 0
+            self.address = host, port, flowinfo, 0
         # A link-local source needs a scope, and has the destination's.
-        self.source_suffix = (0, origin.source.scope_id or destination.scope_id)
+        self.source_suffix = (0, origin.source.scope_id or scope_id)
         if origin.version == 4:
-            self.key = name, destination._replace(host=text(wire_destination))
             return
-        self.scope = destination.scope_id
-        if not self.scope and origin.source.scope_id and needs_scope(origin.wire_source):
+        self.scope = scope_id
+        if not scope_id and origin.source.scope_id and needs_scope(origin.wire_source):
             self.scope = origin.source.scope_id
+
+    @property
+    def destination(self) -> Endpoint:
+        """The destination."""
+        return Endpoint(*self.address)
 
     def __repr__(self) -> str:
         origin = self.origin
@@ -368,8 +367,8 @@ def request_from(to: Request, host: str, options: Options) -> Request:
     source = (host, port) if host or port else None
     origin = _origin(of.family, of.wire_family, of.type, of.proto, of.strategy, source, options)
     if host and to.follows_source:
-        return Request(origin, to.destination._replace(host=host), origin.wire_source)
-    return Request(origin, to.destination, to.wire_destination)
+        return Request(origin, (host, *to.address[1:]), origin.wire_source)
+    return Request(origin, to.address, to.wire_destination)
 
 
 @functools.lru_cache(maxsize=512)
@@ -385,7 +384,7 @@ def request_with(to: Request, options: Options) -> Request:
         source if of.family == AF_INET6 else source[:2],
         options,
     )
-    return Request(origin, to.destination, to.wire_destination)
+    return Request(origin, to.address, to.wire_destination)
 
 
 def as_tuple(address: Any) -> Any:
@@ -483,31 +482,35 @@ def _parse(
     wire_family = AF_INET if len(wire) == 4 else AF_INET6
     origin = _origin(to_family, wire_family, kind, proto, strategy, source, options)
     request = Request(origin, to, wire)
-    request.follows_source = any(wildcard) or len(wildcard) == 4
+    if wildcard:
+        request.follows_source = any(wildcard) or len(wildcard) == 4
     return request
 
 
-def _end(role: str, address: Address) -> tuple[Endpoint, bytes, bytes]:
-    """Return an address tuple as an endpoint with the kernel's text, and its octets.
+def _end(role: str, address: Address) -> tuple[Address, bytes, bytes]:
+    """Return an address with the kernel's text, as sockets of its family take it, and its octets.
 
     The host is "" for the wildcard address, and the octets b"" where there is no host.
     """
-    if not address[0]:
-        return Endpoint("", *address[1:]), b"", b""
-    found = canonical(address[0])
+    host, port = address[:2]
+    if not host:
+        return address, b"", b""
+    found = canonical(host)
     if found is None:
-        raise _NotLiteralError(f"the {role}'s host is an IP address, not {address[0]!r}")
+        raise _NotLiteralError(f"the {role}'s host is an IP address, not {host!r}")
     host, octets, wire = found
-    if len(address) == 2:
-        return Endpoint(host, address[1]), octets, wire
     if len(octets) == 4:
-        raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
-    return Endpoint(host, *address[1:]), octets, wire
+        if len(address) != 2:
+            raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
+        return (address[:2] if host else ("", port)), octets, wire
+    if len(address) == 2:
+        return (host, port, 0, 0), octets, wire
+    return (host, *address[1:]), octets, wire
 
 
 def _here(
-    to: Endpoint, octets: bytes, destination: Address, source: Address | None
-) -> tuple[Endpoint, bytes, bytes]:
+    to: Address, octets: bytes, destination: Address, source: Address | None
+) -> tuple[Address, bytes, bytes]:
     """Return where a connection to the wildcard address goes.
 
     For IPv4 that is the source's own address, where there is one (ip_route_output_key), and
@@ -517,13 +520,13 @@ def _here(
         raise ValueError(f"the destination has no host: {destination!r}")
     host, own, _ = canonical(source[0]) or ("", b"", b"") if source else ("", b"", b"")
     if len(octets) == 4:
-        return _end("destination", (host if len(own) == 4 and host else "127.0.0.1", to.port))
+        return _end("destination", (host if len(own) == 4 and host else "127.0.0.1", to[1]))
     mapped = own.startswith(V4_MAPPED) and host
     if not any(octets):
         host = f"{V4_MAPPED_TEXT}127.0.0.1" if mapped else "::1"
     elif not mapped:
         host = f"{V4_MAPPED_TEXT}127.0.0.1"
-    return _end("destination", (host, to.port, to.flowinfo, to.scope_id))
+    return _end("destination", (host, *to[1:]))
 
 
 def _has_usual_form(address: Any) -> bool:

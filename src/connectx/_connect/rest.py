@@ -52,18 +52,19 @@ class Rest:
     Attributes:
         clock: Gives the time in seconds.
         octets: What is kept for them, as of the last second.
+        few: The ports of destinations that have few, by what names the destination: for each
+            port the second in which it was closed, and the port.
+        former: The same, of those closed to before.
     """
 
-    __slots__ = ("_few", "_former", "_ledgers", "_since", "clock", "octets")
+    __slots__ = ("_ledgers", "_since", "clock", "few", "former", "octets")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Begin with none; clock: gives the time in seconds."""
         self.clock = clock
-        # The few ports of a destination, by what names it: for each the second and the port. The
-        # garbage collector has no business with octets, nor with a dictionary of these.
-        self._few: dict[int, bytes] = {}
-        # Those before.
-        self._former: dict[int, bytes] = {}
+        # The garbage collector has no business with octets, nor with a dictionary of these.
+        self.few: dict[int, bytes] = {}
+        self.former: dict[int, bytes] = {}
         # The second in which the first of them came.
         self._since = self.now()
         # With the second in which the last port was closed, and the octets.
@@ -84,28 +85,28 @@ class Rest:
         one may be in vain: its port comes back early.
         """
         now = closed >> 16
-        if len(self._few) >= MOST_FEW or (now - self._since) & 0xFFFF > MINUTE:
+        if len(self.few) >= MOST_FEW or (now - self._since) & 0xFFFF > MINUTE:
             self._begin(now)
-        few = self._few
-        ports = (few.get(name) or self._former.get(name, b"")) + _CLOSED.pack(closed)
+        few = self.few
+        ports = few.get(name) or self.former.get(name)
+        if ports is None:
+            few[name] = _CLOSED.pack(closed)
+            return most > 0
+        ports += _CLOSED.pack(closed)
         if len(ports) > most * _CLOSED.size:
             ports = b"".join(map(_CLOSED.pack, _resting(ports, now)))
         few[name] = ports
         return len(ports) <= most * _CLOSED.size
 
-    def has(self, name: int) -> bool:
-        """Return whether few ports of a destination may rest."""
-        return name in self._few or name in self._former
-
     def few_of(self, name: int) -> set[int]:
         """Return the few ports of a destination that rest."""
-        ports = self._few.get(name) or self._former.get(name, b"")
+        ports = self.few.get(name) or self.former.get(name, b"")
         return {closed & 0xFFFF for closed in _resting(ports, self.now())}
 
     def take_few(self, name: int) -> bytes:
         """Return the few ports of a destination as they are kept, and keep them no more."""
-        former = self._former.pop(name, b"")
-        return self._few.pop(name, former)
+        former = self.former.pop(name, b"")
+        return self.few.pop(name, former)
 
     def add(self, ledger: Resting, octets: int, now: int) -> None:
         """Note that a port of a ledger rests from now on; octets: what all of its ports take."""
@@ -128,7 +129,7 @@ class Rest:
 
     def _begin(self, now: int) -> None:
         """Begin another generation of destinations with few."""
-        self._former, self._few, self._since = self._few, {}, now
+        self.former, self.few, self._since = self.few, {}, now
 
 
 class RestingPorts:

@@ -27,7 +27,7 @@ def explain(verdict: Verdict, plan: Plan) -> str:
     try:
         # First of all: this is what fails (EXDEV) in another network namespace.
         netlink = plan.terms.namespace.diag
-        source = plan.host or request.source_host(
+        source = plan.terms.host or request.source_host(
             request.origin.wire_source or plan.terms.route(request, b"").source
         )
         connection = FourTuple(

@@ -22,6 +22,7 @@ from connectx._connect.request import (
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
+from connectx._dial.slots import key_of
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
 
@@ -106,7 +107,7 @@ class Target:
         origin = to.origin
         version = origin.version
         self.to = to
-        self.key = to.key
+        self.key = key_of(to)
         self.version = version
         self.only = self.lane = ""
         self.single = settings.single[version]

@@ -26,7 +26,7 @@ from connectx._dial.call import LimitReached
 from connectx._dial.capacity import Capacity, count, count_each, full_sources
 from connectx._dial.endings import Unreported
 from connectx._dial.settings import check
-from connectx._dial.slots import Destinations
+from connectx._dial.slots import Destinations, key_of
 from connectx._dial.sources import MOST_FREE, STICKY
 from connectx._dial.terms import Terms
 from connectx.addresses import HIGHEST_PORT, V4_MAPPED_TEXT, Endpoint
@@ -180,7 +180,9 @@ class Policy:
         else:
             hosts, prefixes = sources.hosts(version), sources.prefixes(version)
             counted = count_each(namespace, to, hosts, prefixes, usable)
-        self.destinations.saw(to.key, {each.source: sum(each.in_use.values()) for each in counted})
+        self.destinations.saw(
+            key_of(to), {each.source: sum(each.in_use.values()) for each in counted}
+        )
         total = sum(each.total for each in counted)
         free = sum(each.free for each in counted)
         return Capacity(total, total - free, free, tuple(counted))
@@ -253,7 +255,7 @@ class Policy:
         """
         sources, version = self.settings.sources, to.origin.version
         # The same for an IPv4-mapped address as for the IPv4 address.
-        only = sources.only(version, to.key[1].host if key is None else key)
+        only = sources.only(version, key_of(to)[1].host if key is None else key)
         bound = to.origin.source.host.removeprefix(V4_MAPPED_TEXT)
         if bound and (only not in ("", bound) or not sources.has(version, bound)):
             asked = to.origin.options.replaceable
@@ -267,7 +269,7 @@ class Policy:
 
     def failure(self, error: Exception, to: Request) -> PortsExhausted:
         """Return the error of a call that has not come to a try."""
-        open_now = sum(self.destinations.open_to(to.key).values())
+        open_now = sum(self.destinations.open_to(key_of(to)).values())
         limit = self.settings.limit
         reason = (
             f"the dialer's limit of {limit} connections to {to.destination} is reached"

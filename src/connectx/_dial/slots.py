@@ -26,11 +26,14 @@ from collections import OrderedDict, deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from connectx.addresses import Endpoint, text
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Hashable, Mapping
     from typing import Protocol
 
+    from connectx._connect.request import Request
     from connectx._connect.steps import Waiter
     from connectx.addresses import PortRange
 
@@ -68,8 +71,22 @@ _FORGOTTEN_AT_ONCE: Final = 2 * _TIDY_AFTER
 #: a large prefix are others at each call.
 _MOST_FULL: Final = 64
 
+#: What most destinations have of most things.
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
 #: Names each end of a connection. No number comes twice, whichever threads take one.
 _ENDS: Final = itertools.count(1)
+
+
+def key_of(to: Request) -> tuple[str, Endpoint]:
+    """Return what names the destination of a request: those that share its ports have the same.
+
+    So have MPTCP and TCP, and an IPv4 address and its IPv4-mapped form.
+    """
+    origin, address = to.origin, to.address
+    if origin.family != origin.wire_family:
+        address = text(to.wire_destination), *address[1:]
+    return (origin.protocol if origin.protocol != "mptcp" else "tcp"), Endpoint(*address)
 
 
 class Counters:
@@ -136,19 +153,31 @@ class Destination:
         last: The source address that was tried last.
     """
 
-    # As of the class until they are set, which for most destinations never happens.
-    seen: Mapping[str, int] = MappingProxyType({})
-    seen_until = 0.0
-    queues: Mapping[str, OrderedDict[Waiter, None]] = MappingProxyType({})
-    endings: Any = None
-    full: Mapping[str, Mapping[PortRange | None, float]] = MappingProxyType({})
-    last = ""
-    _most_full = _MOST_FULL
+    # With a dictionary each would take 400 octets more.
+    __slots__ = (
+        "_most_full",
+        "endings",
+        "full",
+        "key",
+        "last",
+        "paths",
+        "queues",
+        "seen",
+        "seen_until",
+        "slots",
+    )
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.paths: dict[str, Path] = {}
         self.slots: set[int] = set()
+        self.last = ""
+        self.seen: Mapping[str, int] = _NOTHING
+        self.seen_until = 0.0
+        self.queues: Mapping[str, OrderedDict[Waiter, None]] = _NOTHING
+        self.endings: Any = None
+        self.full: Mapping[str, Mapping[PortRange | None, float]] = _NOTHING
+        self._most_full = _MOST_FULL
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self.queues.values()))
@@ -175,7 +204,7 @@ class Destination:
 
     def clear(self, host: str | None) -> None:
         """Note that something has ended there, so its range may not be full; None: anywhere."""
-        full, self.full = self.full, MappingProxyType({}) if host is None else self.full
+        full, self.full = self.full, _NOTHING if host is None else self.full
         # Routing may have chosen it.
         for each in tuple(self.paths) if host is None else (host, ""):
             path = self.paths.get(each)
