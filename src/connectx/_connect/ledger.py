@@ -221,6 +221,11 @@ class Ledger:
         self.refusals = 0
 
     @property
+    def mapped(self) -> bool:
+        """Whether there is a map: somebody has refused a port, or many rest."""
+        return self._states is not self._shelf.template
+
+    @property
     def in_use(self) -> int:
         """How many ports are proposed, or in use by sockets that will report their end."""
         return self._given - len(self.drawn)

@@ -75,8 +75,7 @@ FRESH: Final = 1.0
 #: Seconds after which a namespace that nobody uses is forgotten.
 FORGET: Final = 60.0
 
-#: Plans that are kept at a time, twice: those made last, and those before. To forget them
-#: all at once takes a millisecond.
+#: Plans that are kept at a time. To forget them all at once takes a millisecond.
 MOST_PLANS: Final = 1024
 
 #: Octets of templates that are kept at a time: one of 28,232 ports is as many octets, and each
@@ -139,8 +138,8 @@ class Namespace:
         # No class of its own: an attribute of one takes three times as long to load.
         self.sockets = cast("_NetlinkSockets", Local())
         self._registry = registry
-        # Plans of the second before, for the sake of their ledgers.
-        self._former: dict[Hashable, Plan] = {}
+        # The ledgers of the plans before that have a map, which is worth something.
+        self._former: list[Ledger] = []
         self._templates: dict[Hashable, bytes] = {}
         self._octets = 0
         self._shelves: weakref.WeakValueDictionary[Hashable, Shelf] = weakref.WeakValueDictionary()
@@ -240,7 +239,7 @@ class Namespace:
 
     def begin(self) -> None:
         """Begin a new generation of plans."""
-        self._former = self.plans
+        self._former = [plan.ledger for plan in self.plans.values() if plan.ledger.mapped]
         self.plans = {}
         self.terms = {}
 
