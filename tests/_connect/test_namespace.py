@@ -110,8 +110,8 @@ def test_without_a_descriptor_to_look_again_what_was_known_has_to_do(
 
 def templates(namespace: Namespace) -> dict[int, int]:
     """The octets of each template that a plan refers to, by what identifies it."""
-    plans = [*namespace.plans.values(), *namespace._former.values()]
-    kept = [plan.ledger._shelf.template for plan in plans]
+    ledgers = [*(plan.ledger for plan in namespace.plans.values()), *namespace._former]
+    kept = [ledger._shelf.template for ledger in ledgers]
     return {id(each): len(each) for each in (*kept, *namespace._templates.values())}
 
 

@@ -199,6 +199,15 @@ class TestMemory:
         names = [shelf.ledger(number)._name for number in (0, count - MOST_FEW, count - 1)]
         assert [len(shelf.rest.few_of(name)) for name in names] == [0, 1, 1]
 
+    def test_of_many_destinations_again_and_again_no_more_are_kept(self, clock: Clock) -> None:
+        shelf = shelf_of(DEFAULT_RANGE, clock=clock)
+        for number in range(MOST_FEW * 3 // 2):
+            use(shelf.ledger(number))
+        for _ in range(2):
+            for number in range(MOST_FEW * 3 // 2):
+                use(shelf.ledger(number))
+                assert kept_few(shelf.rest) <= 2 * MOST_FEW
+
     def test_of_many_busy_destinations_the_oldest_goes_first(self, clock: Clock) -> None:
         """With a map each."""
         ports = PortRange(20000, 20999)
@@ -249,8 +258,9 @@ class TestMemory:
             use(shelf.ledger("there"))
             clock.seconds += 1
         assert len(shelf.rest) == len(shelf) == 1
-        clock.seconds += MINUTE
-        use(shelf.ledger("there"))
+        for _ in range(2):
+            shelf.rest.tidy()
+            clock.seconds += MINUTE + 1
         assert kept_few(shelf.rest) == 0
 
     def test_the_octets_add_up(self, clock: Clock) -> None:

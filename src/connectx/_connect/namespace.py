@@ -157,6 +157,7 @@ class Namespace:
         stay while sockets that report to them are open.
         """
         self.begin()
+        self._rest.tidy()
         self.fresh_until = monotonic() + FRESH
 
     def shelf(

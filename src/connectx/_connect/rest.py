@@ -12,13 +12,12 @@ It keeps the few ports itself, and bounds what the ledgers keep; the oldest goes
 
 from __future__ import annotations
 
-import struct
 from array import array
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Protocol
 
     class Resting(Protocol):
@@ -42,9 +41,6 @@ LEDGER: Final = 1_500
 #: Each takes some 120 octets, 4 MiB in all. To forget them all at once takes a millisecond.
 MOST_FEW: Final = 16_384
 
-#: The second in which a port was closed, in the upper half, and the port.
-_CLOSED: Final = struct.Struct("I")
-
 
 class Rest:
     """The ledgers that have ports which rest, in the order in which their last one was closed.
@@ -52,8 +48,8 @@ class Rest:
     Attributes:
         clock: Gives the time in seconds.
         octets: What is kept for them, as of the last second.
-        few: The ports of destinations that have few, by what names the destination: for each
-            port the second in which it was closed, and the port.
+        few: The ports of destinations that have few, by what names the destination: one number
+            of 32 bits for each port, its second in the upper half, the last one lowest.
         former: The same, of those closed to before.
     """
 
@@ -62,9 +58,9 @@ class Rest:
     def __init__(self, clock: Callable[[], float]) -> None:
         """Begin with none; clock: gives the time in seconds."""
         self.clock = clock
-        # The garbage collector has no business with octets, nor with a dictionary of these.
-        self.few: dict[int, bytes] = {}
-        self.former: dict[int, bytes] = {}
+        # Numbers, so that the garbage collector has no business with them.
+        self.few: dict[int, int] = {}
+        self.former: dict[int, int] = {}
         # The second in which the first of them came.
         self._since = self.now()
         # With the second in which the last port was closed, and the octets.
@@ -84,29 +80,32 @@ class Rest:
         closed: the second and the port. Of threads that are here at once for one destination,
         one may be in vain: its port comes back early.
         """
-        now = closed >> 16
-        if len(self.few) >= MOST_FEW or (now - self._since) & 0xFFFF > MINUTE:
-            self._begin(now)
-        few = self.few
-        ports = few.get(name) or self.former.get(name)
-        if ports is None:
-            few[name] = _CLOSED.pack(closed)
-            return most > 0
-        ports += _CLOSED.pack(closed)
-        if len(ports) > most * _CLOSED.size:
-            ports = b"".join(map(_CLOSED.pack, _resting(ports, now)))
-        few[name] = ports
-        return len(ports) <= most * _CLOSED.size
+        few, count = self.few, 1
+        if name in few or name in self.former:
+            now = closed >> 16
+            rested = [*_resting(few.get(name) or self.former.get(name, 0), now), closed]
+            few[name], count = _joined(rested), len(rested)
+        else:
+            few[name] = closed
+        if len(few) >= MOST_FEW:
+            self._begin(closed >> 16)
+        return count <= most
 
     def few_of(self, name: int) -> set[int]:
         """Return the few ports of a destination that rest."""
-        ports = self.few.get(name) or self.former.get(name, b"")
+        ports = self.few.get(name) or self.former.get(name, 0)
         return {closed & 0xFFFF for closed in _resting(ports, self.now())}
 
-    def take_few(self, name: int) -> bytes:
-        """Return the few ports of a destination as they are kept, and keep them no more."""
-        former = self.former.pop(name, b"")
-        return self.few.pop(name, former)
+    def take_few(self, name: int) -> list[int]:
+        """Return the few ports of a destination that rest, and keep them here no more."""
+        former = self.former.pop(name, 0)
+        return _resting(self.few.pop(name, former), self.now())
+
+    def tidy(self) -> None:
+        """Forget what has rested for a minute; to be called once a second."""
+        now = self.now()
+        if age(self._since, now) > MINUTE:
+            self._begin(now)
 
     def add(self, ledger: Resting, octets: int, now: int) -> None:
         """Note that a port of a ledger rests from now on; octets: what all of its ports take."""
@@ -116,8 +115,6 @@ class Rest:
         ledgers[ledger] = now, octets
         if then != now:
             ledgers.move_to_end(ledger)
-        if age(self._since, now) > MINUTE:
-            self._begin(now)
         # Two at most, so that no call pays for all.
         for _ in range(2):
             oldest, (then, before) = next(iter(ledgers.items()), (ledger, (now, 0)))
@@ -142,7 +139,7 @@ class RestingPorts:
 
     __slots__ = ("_first", "closed", "noted")
 
-    def __init__(self, closed: bytes = b"") -> None:
+    def __init__(self, closed: Iterable[int] = ()) -> None:
         """Begin with some ports; closed: as `Rest.take_few` returns them."""
         self.closed = array("I", closed)
         self.noted = -1
@@ -176,9 +173,24 @@ class RestingPorts:
         return rested
 
 
-def _resting(ports: bytes, now: int) -> Iterator[int]:
-    """Yield those that have not rested for a minute, with the second in which each was closed."""
-    return (closed for (closed,) in _CLOSED.iter_unpack(ports) if age(closed >> 16, now) <= MINUTE)
+def _joined(closed: list[int]) -> int:
+    """Return the seconds and ports as one number, 32 bits each."""
+    number = 0
+    for each in closed:
+        number = number << 32 | each
+    return number
+
+
+def _resting(number: int, now: int) -> list[int]:
+    """Return those of a number that have not rested for a minute, the oldest first."""
+    closed = []
+    while number:
+        each = number & 0xFFFFFFFF
+        number >>= 32
+        if age(each >> 16, now) <= MINUTE:
+            closed.append(each)
+    closed.reverse()
+    return closed
 
 
 def age(then: int, now: int) -> int:
