@@ -2,9 +2,12 @@
 
 import gc
 import itertools
+import sys
 import tracemalloc
 from collections import Counter
-from typing import Final
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -301,6 +304,38 @@ def test_ports_wake_in_the_order_in_which_they_were_closed(
         assert list(resting) == [port for port, _ in plain]
     later = (now + MINUTE) & 0xFFFF
     assert resting.take_rested(later) == [port for port, at in plain if age(at, later) > MINUTE]
+
+
+def test_an_interrupt_leaves_ports_that_can_be_taken() -> None:
+    """A signal's handler raises at each line in turn; no more than the port at hand is lost."""
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if frame.f_code is RestingPorts.take_oldest.__code__ and event == "line":
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+        return interrupt
+
+    previous = sys.gettrace()
+    for line in itertools.count(1):
+        left, resting = line, RestingPorts([1, 2, 3])
+        resting.take_oldest()
+        sys.settrace(interrupt)
+        try:
+            resting.take_oldest()
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            sys.settrace(previous)
+        assert list(resting)[-1:] == [3]
+        assert len(resting) == len(list(resting))
+        while resting:
+            taken = resting.take_oldest()
+        assert taken == 3
+    assert line > 4
 
 
 def test_a_clock_that_begins_anew(clock: Clock) -> None:

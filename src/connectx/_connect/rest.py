@@ -147,7 +147,7 @@ class RestingPorts:
         self._first = 0
 
     def __len__(self) -> int:
-        return len(self.closed) - self._first
+        return max(0, len(self.closed) - self._first)
 
     def __iter__(self) -> Iterator[int]:
         """Go through the ports."""
@@ -155,14 +155,18 @@ class RestingPorts:
 
     def take_oldest(self) -> int:
         """Return the port that has rested longest, which rests no more; 0 if there is none."""
-        if self._first >= len(self.closed):
+        closed, first = self.closed, self._first
+        try:
+            port = closed[first] & 0xFFFF
+        except IndexError:
+            # None, or another thread was quicker.
             return 0
-        port = self.closed[self._first] & 0xFFFF
-        self._first += 1
-        if self._first * 2 > len(self.closed):
-            # So that each port is moved once, on the average.
-            del self.closed[: self._first]
+        self._first = first + 1
+        if self._first * 2 > len(closed):
+            # So that each port is moved once, on the average. An interrupt in between leaves
+            # ports that were taken: the map says that they do not rest.
             self._first = 0
+            del closed[: first + 1]
         return port
 
     def take_rested(self, now: int) -> list[int]:
