@@ -38,7 +38,7 @@ MOST: Final = 12 << 20
 LEDGER: Final = 1_500
 
 #: Destinations with few such ports that are kept, twice: those closed to last, and those before.
-#: Each takes some 120 octets, 4 MiB in all. To forget them all at once takes a millisecond.
+#: Each takes some 100 octets, 4 MiB in all. To forget them all at once takes a millisecond.
 MOST_FEW: Final = 16_384
 
 

@@ -60,11 +60,13 @@ def call_to(
         key: What a "sticky" source belongs to; None for the destination's host.
         awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
     """
+    asked = address, kind, proto, key
     try:
-        target: Target | None = policy.targets.get((address, kind, proto, key))  # type: ignore[assignment] # that it keeps
+        target: Target | None = policy.targets.get(asked)  # type: ignore[assignment] # that it keeps
     except TypeError:
         # Nothing can be kept for a list.
         address = as_tuple(address)
+        asked = address, kind, proto, key
         target = None
     if target is None:
         # Kept here, so not where those of all calls are.
@@ -73,7 +75,7 @@ def call_to(
             target = Target(policy, to, key)
             if len(policy.targets) >= _MOST_TARGETS:
                 policy.targets = {}
-            policy.targets[address, kind, proto, key] = target
+            policy.targets[asked] = target
         elif isinstance(address[0], str) and "%" in address[0]:
             # uvloop's resolver drops a scope that is in the text. Not kept: another interface
             # may have the name in a moment.

@@ -74,6 +74,9 @@ _MOST_FULL: Final = 64
 #: What most destinations have of most things.
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
+#: The flowinfo and the scope of an IPv4 address.
+_NO_SCOPE: Final = (0, 0)
+
 #: Names each end of a connection. No number comes twice, whichever threads take one.
 _ENDS: Final = itertools.count(1)
 
@@ -86,7 +89,11 @@ def key_of(to: Request) -> tuple[str, Endpoint]:
     origin, address = to.origin, to.address
     if origin.family != origin.wire_family:
         address = text(to.wire_destination), *address[1:]
-    return (origin.protocol if origin.protocol != "mptcp" else "tcp"), Endpoint(*address)
+    if len(address) == 2:
+        address += _NO_SCOPE
+    # Not Endpoint(), which takes twice the time.
+    place = tuple.__new__(Endpoint, address)
+    return (origin.protocol if origin.protocol != "mptcp" else "tcp"), place
 
 
 class Counters:
@@ -519,8 +526,10 @@ class Destinations:
             # First of all, so that what is given back from now on is noted again.
             path.idle = False
             if not path.slots:
-                path.destination.paths.pop(path.host, None)
-                self._forget(path.destination)
+                destination = path.destination
+                destination.paths.pop(path.host, None)
+                if not destination.paths:
+                    self._forget(destination)
 
     def _drop_gone(self, destination: Destination, lane: str) -> None:
         """Have those wait no longer at the head of a queue who will never look."""
