@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.harness import DESTINATION, KINDS, Findings, Table, in_network, mean, quiet
 from bench.turns import timed
-from bench.ways import Fill, with_connectx, with_dialer
+from bench.ways import Fill, plain_connect, standard_library, with_connectx, with_dialer
 from connectx.sandbox.servers import listen
 from connectx.sandbox.workers import descriptors_free
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 #: What is compared, by what figures and tables call it.
 WAYS: Final[Mapping[str, Way]] = {"create_connection()": with_connectx, "Dialer": with_dialer()}
+
+#: What grows with the number of destinations without connectx, by protocol: the kernel's part.
+_PLAIN: Final[Mapping[str, tuple[str, Way]]] = {
+    "tcp": ("socket.create_connection()", standard_library),
+    "udp": ("socket.connect()", plain_connect),
+}
 
 #: Numbers of destinations.
 _COUNTS: Final = (100, 1_000, 10_000, 100_000)
@@ -66,32 +72,48 @@ def measure(settings: Settings) -> Findings:
     """Measure calls to few and to many destinations, and what is kept of these."""
     findings = Findings()
     rows = []
-    for (protocol, kind), (name, way) in itertools.product(KINDS.items(), WAYS.items()):
-        figure = f"destinations, {protocol}, {name}"
-        times, longest = [], []
-        for count in _COUNTS:
-            settings.progress(f"{figure}: {count:,}")
-            rounds = [
-                in_network(functools.partial(_round, kind, way, count, settings), settings.ports)
-                for _ in range(min(settings.rounds, _MOST_ROUNDS))
-            ]
-            times.append(statistics.median(each.mean for each in rounds) / 1000)
-            # What belongs to a call comes back in every round; a slow moment does not.
-            longest.append(min(each.longest for each in rounds) / 1e6)
-        findings.add(f"{figure}: growth", times[-1] / times[0])
-        findings.add(f"{figure}: longest", longest[-1])
-        rows += [
-            (protocol, name, f"{count:,}", round(time, 1), round(worst, 2))
-            for count, time, worst in zip(_COUNTS, times, longest, strict=True)
+    for protocol, kind in KINDS.items():
+        plain, way = _PLAIN[protocol]
+        ways = {**WAYS, plain: way}
+        rounds = [
+            _rounds(f"destinations, {protocol}", kind, ways, settings)
+            for _ in range(min(settings.rounds, _MOST_ROUNDS))
         ]
-    columns = ("", "call", "destinations", "µs with close", "longest, ms")
-    findings.tables.append(Table("Calls to destinations in turn", columns, rows))
+        for name in ways:
+            figure = f"destinations, {protocol}, {name}"
+            columns = list(zip(*(each[name] for each in rounds), strict=True))
+            times = [statistics.median(each.mean for each in column) / 1000 for column in columns]
+            # What belongs to a call comes back in every round; a slow moment does not.
+            longest = [min(each.longest for each in column) / 1e6 for column in columns]
+            if name in WAYS:
+                findings.add(f"{figure}: growth", times[-1] / times[0])
+                findings.add(f"{figure}: longest", max(longest))
+            rows += [
+                (protocol, name, f"{count:,}", round(time, 1), round(time / times[0], 2), worst)
+                for count, time, worst in zip(
+                    _COUNTS, times, (round(each, 2) for each in longest), strict=True
+                )
+            ]
+    titles = ("", "call", "destinations", "µs with close", "100 being 1", "longest, ms")
+    findings.tables.append(Table("Calls to destinations in turn", titles, rows))
     for name, way in WAYS.items():
         settings.progress(f"destinations, {name}: memory")
         kept = in_network(functools.partial(_kept, way, settings), settings.ports)
         findings.add(f"destinations, {name}: open", kept.open)
         findings.add(f"destinations, {name}: closed", kept.closed / 2**20)
     return findings
+
+
+def _rounds(
+    figure: str, kind: socket.SocketKind, ways: Mapping[str, Way], settings: Settings
+) -> dict[str, list[Round]]:
+    """Measure each way once with each number of destinations, the ways in turn."""
+    found: dict[str, list[Round]] = {name: [] for name in ways}
+    for count, (name, way) in itertools.product(_COUNTS, ways.items()):
+        settings.progress(f"{figure}, {name}: {count:,}")
+        measured = functools.partial(_round, kind, way, count, settings)
+        found[name].append(in_network(measured, settings.ports))
+    return found
 
 
 def _addresses(count: int) -> list[Address]:

@@ -308,6 +308,7 @@ def test_ports_wake_in_the_order_in_which_they_were_closed(
 
 def test_an_interrupt_leaves_ports_that_can_be_taken() -> None:
     """A signal's handler raises at each line in turn; no more than the port at hand is lost."""
+    left = 0
 
     def interrupt(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
         nonlocal left
