@@ -80,16 +80,18 @@ class Rest:
         closed: the second and the port. Of threads that are here at once for one destination,
         one may be in vain: its port comes back early.
         """
-        few, count = self.few, 1
+        few = self.few
         if name in few or name in self.former:
-            now = closed >> 16
-            rested = [*_resting(few.get(name) or self.former.get(name, 0), now), closed]
-            few[name], count = _joined(rested), len(rested)
+            ports = (few.get(name) or self.former.get(name, 0)) << 32 | closed
         else:
-            few[name] = closed
+            ports = closed
+        if ports.bit_length() > 32 * most:
+            # More than these, unless some have rested long enough.
+            ports = _joined(_resting(ports, closed >> 16))
+        few[name] = ports
         if len(few) >= MOST_FEW:
             self._begin(closed >> 16)
-        return count <= most
+        return ports.bit_length() <= 32 * most
 
     def few_of(self, name: int) -> set[int]:
         """Return the few ports of a destination that rest."""
@@ -190,9 +192,11 @@ def _resting(number: int, now: int) -> list[int]:
     closed = []
     while number:
         each = number & 0xFFFFFFFF
+        # age(), written out.
+        if (now - (each >> 16)) & 0xFFFF > MINUTE:
+            break
+        closed.append(each)
         number >>= 32
-        if age(each >> 16, now) <= MINUTE:
-            closed.append(each)
     closed.reverse()
     return closed
 
