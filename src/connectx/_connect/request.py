@@ -492,20 +492,18 @@ def _end(role: str, address: Address) -> tuple[Address, bytes, bytes]:
 
     The host is "" for the wildcard address, and the octets b"" where there is no host.
     """
-    host, port = address[:2]
+    host = address[0]
     if not host:
         return address, b"", b""
     found = canonical(host)
     if found is None:
         raise _NotLiteralError(f"the {role}'s host is an IP address, not {host!r}")
     host, octets, wire = found
-    if len(octets) == 4:
-        if len(address) != 2:
-            raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
-        return (address[:2] if host else ("", port)), octets, wire
-    if len(address) == 2:
-        return (host, port, 0, 0), octets, wire
-    return (host, *address[1:]), octets, wire
+    if len(octets) == 16:
+        return (host, *(address[1:] if len(address) == 4 else (address[1], 0, 0))), octets, wire
+    if len(address) != 2:
+        raise ValueError(f"the {role} is IPv4 and has no flowinfo or scope_id: {address!r}")
+    return (host, address[1]), octets, wire
 
 
 def _here(

@@ -81,17 +81,19 @@ class Rest:
         one may be in vain: its port comes back early.
         """
         few = self.few
+        enough = most > 0
         if name in few or name in self.former:
             ports = (few.get(name) or self.former.get(name, 0)) << 32 | closed
+            if ports.bit_length() > 32 * most:
+                # More than these, unless some have rested long enough.
+                ports = _joined(_resting(ports, closed >> 16))
+                enough = ports.bit_length() <= 32 * most
+            few[name] = ports
         else:
-            ports = closed
-        if ports.bit_length() > 32 * most:
-            # More than these, unless some have rested long enough.
-            ports = _joined(_resting(ports, closed >> 16))
-        few[name] = ports
+            few[name] = closed
         if len(few) >= MOST_FEW:
             self._begin(closed >> 16)
-        return ports.bit_length() <= 32 * most
+        return enough
 
     def few_of(self, name: int) -> set[int]:
         """Return the few ports of a destination that rest."""
