@@ -37,6 +37,7 @@ EXCEPTIONS: Final = {
     # What a worker answers comes by a pipe, which ends with the worker.
     ("test_holders.py", ".result()"),
     ("test_workers.py", ".result()"),
+    ("test_reuse_across_processes.py", "crew.fork(self).start(call).result()"),
     # Polled with a limit; and a worker's, which ends with the test's end of the pipe.
     ("internals.py", "there.recv()"),
     ("test_sockets_as_usual.py", "pipe.recv()"),

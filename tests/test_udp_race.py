@@ -174,13 +174,13 @@ class TestForAPortAskedForWithOptions:
             [WithOptions(device=True), WithOptions(mapped=True)],
             [by_create_connection, WithOptions(device=True, mapped=True)],
         ],
-        ids=str,
+        ids=["device", "processors", "mapped", "device and mapped", "device that is mapped"],
     )
     def test_nobody_shares_it(self, ways: list[Connect], port: int) -> None:
         won = race_for(port, [FIRST], ways * 2, rounds=40)
         assert max(won) == [1]
         # Or none, where each of two that are not compared by their age steps back.
-        assert won.count([1]) >= 36
+        assert won.count([1]) > won.count([0])
 
 
 class Call(NamedTuple):

@@ -46,13 +46,17 @@ def shelf_of(
     *,
     seed: int = 0,
     clock: Callable[[], float] = lambda: 0.0,
+    walks: bool = False,
 ) -> Shelf:
     holes = [PortRange(port, port) for port in reserved]
-    return Shelf(ports.low, template(ports, holes), Numbers(drawing(seed)), Rest(clock), "here")
+    numbers = Numbers(drawing(seed))
+    return Shelf(ports.low, template(ports, holes), numbers, Rest(clock), "here", walks=walks)
 
 
-def ledger_of(ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0) -> Ledger:
-    return Ledger(shelf_of(ports, reserved, seed=seed), 0)
+def ledger_of(
+    ports: PortRange, reserved: Iterable[int] = (), *, seed: int = 0, walks: bool = False
+) -> Ledger:
+    return Ledger(shelf_of(ports, reserved, seed=seed, walks=walks), 0)
 
 
 def plan_of(
@@ -65,10 +69,11 @@ def plan_of(
     asked: int = 0,
     window: int = 0,
     seed: int = 0,
+    walks: bool = False,
 ) -> Terms | None:
-    """None where the strategy does not serve the case."""
+    """None where the strategy does not serve the case; walks: as for a shelf."""
     program = STRATEGIES[strategy].program(case, available)
     if program is None:
         return None
-    ledger = ledger_of(ports, reserved, seed=seed)
+    ledger = ledger_of(ports, reserved, seed=seed, walks=walks)
     return Terms(program._replace(window=window), ledger, drawing(seed + 1), ports, asked=asked)

@@ -18,10 +18,14 @@ from hypothesis import strategies as st
 from connectx._connect.attempt import Attempt
 from connectx._connect.connection import Connection
 from connectx._connect.namespace import NAMESPACES, windows_work
-from connectx._connect.plan import make_plan
+from connectx._connect.plan import FULL_RANGE, make_plan
 from connectx._connect.request import Request, parse
 from connectx.blocking import run
-from connectx.sandbox.networks import experiment_network
+from connectx.errors import PortsExhausted
+from connectx.linux import features
+from connectx.linux.sockopts import pack_port_range
+from connectx.linux.uapi import IP_LOCAL_PORT_RANGE, IPPROTO_IP
+from connectx.sandbox.networks import Network, experiment_network
 from connectx.sandbox.servers import Servers
 from tests.api.calls import reset_on_close
 from tests.kernel.raw import FIRST, MPTCP, TCP, TCP6, UDP, UDP6, UDPLITE, Transport
@@ -82,6 +86,7 @@ def connected(request: Request, drawn: list[int], go: Callable[[Connection], Non
     ledger = plan.ledger
     plan.terms.shelf.shared_calls = plan.terms.shelf.in_vain = 0
     ledger._forget(ledger._shelf.template)
+    ledger.walks = not drawn and plan.terms.shelf.walkable
     # As if it had drawn them: the last one is proposed first.
     ledger.drawn = drawn[::-1]
     ledger._given = len(drawn)
@@ -128,13 +133,32 @@ def ports_like(transport: Transport, states: list[str]) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("with_source", [False, True], ids=["any source", "source address"])
+with_or_without_source = pytest.mark.parametrize(
+    "with_source", [False, True], ids=["any source", "source address"]
+)
+
+
+def request_of(transport: Transport, *, with_source: bool) -> Request:
+    default = transport.protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}
+    request = parse(
+        0,
+        int(transport.type),
+        0 if default else transport.protocol,
+        "auto",
+        (transport.source, 0) if with_source else None,
+        (transport.source, FIRST),
+    )
+    # The first one in a process finds out what the kernel can do.
+    windows_work(request.origin.protocol)
+    return request
+
+
+@with_or_without_source
 @pytest.mark.parametrize("transport", [TCP, TCP6, MPTCP, UDP, UDP6, UDPLITE], ids=str)
 @given(states=st.lists(st.sampled_from([FREE, HELD, TAKEN]), max_size=4))
 def test_both_ask_the_same_of_the_kernel(
     transport: Transport, states: list[str], *, with_source: bool
 ) -> None:
-    default = transport.protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}
     with (
         experiment_network() as network,
         Servers() as servers,
@@ -144,17 +168,8 @@ def test_both_ask_the_same_of_the_kernel(
         transport.socket().close()  # Skips the test where the kernel lacks the protocol.
         if transport.type == socket.SOCK_STREAM:
             servers.listen(transport.source, FIRST, protocol=transport.protocol)
-        request = parse(
-            0,
-            int(transport.type),
-            0 if default else transport.protocol,
-            "auto",
-            (transport.source, 0) if with_source else None,
-            (transport.source, FIRST),
-        )
+        request = request_of(transport, with_source=with_source)
         drawn = [LOW + number for number in range(len(states) + 1)]
-        # The first one in a process finds out what the kernel can do.
-        windows_work(request.origin.protocol)
         with ports_like(transport, states):
             patch.setattr(socket, "socket", RecordingSocket)
             results = [connected(request, drawn, go) for go in (quickly, by_the_interpreter)]
@@ -166,3 +181,27 @@ def test_both_ask_the_same_of_the_kernel(
         assert quick._replace(port=0) == interpreted._replace(port=0)
         assert bool(quick.port) == bool(interpreted.port)
     assert quick.error is None or quick.error[1] in (errno.EADDRNOTAVAIL, errno.EAGAIN)
+
+
+@with_or_without_source
+@pytest.mark.parametrize("transport", [TCP, TCP6, MPTCP], ids=str)
+@pytest.mark.parametrize("exhausted", [False, True])
+def test_both_let_the_kernel_walk(
+    transport: Transport, network: Network, servers: Servers, *, with_source: bool, exhausted: bool
+) -> None:
+    high = LOW + 511
+    network.port_range(LOW, high)
+    if exhausted:
+        network.sysctl("net.ipv4.ip_local_reserved_ports", f"{LOW}-{high}")
+    servers.listen(transport.source, FIRST, protocol=transport.protocol)
+    request = request_of(transport, with_source=with_source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", RecordingSocket)
+        quick, interpreted = (
+            connected(request, [], go)._replace(port=0) for go in (quickly, by_the_interpreter)
+        )
+    assert quick == interpreted
+    assert quick.error == ((PortsExhausted, errno.EADDRNOTAVAIL) if exhausted else None)
+    if features.probe(features.STEP_OF_ONE) is features.Probe.YES:
+        window = IPPROTO_IP, IP_LOCAL_PORT_RANGE, pack_port_range(*FULL_RANGE)
+        assert Asked("setsockopt", window) in quick.asked

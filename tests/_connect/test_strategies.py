@@ -191,7 +191,7 @@ class TestAttempt:
         plan = plan_of("auto", Case.STREAM_ANY_PORT, PORTS)
         assert plan
         port = plan.ledger.propose()
-        attempt = Attempt(plan, plan.ledger, port)
+        attempt = Attempt(plan, plan.ledger, plan.program.proposal, port)
         assert (attempt.low, attempt.high) == (port, port)
         attempt.feed(Outcome.UNAVAILABLE)
         assert attempt.action is Action.WINDOW
@@ -207,7 +207,7 @@ class TestAttempt:
         assert plan
         plan.ledger.refused(plan.ledger.propose())
         attempt = (
-            Attempt(plan, plan.ledger, plan.ledger.propose())
+            Attempt(plan, plan.ledger, plan.program.proposal, plan.ledger.propose())
             if before
             else Attempt(plan, plan.ledger)
         )

@@ -6,8 +6,8 @@ destinations at a time, and a call has to answer one question: which port of the
 free toward *this* destination? Four parts answer it.
 
 - The **ledger** remembers what is known: one byte a port for a destination that needs it. It
-  proposes a port at random. It is a hint, never a promise, because other programs open and
-  close sockets without telling anybody.
+  proposes a port at random, or lets the kernel walk through the range. It is a hint, never a
+  promise, because other programs open and close sockets without telling anybody.
 - The **kernel** decides. TCP puts a proposal to it as a port window (IP_LOCAL_PORT_RANGE),
   which connect() either can use or cannot. UDP has no such check, so the **UDP lock** makes
   one: bind, lock, look, connect.
@@ -26,6 +26,7 @@ How a call goes, file by file:
       attempt        what to do next; strategies.py has its tables
       ledger         which ports may be free
         rest         those that were in use a moment ago
+        walk         how far the kernel's walk is from one of these
       udp_connect    the critical section of a UDP connection
       failures       the error for a verdict
     own_socket       sockets that report their end, and can be replaced
@@ -34,7 +35,7 @@ How a call goes, file by file:
     names            from a name to the addresses to try
     steps            what a call yields, for a driver to wait for
 
-Nearly every call ends with its first proposal. `Connection.begin` makes that one, without an
-attempt, and returns a generator for whatever is left. A driver goes through the generator:
-it waits for what is yielded, and decides nothing.
+Nearly every call ends with its first try. `Connection.begin` makes that one, without an attempt,
+and returns a generator for whatever is left. A driver goes through the generator: it waits for
+what is yielded, and decides nothing.
 """

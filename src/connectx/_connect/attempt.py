@@ -62,7 +62,7 @@ class Attempt:
         action: What to do now, or why there is nothing left to do.
         low, high: The ports that the action is about; equal where it is one port,
             0 where the kernel chooses.
-        proposed: Whether that is a port of the ledger.
+        proposed: Whether that is a port of the ledger, which is to get it back.
         failures: How often connecting was tried and refused.
     """
 
@@ -80,24 +80,24 @@ class Attempt:
 
     action: Action | Verdict
 
-    def __init__(self, terms: Terms, ledger: Ledger, proposed: int = 0) -> None:
+    def __init__(self, terms: Terms, ledger: Ledger, tried: str = "", port: int = 0) -> None:
         """Begin with the first state of the program.
 
-        ledger: what is known of the source ports toward the destination. proposed: the port
-        of the first proposal, if that was made already.
+        ledger: what is known of the source ports toward the destination. tried: the state that
+        was carried out already, if any was. port: the ledger's port that it was about; 0 for none.
         """
         self._terms = terms
         self._ledger = ledger
         # The state, by name, and how many times each was entered since its count began.
-        self._name = terms.program.start
-        self._entered = {self._name: 1} if proposed else {}
-        self.low = self.high = proposed
-        self.proposed = bool(proposed)
+        self._name = tried
+        self._entered = {tried: 1} if tried else {}
+        self.low = self.high = port
+        self.proposed = port != 0
         self.failures = 0
-        if proposed:
-            self.action = terms.program.states[self._name].action
+        if tried:
+            self.action = terms.program.states[tried].action
         else:
-            self._enter(self._name)
+            self._enter(terms.program.start)
 
     def __repr__(self) -> str:
         ports = f"{self.low}-{self.high}" if self.low else "no port"
@@ -119,9 +119,14 @@ class Attempt:
         if self.proposed:
             self.proposed = False
             self._ledger.refused(self.low, contended=outcome in state.passing)
-            self._ledger.refusals += self._name == terms.program.start
+            self._ledger.refusals += self._name == terms.program.proposal
         self._enter(self._name if itself else state.then[outcome])
         return True
+
+    def has(self, port: int) -> None:
+        """Take note of the port that the kernel has chosen; the ledger knows of it."""
+        self.low = self.high = port
+        self.proposed = True
 
     def abandon(self) -> None:
         """Give a proposed port back that has not been used."""
@@ -149,10 +154,12 @@ class Attempt:
         """Settle the ports of the state's action; whether there are any."""
         terms, pick = self._terms, state.pick
         self.proposed = False
+        if pick is Pick.WALK and (self._ledger.drawn or not self._ledger.walks):
+            return False
         if pick is Pick.LEDGER:
             if (
                 terms.program.surveys
-                and self._name == terms.program.start
+                and self._name == terms.program.proposal
                 and self._ledger.refusals >= REFUSALS_WORTH_A_SURVEY
             ):
                 # From here on reading the list of sockets costs less than refusals.
@@ -162,7 +169,7 @@ class Attempt:
             return self.proposed
         if pick is Pick.ASKED:
             self.low = self.high = terms.asked
-        elif pick is Pick.FULL_RANGE:
+        elif pick in (Pick.FULL_RANGE, Pick.WALK):
             self.low, self.high = terms.search
         elif pick is Pick.RANDOM_WINDOW:
             size = min(terms.program.window, terms.ports.size)

@@ -157,16 +157,15 @@ class Connection:
             raise
 
     def begin(self) -> Steps[None] | None:
-        """Make the first proposal; returns None if the socket is connected, else what is left.
+        """Make the first try; returns None if the socket is connected, else what is left.
 
         This is the first step of `_steps`, without an `Attempt`, which would cost as much
         as two system calls (tests/_connect/test_quick_way.py holds one against the other).
         Whatever is raised, here or there, leaves nothing behind.
         """
-        request, sock = self.request, self.sock
-        port = 0
+        request, port = self.request, 0
         try:
-            namespace = NAMESPACES.of(sock)
+            namespace = NAMESPACES.of(self.sock)
             plan: Plan | None = namespace.plans.get(request)  # type: ignore[assignment] # that it keeps
             if plan is None:
                 plan = make_plan(namespace, request)
@@ -174,6 +173,8 @@ class Connection:
             ledger = plan.opening
             if ledger is None:
                 return self._steps(Attempt(plan.terms, plan.ledger))
+            if ledger.walks and plan.terms.walks and not ledger.drawn:
+                return self._let_walk()
             try:
                 # Without a call, most of the time.
                 port = ledger.drawn.pop() if ledger.drawn else ledger.propose()
@@ -182,13 +183,9 @@ class Connection:
                 port = ledger.propose()
             if not port:
                 return self._steps(Attempt(plan.terms, plan.ledger))
+            connect_from = self._offer_one if request.origin.stream else self._claim
             try:
-                if request.origin.stream:
-                    self._prepare_offer()
-                    sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(port))
-                    self._connect()
-                else:
-                    self._claim(port)
+                connect_from(port)
             except REFUSALS as error:
                 # Its traceback refers to frames of ours, one of which may come to hold what is
                 # returned here when an interrupt comes in between.
@@ -204,9 +201,29 @@ class Connection:
             raise
         return None
 
+    def _let_walk(self) -> Steps[None] | None:
+        """Let the kernel walk through the range first; returns as `begin`."""
+        try:
+            self._prepare_offer()
+            self.sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, self.plan.terms.window)
+            self._connect()
+        except REFUSALS as error:
+            port = self._found() if _in_progress(error) else 0
+            return self._refused(port, error.with_traceback(None))
+        self._made(self._found())
+        return None
+
+    def _offer_one(self, port: int) -> None:
+        """Connect a stream socket from a port, if the kernel finds that free."""
+        self._prepare_offer()
+        self.sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, one_port(port))
+        self._connect()
+
     def _refused(self, port: int, error: Refusal) -> Steps[None]:
-        """Return what is left to do after a proposal that has failed."""
-        attempt = Attempt(self.plan.terms, self.plan.ledger, port)
+        """Return what is left to do after a first try that has failed; port: 0 where it walked."""
+        program = self.plan.terms.program
+        tried = program.proposal if port else program.start
+        attempt = Attempt(self.plan.terms, self.plan.ledger, tried, port)
         if not _in_progress(error):
             try:
                 outcome = self._outcome(error)
@@ -223,7 +240,7 @@ class Connection:
         Where that fails, and what was known of the namespace turns out to be out of date,
         it is done once more.
 
-        error: why the first proposal has failed, if that was made already.
+        error: why the first try has failed, if that was made already.
         """
         again = True
         try:
@@ -308,13 +325,30 @@ class Connection:
         else:
             attempt.feed((yield from self._find_out(action, attempt)))
             return False
+        yield from self._connect_and_wait(attempt)
+        return True
+
+    def _connect_and_wait(self, attempt: Attempt) -> Steps[None]:
+        """Connect from a port that the attempt has chosen, or lets the kernel choose."""
+        waits = False
         try:
             self._connect()
         except BlockingIOError as error:
-            if self._apart is None or not _in_progress(error):
+            waits = _in_progress(error)
+            if not waits:
                 raise
+        if self.plan.terms.program.proposes and not attempt.proposed:
+            attempt.has(self._found())
+        if waits:
+            if self._apart is None:
+                raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
             yield from self._shake_hands(self._apart[0])
-        return True
+
+    def _found(self) -> int:
+        """Return the port that the kernel has chosen; the ledger knows of it from now on."""
+        port: int = self.sock.getsockname()[1]
+        self.plan.ledger.found(port)
+        return port
 
     def _offer(self, low: int, high: int, *, again: bool = False) -> None:
         """Have connect() choose a port within low and high; 0 for any."""
@@ -537,15 +571,9 @@ class Connection:
     def _settle(self, attempt: Attempt) -> None:
         """Note which port the connected socket has."""
         self.retries = attempt.failures
-        port = attempt.low
-        if attempt.proposed:
-            # From here on it is the socket's.
-            attempt.proposed = False
-        elif self.plan.terms.program.proposes:
-            port = self.sock.getsockname()[1]
-            self.plan.ledger.found(port)
-        else:
-            port = 0
+        port = attempt.low if attempt.proposed else 0
+        # From here on it is the socket's.
+        attempt.proposed = False
         self._made(port)
 
     # What differs for a socket that is the caller's.

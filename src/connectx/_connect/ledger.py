@@ -10,6 +10,10 @@ the namespace's shared template and copies it when the first port is refused, or
 when more than a few were closed within a minute (`connectx._connect.rest`).
 Until then ports are drawn at random and collisions are rare, so a crawler with
 one connection to each of a million destinations pays for no map at all.
+
+The kernel's own search for a TCP port walks through the range, for all processes, so that
+a port comes back late whoever has used it (connectx._connect.walk). Until many ports are
+in use, or the walk comes to one that rests, the ledger lets the kernel choose.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from connectx._connect.rest import LEDGER, RestingPorts
+from connectx._connect.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Hashable, Iterable
+    from collections.abc import Callable, Collection, Container, Hashable, Iterable
 
     from connectx._connect.rest import Rest
     from connectx.addresses import PortRange
@@ -63,6 +68,23 @@ _NUMBERS: Final = 256
 #: Ports drawn at once for a busy destination. Drawing them one by one would cost a
 #: connection as much as two of its system calls.
 _BATCH: Final = 64
+
+#: Ports of a range in which walking pays; in a smaller one it comes round within a few calls.
+_WALKABLE: Final = 256
+
+#: The part of the ports, one in so many, that may be in use while the kernel walks. It would
+#: find the last free ones as well, but slowly.
+_WALKED: Final = 64
+
+#: Ports that are proposed for the walk to get past one that rests: each makes it go on by 1 to 8.
+_PAST: Final = 16
+
+#: The part of the ports, one in so many, that may rest while it does. Every 10 seconds it goes on
+#: elsewhere, which may be at one of them.
+_RESTED: Final = 16
+
+#: The part that may rest when it begins anew.
+_RESTED_BEFORE: Final = 256
 
 
 def template(ports: PortRange, reserved: Iterable[PortRange]) -> bytes:
@@ -109,6 +131,7 @@ class Shelf:
     Attributes:
         low: The first port of the range.
         template: The states of its ports while nothing is open.
+        walkable: Whether the kernel's walk through the range is worth having.
         numbers: What ports are drawn with.
         rest: What bounds the memory of ports that rest.
         few: How many of these a destination has without a map.
@@ -129,13 +152,23 @@ class Shelf:
         "rest",
         "shared_calls",
         "template",
+        "walkable",
     )
 
     def __init__(
-        self, low: int, template: bytes, numbers: Numbers, rest: Rest, name: Hashable
+        self,
+        low: int,
+        template: bytes,
+        numbers: Numbers,
+        rest: Rest,
+        name: Hashable,
+        *,
+        walks: bool = False,
     ) -> None:
+        """Begin with no ledger; walks: whether the kernel's search for a port is a walk."""
         self.low = low
         self.template = template
+        self.walkable = walks and len(template) >= _WALKABLE
         self.numbers = numbers
         self.rest = rest
         self.few = min(_RESTING_UNMAPPED, len(template) // 8)
@@ -193,6 +226,7 @@ class Ledger:
     drawn: ports that were drawn and are yet to be proposed, for a call to take the last one.
     refusals: first proposals refused since the kernel was last asked which ports are
     in use; for `connectx._connect.attempt` to count.
+    walks: whether the kernel is to choose by itself: it meets no port soon that rests.
     """
 
     __slots__ = (
@@ -203,8 +237,10 @@ class Ledger:
         "_resting",
         "_shelf",
         "_states",
+        "_walk",
         "drawn",
         "refusals",
+        "walks",
     )
 
     def __init__(self, shelf: Shelf, name: int) -> None:
@@ -219,6 +255,8 @@ class Ledger:
         # With a map only: `Rest` has those of others.
         self._resting: RestingPorts | None = None
         self.refusals = 0
+        self.walks = shelf.walkable
+        self._walk: Walk | None = None
 
     @property
     def mapped(self) -> bool:
@@ -263,7 +301,22 @@ class Ledger:
     def found(self, port: int) -> None:
         """The kernel has chosen this port by itself; as if it had been proposed."""
         self._given += 1
-        self._mark(port, PROPOSED)
+        shelf, walk = self._shelf, self._walk
+        if self._states is not shelf.template:
+            self._mark(port, PROPOSED)
+        if not self.walks:
+            return
+        size, rest = len(shelf.template), shelf.rest
+        if walk is not None:
+            goes_on = walk.goes_to(port)
+        else:
+            # Nothing to keep away from at a new destination, and no walk to remember.
+            goes_on = not (self._resting or self._name in rest.few or self._name in rest.former)
+        if not goes_on or self._given * _WALKED > size:
+            walk = self._walk = walk or Walk(size, port)
+            self.walks = self._may_walk() and walk.look(self._rest_now())
+            if not self.walks:
+                self._batch = _PAST
 
     def released(self, port: int) -> None:
         """The port is in use no more; it rests from now on."""
@@ -277,6 +330,11 @@ class Ledger:
         now = int(shelf.rest.clock()) & 0xFFFF
         closed = now << 16 | port
         resting = self._resting
+        walk = self._walk
+        if walk is not None and self.walks:
+            self.walks = walk.leaves(port)
+            if not self.walks:
+                self._batch = _PAST
         if states is shelf.template:
             if shelf.rest.note(self._name, closed, shelf.few):
                 return
@@ -289,6 +347,7 @@ class Ledger:
         if now != resting.noted:
             # Once a second: it takes as long as all of the rest.
             resting.noted = now
+            self.walks = self.walks and self._may_walk()
             # A window that few others have is kept for this ledger alone.
             maps = 1 + (len(shelf) == 1)
             shelf.rest.add(self, LEDGER + 4 * len(resting) + maps * len(states), now)
@@ -298,6 +357,7 @@ class Ledger:
         resting, self._resting = self._resting, None
         for port in resting or ():
             self._wake(port)
+        self._walk, self.walks = None, self._may_walk()
         if self.in_use <= 0:
             # Nothing is open: an idle destination holds no map.
             self._forget(self._shelf.template)
@@ -372,12 +432,13 @@ class Ledger:
 
     def _propose_anew(self) -> int:
         """Draw some ports; returns one of them, 0 if there are none."""
-        states, shelf, resting = self._states, self._shelf, self._resting
+        states, shelf = self._states, self._shelf
         low, size, take = shelf.low, len(states), shelf.numbers.take
         mapped = states is not shelf.template
-        if resting is not None:
-            for port in resting.take_rested(shelf.rest.now()):
-                self._wake(port)
+        # A call after these may let the kernel walk again, which has gone on meanwhile, past
+        # what was in its way. Where that is by now is not known.
+        self._walk = None
+        self.walks = self._may_walk(_RESTED_BEFORE)
         # Without a map, what is known of ports that rest, and of those drawn with it.
         avoided = set[int]() if mapped else shelf.rest.few_of(self._name)
         proposals: list[int] = []
@@ -429,6 +490,21 @@ class Ledger:
             if states[index] == RESTING:
                 return index
         return -1
+
+    def _may_walk(self, part: int = _RESTED) -> bool:
+        """Forget what has rested; returns whether few enough ports are in use, or rest."""
+        shelf, resting = self._shelf, self._resting
+        size = len(shelf.template)
+        for port in resting.take_rested(shelf.rest.now()) if resting is not None else ():
+            self._wake(port)
+        return (
+            shelf.walkable and self._given * _WALKED <= size and len(resting or ()) * part <= size
+        )
+
+    def _rest_now(self) -> Collection[int]:
+        """Return the ports that rest."""
+        resting = self._resting
+        return self._shelf.rest.few_of(self._name) if resting is None else list(resting)
 
     def _map(self) -> RestingPorts:
         """Have a map, on which what is known is marked; returns what rests."""

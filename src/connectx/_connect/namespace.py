@@ -24,6 +24,7 @@ from connectx._connect.unpatched import Local
 from connectx.linux import features, sysctl
 from connectx.linux.features import Probe
 from connectx.linux.uapi import (
+    IPPROTO_TCP,
     NETLINK_ROUTE,
     NETLINK_SOCK_DIAG,
     RTMGRP_LINK,
@@ -187,7 +188,14 @@ class Namespace:
                     self.begin()
                     self._templates, self._octets = {}, len(states)
                 self._templates[ports, exclude] = states
-            shelf = self._shelves[key] = Shelf(ports.low, states, self._numbers, self._rest, key)
+            shelf = self._shelves[key] = Shelf(
+                ports.low,
+                states,
+                self._numbers,
+                self._rest,
+                key,
+                walks=protocol == IPPROTO_TCP,
+            )
         return shelf
 
     def honours(self, protocol: str, port: int) -> bool:

@@ -20,6 +20,7 @@ from connectx.addresses import HIGHEST_PORT, PortRange, needs_scope
 from connectx.errors import ConnectxError, NotSupported, RangeNotHonoured
 from connectx.linux import features
 from connectx.linux.features import Probe
+from connectx.linux.sockopts import pack_port_range
 from connectx.linux.uapi import AF_INET6, LOOPBACK_IFINDEX
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Terms:
     Attributes:
         namespace, origin: What it is made of.
         program: The table that its attempts walk.
-        opens: Whether a call may begin with a port of the ledger.
+        walks: Whether a call begins with the kernel's own walk where the ledger lets it.
+        window: What IP_LOCAL_PORT_RANGE is for that.
+        opens: Whether it may begin with a port of the ledger.
         host: The source that was asked for, as bind() takes it; "" for any.
         interface: The device that the socket is bound to; 0 for none.
         random: Gives so many octets that nobody else can foresee.
@@ -80,6 +83,8 @@ class Terms:
         "shares",
         "shelf",
         "verifies",
+        "walks",
+        "window",
     )
 
     def __init__(
@@ -92,12 +97,14 @@ class Terms:
         self.namespace = namespace
         self.origin = origin
         self.program = program
-        self.opens = program.opens
+        self.walks = program.walks
+        self.opens = bool(program.proposal)
         self.host = origin.source.host
         self.interface = origin.options.interface
         self.random: Callable[[int], bytes] = os.urandom
         self.ports = ports or namespace.ports or FULL_RANGE
         self.search = ports or FULL_RANGE
+        self.window = pack_port_range(*self.search)
         self.asked = origin.source.port
         self.binds = bool(self.host)
         self.shares = origin.stream and origin.strategy != "kernel"
@@ -190,7 +197,8 @@ class Plan:
         any_port: The source that was asked for, as bind() takes it, for a port that is yet to be
             chosen; unset for any source.
         ledger: What is known of the source ports toward the destination.
-        opening: The ledger, if a call may begin with a port of it without an `Attempt`.
+        opening: The ledger, if a call may begin with a port of it, or with the kernel's walk,
+            without an `Attempt`.
         looked: The plan's `ends`, once somebody has needed them.
         may_meet_itself: Whether a source port may be the destination's own, at the same address,
             so that the socket would be connected to itself.

@@ -9,11 +9,14 @@ adding a table here, and one that chooses ports in a new way also a `Pick`, whic
 
 The rules, in words:
 
-- TCP, any port: the ledger proposes a port and a one-port window tries it. Refused
-  twice, the kernel searches the full range, and its verdict is final. Kernels
-  before 6.8 search slowly and leave one port of an odd number out: there the list
-  of sockets is read instead, and what it shows to be free is tried. Kernels without
-  windows choose by themselves, and a port that their search has left out is bound.
+- TCP, any port: the kernel walks through the full range, as it does for every program,
+  so that a port comes back late whoever has used it. Once it has come round to ports
+  that rest, or many are in use, the ledger proposes a port and a one-port window tries
+  it. Refused twice, the kernel searches after all, and its verdict is final. Kernels
+  before 6.8 search slowly and leave one port of an odd number out: there the ledger
+  begins, and then the list of sockets is read, and what it shows to be free is tried.
+  Kernels without windows choose by themselves, and a port that their search has left
+  out is bound.
 - TCP, a port asked for: a one-port window, which shares ports with everything
   that connect() chooses. Where that is refused we look at the 4-tuple: if it is
   connected, it is in use; if there is nothing or only a TIME_WAIT, SO_REUSEADDR
@@ -93,6 +96,8 @@ class Pick(enum.Enum):
     LEDGER = "ledger"
     ASKED = "asked"
     FULL_RANGE = "full range"
+    #: The same, as long as the kernel's own way through it avoids the ports that rest.
+    WALK = "full range, while that gives rested ports"
     RANDOM_WINDOW = "random window"
 
 
@@ -128,8 +133,10 @@ class Program(NamedTuple):
         states: The states by name.
         start: The name of the state that an attempt begins with.
         proposes: Whether any state takes its port from the ledger.
-        opens: Whether an attempt begins with a port of the ledger in a one-port window or
-            in the UDP lock. Nearly every attempt ends with that.
+        walks: Whether an attempt begins with the kernel's own search, most of the time.
+        proposal: The state that proposes a port of the ledger in a one-port window or in the
+            UDP lock, if an attempt begins with that or does so where it does not walk; or "".
+            Nearly every attempt ends with one of these two.
         surveys: Whether a state reads the kernel's list of sockets.
         looks: Whether a state looks at 4-tuples, for which the source must be known.
         window: The number of ports in a random window.
@@ -138,7 +145,8 @@ class Program(NamedTuple):
     states: Mapping[str, State]
     start: str
     proposes: bool
-    opens: bool
+    walks: bool
+    proposal: str
     surveys: bool
     looks: bool
     window: int = 0
@@ -147,12 +155,16 @@ class Program(NamedTuple):
 def _program(states: Mapping[str, State]) -> Program:
     """Make a program of states; the first one is where an attempt begins."""
     name, start = next(iter(states.items()))
+    walks = start.pick is Pick.WALK
+    first = states[str(start.spent)] if walks else start
+    opens = first.pick is Pick.LEDGER and first.action in (Action.WINDOW, Action.CLAIM)
     actions = {state.action for state in states.values()}
     return Program(
         states,
         name,
         proposes=any(state.pick is Pick.LEDGER for state in states.values()),
-        opens=start.pick is Pick.LEDGER and start.action in (Action.WINDOW, Action.CLAIM),
+        walks=walks,
+        proposal=(str(start.spent) if walks else name) if opens else "",
         surveys=Action.SURVEY in actions,
         looks=not actions.isdisjoint((Action.LOOK, Action.CLAIM, Action.SURVEY)),
     )
@@ -289,8 +301,15 @@ _SEARCH: Final = {
     ),
 }
 
-_PROPOSE_THEN_SEARCH: Final = _program(
+_WALK_PROPOSE_SEARCH: Final = _program(
     {
+        "walk": State(
+            Action.WINDOW,
+            Pick.WALK,
+            {Outcome.UNAVAILABLE: Verdict.EXHAUSTED},
+            limit=KERNEL_CHOICES,
+            spent="propose",
+        ),
         "propose": State(
             Action.WINDOW,
             Pick.LEDGER,
@@ -459,7 +478,7 @@ _AUTO: Final = Strategy(
     (
         _row(
             Case.STREAM_ANY_PORT,
-            _PROPOSE_THEN_SEARCH,
+            _WALK_PROPOSE_SEARCH,
             Need.WINDOW,
             Need.FAST_SEARCH,
             Need.WHOLE_RANGE,
