@@ -116,19 +116,15 @@ def away(transport: Transport) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _network(network: Network) -> None:
+def _network(network: Network) -> Iterator[None]:
     network.port_range(LOW, LOW)
     network.add_device_pair("one", "two")
     for last, device in enumerate(("one", "two"), 1):
         network.add_address(f"10.1.0.{last}", 24, device)
         network.add_address(f"2001:db8::{last}", 64, device)
     # One processor, so that SO_INCOMING_CPU counts in each lookup.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-@pytest.fixture(autouse=True)
-def _processors() -> Iterator[None]:
     before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
     yield
     os.sched_setaffinity(0, before)
 
