@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 #: one of the next 8 that are free.
 _CLEARANCE: Final = 32
 
-#: A step is as long as that part of the range, one in so many, where the walk went on elsewhere.
-_CROWD: Final = 64
+#: A step over more than this part of the range, one in so many, leads elsewhere.
+_ELSEWHERE: Final = 64
 
-#: Ports that are looked at in the time that one call takes is worth.
+#: Resting ports that may be looked at to gain one that is clear: each takes 60 ns.
 _LOOKS: Final = 8
 
 
@@ -38,14 +38,14 @@ class Walk:
         # How many ports follow until one that rests.
         self._clear = size
         # How many have to: what others' calls take of the range is not known yet.
-        self._margin = _CLEARANCE + 2 * size // _CROWD
+        self._margin = _CLEARANCE + 2 * size // _ELSEWHERE
 
     def goes_to(self, port: int) -> bool:
         """Note where the kernel is; returns False if the next port may be one that rests."""
         step = (port - self._at) % self._size
         self._at = port
         self._clear -= step
-        if step * _CROWD < self._size:
+        if step * _ELSEWHERE < self._size:
             # Others may make twice as many calls the next time.
             self._margin = _CLEARANCE + 2 * step
         return self._clear >= self._margin
