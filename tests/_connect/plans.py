@@ -33,6 +33,7 @@ class Terms:
     ports: PortRange
     search: PortRange = FULL_RANGE
     asked: int = 0
+    walks_in_steps_of_one: bool = False
 
 
 def drawing(seed: int) -> Callable[[int], bytes]:

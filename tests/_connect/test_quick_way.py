@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectx._connect.attempt import Attempt
-from connectx._connect.connection import Connection
+from connectx._connect.connection import _WINDOWS, Connection
 from connectx._connect.namespace import NAMESPACES, windows_work
 from connectx._connect.plan import FULL_RANGE, make_plan
 from connectx._connect.request import Request, parse
@@ -75,8 +75,10 @@ class RecordingSocket(socket.socket):
         super().connect(*arguments)
 
 
-def connected(request: Request, drawn: list[int], go: Callable[[Connection], None]) -> Result:
-    """Connect one way, from a ledger that has drawn these ports."""
+def connected(
+    request: Request, drawn: list[int], go: Callable[[Connection], None], windows: int = 0
+) -> Result:
+    """Connect one way, from a ledger that has drawn these ports; windows: see `Shelf`."""
     asked: list[Asked] = []
     RecordingSocket.asked = asked
     connection = Connection(request, None)
@@ -85,6 +87,7 @@ def connected(request: Request, drawn: list[int], go: Callable[[Connection], Non
     plan = make_plan(namespace, request)
     ledger = plan.ledger
     plan.terms.shelf.shared_calls = plan.terms.shelf.in_vain = 0
+    plan.terms.shelf.windows = windows
     ledger._forget(ledger._shelf.template)
     ledger.walks = not drawn and plan.terms.shelf.walkable
     # As if it had drawn them: the last one is proposed first.
@@ -102,6 +105,18 @@ def connected(request: Request, drawn: list[int], go: Callable[[Connection], Non
         reset_on_close(connection.sock)
     connection.sock.close()
     return found
+
+
+def the_walk_of(sock: socket.socket) -> int:
+    """How many calls are to have a port searched for in steps of one."""
+    plans: Any = NAMESPACES.of(sock).plans.values()
+    return max(int(plan.terms.shelf.windows) for plan in plans)
+
+
+def connect(request: Request) -> socket.socket:
+    connection = Connection(request, None)
+    quickly(connection)
+    return connection.sock
 
 
 def quickly(connection: Connection) -> None:
@@ -186,8 +201,15 @@ def test_both_ask_the_same_of_the_kernel(
 @with_or_without_source
 @pytest.mark.parametrize("transport", [TCP, TCP6, MPTCP], ids=str)
 @pytest.mark.parametrize("exhausted", [False, True])
+@pytest.mark.parametrize("windows", [0, 2], ids=["of any parity", "in steps of one"])
 def test_both_let_the_kernel_walk(
-    transport: Transport, network: Network, servers: Servers, *, with_source: bool, exhausted: bool
+    transport: Transport,
+    network: Network,
+    servers: Servers,
+    windows: int,
+    *,
+    with_source: bool,
+    exhausted: bool,
 ) -> None:
     high = LOW + 511
     network.port_range(LOW, high)
@@ -198,10 +220,35 @@ def test_both_let_the_kernel_walk(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", RecordingSocket)
         quick, interpreted = (
-            connected(request, [], go)._replace(port=0) for go in (quickly, by_the_interpreter)
+            connected(request, [], go, windows)._replace(port=0)
+            for go in (quickly, by_the_interpreter)
         )
     assert quick == interpreted
     assert quick.error == ((PortsExhausted, errno.EADDRNOTAVAIL) if exhausted else None)
     if features.probe(features.STEP_OF_ONE) is features.Probe.YES:
         window = IPPROTO_IP, IP_LOCAL_PORT_RANGE, pack_port_range(*FULL_RANGE)
-        assert Asked("setsockopt", window) in quick.asked
+        asked = Asked("setsockopt", window) in quick.asked
+        assert asked == (windows > 0 or exhausted)
+
+
+@pytest.mark.parametrize("transport", [TCP, TCP6], ids=str)
+def test_where_half_of_the_ports_are_in_use_the_kernel_searches_in_steps_of_one(
+    transport: Transport, network: Network, servers: Servers
+) -> None:
+    """After one connection that has gone through that half."""
+    if features.probe(features.STEP_OF_ONE) is not features.Probe.YES:
+        pytest.skip("kernel: searches windows in steps of two before 6.8")
+    high = LOW + 511
+    network.port_range(LOW, high)
+    evens = ",".join(map(str, range(LOW, high, 2)))
+    servers.listen(transport.source, FIRST, protocol=transport.protocol)
+    request = request_of(transport, with_source=False)
+    with Connection(request, None).sock as unused:
+        NAMESPACES.look_again(NAMESPACES.of(unused))
+    before = connect(request)
+    assert not the_walk_of(before)
+    network.sysctl("net.ipv4.ip_local_reserved_ports", evens)
+    first, second = connect(request), connect(request)
+    assert the_walk_of(second) == _WINDOWS - 1
+    for sock in (before, first, second):
+        sock.close()

@@ -51,6 +51,10 @@ if TYPE_CHECKING:
             """The window in which the kernel searches it."""
 
         @property
+        def walks_in_steps_of_one(self) -> bool:
+            """Whether it needs that for a walk."""
+
+        @property
         def asked(self) -> int:
             """The source port asked for, 0 for any."""
 
@@ -169,7 +173,7 @@ class Attempt:
             return self.proposed
         if pick is Pick.ASKED:
             self.low = self.high = terms.asked
-        elif pick in (Pick.FULL_RANGE, Pick.WALK):
+        elif pick is Pick.FULL_RANGE or (pick is Pick.WALK and terms.walks_in_steps_of_one):
             self.low, self.high = terms.search
         elif pick is Pick.RANDOM_WINDOW:
             size = min(terms.program.window, terms.ports.size)

@@ -40,6 +40,7 @@ from connectx.linux.uapi import (
 )
 
 if TYPE_CHECKING:
+    from connectx._connect.ledger import Ledger
     from connectx._connect.plan import Plan
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
@@ -56,6 +57,10 @@ _MOST_SHARED: Final = 255
 #: strategy tries (CLAIMS_OF_ONE_PORT) that is how long a port has to be held to be called so.
 _QUICK_TRIES: Final = 8
 _TIME_SLICE: Final = 0.001
+
+#: Calls that have the kernel search in steps of one, once all ports of one parity were in use.
+#: Looking at these first takes up to half a millisecond.
+_WINDOWS: Final = 4_096
 
 #: What the errno of a failed step means. EADDRINUSE comes from bind(), the others
 #: from connect(): EADDRNOTAVAIL for streams, EAGAIN for datagrams.
@@ -174,7 +179,7 @@ class Connection:
             if ledger is None:
                 return self._steps(Attempt(plan.terms, plan.ledger))
             if ledger.walks and plan.terms.walks and not ledger.drawn:
-                return self._let_walk()
+                return self._let_walk(ledger)
             try:
                 # Without a call, most of the time.
                 port = ledger.drawn.pop() if ledger.drawn else ledger.propose()
@@ -201,16 +206,19 @@ class Connection:
             raise
         return None
 
-    def _let_walk(self) -> Steps[None] | None:
+    def _let_walk(self, ledger: Ledger) -> Steps[None] | None:
         """Let the kernel walk through the range first; returns as `begin`."""
+        sock, terms = self.sock, self.plan.terms
+        shelf = terms.shelf
         try:
             self._prepare_offer()
-            self.sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, self.plan.terms.window)
+            if terms.narrow or shelf.windows:
+                sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, terms.window)
             self._connect()
         except REFUSALS as error:
-            port = self._found() if _in_progress(error) else 0
+            port = self._found(ledger) if _in_progress(error) else 0
             return self._refused(port, error.with_traceback(None))
-        self._made(self._found())
+        self._made(self._found(ledger))
         return None
 
     def _offer_one(self, port: int) -> None:
@@ -338,16 +346,23 @@ class Connection:
             if not waits:
                 raise
         if self.plan.terms.program.proposes and not attempt.proposed:
-            attempt.has(self._found())
+            attempt.has(self._found(self.plan.ledger))
         if waits:
             if self._apart is None:
                 raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
             yield from self._shake_hands(self._apart[0])
 
-    def _found(self) -> int:
+    def _found(self, ledger: Ledger) -> int:
         """Return the port that the kernel has chosen; the ledger knows of it from now on."""
         port: int = self.sock.getsockname()[1]
-        self.plan.ledger.found(port)
+        terms = self.plan.terms
+        shelf = terms.shelf
+        if shelf.windows:
+            shelf.windows -= 1
+        elif (port - shelf.low) & 1 and not terms.narrow:
+            # It has looked at every port of an even number first.
+            shelf.windows = _WINDOWS
+        ledger.found(port)
         return port
 
     def _offer(self, low: int, high: int, *, again: bool = False) -> None:

@@ -23,7 +23,7 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from connectx._connect.rest import LEDGER, RestingPorts
-from connectx._connect.walk import Walk
+from connectx._connect.walk import CLEARANCE, IN_USE, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Hashable, Iterable
@@ -72,15 +72,11 @@ _BATCH: Final = 64
 #: Ports of a range in which walking pays; in a smaller one it comes round within a few calls.
 _WALKABLE: Final = 256
 
-#: The part of the ports, one in so many, that may be in use while the kernel walks. It would
-#: find the last free ones as well, but slowly.
-_WALKED: Final = 64
-
 #: Ports that are proposed for the walk to get past one that rests: each makes it go on by 1 to 8.
 _PAST: Final = 16
 
 #: The part of the ports, one in so many, that may rest while it does. Every 10 seconds it goes on
-#: elsewhere, which may be at one of them.
+#: elsewhere, which may be at one of them; it prefers half of the ports.
 _RESTED: Final = 16
 
 #: The part that may rest when it begins anew.
@@ -138,6 +134,8 @@ class Shelf:
         shared_calls: How many calls are to share a UDP port at once, since few are left that
             nobody has; see connectx._connect.connection.
         in_vain: How many were after the last port that somebody had.
+        windows: How many calls are to have a TCP port searched for in steps of one, since half of
+            the ports were in use; as above.
     """
 
     __slots__ = (
@@ -153,6 +151,7 @@ class Shelf:
         "shared_calls",
         "template",
         "walkable",
+        "windows",
     )
 
     def __init__(
@@ -172,7 +171,7 @@ class Shelf:
         self.numbers = numbers
         self.rest = rest
         self.few = min(_RESTING_UNMAPPED, len(template) // 8)
-        self.shared_calls = self.in_vain = 0
+        self.shared_calls = self.in_vain = self.windows = 0
         self._name = hash(name)
         # Not a WeakValueDictionary, which costs a new destination another microsecond.
         kept: dict[int, _Kept] = {}
@@ -301,22 +300,31 @@ class Ledger:
     def found(self, port: int) -> None:
         """The kernel has chosen this port by itself; as if it had been proposed."""
         self._given += 1
-        shelf, walk = self._shelf, self._walk
-        if self._states is not shelf.template:
-            self._mark(port, PROPOSED)
         if not self.walks:
+            self._mark(port, PROPOSED)
             return
-        size, rest = len(shelf.template), shelf.rest
-        if walk is not None:
-            goes_on = walk.goes_to(port)
-        else:
-            # Nothing to keep away from at a new destination, and no walk to remember.
-            goes_on = not (self._resting or self._name in rest.few or self._name in rest.former)
-        if not goes_on or self._given * _WALKED > size:
-            walk = self._walk = walk or Walk(size, port)
-            self.walks = self._may_walk() and walk.look(self._rest_now())
-            if not self.walks:
-                self._batch = _PAST
+        walk = self._walk
+        if walk is None:
+            self._find_walk(port)
+            return
+        # Here and in released(), not in methods: calls would take 3 % of a connection's time.
+        step = (port - walk.at) % walk.size
+        clear = walk.clear - step
+        walk.at, walk.clear = port, clear
+        if clear < 2 * step or self._given > walk.most:
+            self._look_ahead(walk, step)
+
+    def _find_walk(self, port: int) -> None:
+        """Follow the kernel's walk, unless there is nothing to keep away from."""
+        name, rest, size = self._name, self._shelf.rest, len(self._shelf.template)
+        if self._resting or name in rest.few or name in rest.former or self._given * IN_USE > size:
+            self._walk = Walk(size, port)
+            self._look_ahead(self._walk, 0)
+
+    def _look_ahead(self, walk: Walk, step: int) -> None:
+        self.walks = self._may_walk() and walk.look(self._rest_now(), step)
+        if not self.walks:
+            self._batch = _PAST
 
     def released(self, port: int) -> None:
         """The port is in use no more; it rests from now on."""
@@ -332,9 +340,13 @@ class Ledger:
         resting = self._resting
         walk = self._walk
         if walk is not None and self.walks:
-            self.walks = walk.leaves(port)
-            if not self.walks:
-                self._batch = _PAST
+            # Where the kernel has just been is what it comes to last.
+            clear = (port - walk.at - 1) % walk.size - CLEARANCE
+            if clear < walk.clear:
+                walk.clear = clear
+                if clear < 0:
+                    self.walks = False
+                    self._batch = _PAST
         if states is shelf.template:
             if shelf.rest.note(self._name, closed, shelf.few):
                 return
@@ -497,9 +509,7 @@ class Ledger:
         size = len(shelf.template)
         for port in resting.take_rested(shelf.rest.now()) if resting is not None else ():
             self._wake(port)
-        return (
-            shelf.walkable and self._given * _WALKED <= size and len(resting or ()) * part <= size
-        )
+        return shelf.walkable and self._given * IN_USE <= size and len(resting or ()) * part <= size
 
     def _rest_now(self) -> Collection[int]:
         """Return the ports that rest."""

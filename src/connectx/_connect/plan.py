@@ -50,7 +50,8 @@ class Terms:
         namespace, origin: What it is made of.
         program: The table that its attempts walk.
         walks: Whether a call begins with the kernel's own walk where the ledger lets it.
-        window: What IP_LOCAL_PORT_RANGE is for that.
+        window: What IP_LOCAL_PORT_RANGE is for that, if it is needed.
+        narrow: Whether it always is: the ports to stay within are a part of the range.
         opens: Whether it may begin with a port of the ledger.
         host: The source that was asked for, as bind() takes it; "" for any.
         interface: The device that the socket is bound to; 0 for none.
@@ -73,6 +74,7 @@ class Terms:
         "host",
         "interface",
         "namespace",
+        "narrow",
         "opens",
         "origin",
         "ports",
@@ -105,6 +107,7 @@ class Terms:
         self.ports = ports or namespace.ports or FULL_RANGE
         self.search = ports or FULL_RANGE
         self.window = pack_port_range(*self.search)
+        self.narrow = ports is not None
         self.asked = origin.source.port
         self.binds = bool(self.host)
         self.shares = origin.stream and origin.strategy != "kernel"
@@ -128,6 +131,11 @@ class Terms:
         )
         # By interface.
         self._routes: dict[int, RouteLookup] = {}
+
+    @property
+    def walks_in_steps_of_one(self) -> bool:
+        """Whether the kernel's walk needs a window, without which it prefers half of the ports."""
+        return self.narrow or self.shelf.windows > 0
 
     def route(self, request: Request, source: bytes) -> Route:
         """Return the route to a destination; source: b"" for the one that routing chooses.

@@ -9,8 +9,8 @@ adding a table here, and one that chooses ports in a new way also a `Pick`, whic
 
 The rules, in words:
 
-- TCP, any port: the kernel walks through the full range, as it does for every program,
-  so that a port comes back late whoever has used it. Once it has come round to ports
+- TCP, any port: the kernel walks through the range, as it does for every program, so
+  that a port comes back late whoever has used it. Once it has come round to ports
   that rest, or many are in use, the ledger proposes a port and a one-port window tries
   it. Refused twice, the kernel searches after all, and its verdict is final. Kernels
   before 6.8 search slowly and leave one port of an odd number out: there the ledger
@@ -96,8 +96,8 @@ class Pick(enum.Enum):
     LEDGER = "ledger"
     ASKED = "asked"
     FULL_RANGE = "full range"
-    #: The same, as long as the kernel's own way through it avoids the ports that rest.
-    WALK = "full range, while that gives rested ports"
+    #: The same, or none, as long as the kernel's own walk keeps away from ports that rest.
+    WALK = "the kernel's walk"
     RANDOM_WINDOW = "random window"
 
 
@@ -306,7 +306,8 @@ _WALK_PROPOSE_SEARCH: Final = _program(
         "walk": State(
             Action.WINDOW,
             Pick.WALK,
-            {Outcome.UNAVAILABLE: Verdict.EXHAUSTED},
+            # Without a window it leaves one port of an odd number out.
+            {Outcome.UNAVAILABLE: "search"},
             limit=KERNEL_CHOICES,
             spent="propose",
         ),
