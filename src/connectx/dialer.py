@@ -62,6 +62,7 @@ class Dialer(AnyDialer):
         proto: int = 0,
         key: str | None = None,
         socket_options: SocketOptions | None = None,
+        wait: float | None = None,
     ) -> socket.socket:
         """Connect to an address by this dialer's policy, and return the socket.
 
@@ -76,6 +77,7 @@ class Dialer(AnyDialer):
             proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
             key: What a "sticky" source belongs to; by default the destination's host.
             socket_options: As `connectx.create_connection` takes them.
+            wait: Seconds to wait for a port, where the dialer would wait longer.
 
         Raises:
             PortsExhausted: No source has a free port, and none came free in the time that
@@ -86,7 +88,7 @@ class Dialer(AnyDialer):
         policy = self._policy
         call = None
         if source_address is None and socket_options is None:
-            call = call_to(policy, address, timeout, type, proto, key, awaited=False)
+            call = call_to(policy, address, timeout, type, proto, key, awaited=False, wait=wait)
         if call is None or all_errors:
             return run(
                 by_name(
@@ -100,6 +102,7 @@ class Dialer(AnyDialer):
                     all_errors=all_errors,
                     awaited=False,
                     options=checked(socket_options),
+                    wait=wait,
                 )
             )
         steps = call.begin()

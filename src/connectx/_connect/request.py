@@ -83,6 +83,10 @@ class Options(NamedTuple):
     exclude: tuple[PortRange, ...] = ()
     plain: bool = False
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # Most of the time it is looked for as an object, which a copy would not be.
+        return "NEW_SOCKET" if self == NEW_SOCKET else (Options, tuple(self))
+
 
 #: The options of a socket that has just been made for the call, and of a caller's that has
 #: nothing set.

@@ -22,6 +22,7 @@ from connectx._connect.request import (
 from connectx._connect.steps import Race, Work
 from connectx._dial.call import Call
 from connectx._dial.endings import SWEPT_BY_A_CALL, listen
+from connectx._dial.settings import number
 from connectx._dial.slots import key_of
 from connectx.errors import PortsExhausted
 from connectx.linux.sockopts import set_ip_freebind
@@ -51,6 +52,7 @@ def call_to(
     key: str | None,
     *,
     awaited: bool,
+    wait: float | None = None,
 ) -> OwnCall | None:
     """Return a call to an IP address, for a driver to go through; None for a name.
 
@@ -59,6 +61,7 @@ def call_to(
         address, timeout, kind, proto: As create_connection() takes them.
         key: What a "sticky" source belongs to; None for the destination's host.
         awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
+        wait: Seconds to wait for a port at most; None for the dialer's own.
     """
     asked = address, kind, proto, key
     try:
@@ -82,7 +85,7 @@ def call_to(
             to = parse_literal(scoped(address), None, kind, proto, policy.settings.strategy)
             if to is not None:
                 target = Target(policy, to, key)
-    return None if target is None else OwnCall(policy, target, timeout, awaited)
+    return None if target is None else OwnCall(policy, target, timeout, awaited, wait)
 
 
 class Target:
@@ -151,8 +154,7 @@ class _PolicyCall(Call):
         target: Target,
         timeout: float | None,
         awaited: bool,  # noqa: FBT001 - by name it would take longer
-        *,
-        wait: bool = True,
+        wait: float | None = None,
     ) -> None:
         """Begin a call.
 
@@ -161,7 +163,7 @@ class _PolicyCall(Call):
             target: What to connect to.
             timeout: The socket's, as create_connection() takes it.
             awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
-            wait: Whether it may wait for a port, where the dialer does.
+            wait: Seconds that it may wait for a port, where the dialer waits longer.
         """
         begun = policy.current
         if begun.pid != os.getpid():
@@ -171,7 +173,8 @@ class _PolicyCall(Call):
         self._terms = begun.terms
         self._target = target
         self._timeout = timeout
-        self._wait = begun.terms.wait if wait else 0.0
+        seconds = begun.terms.wait
+        self._wait = seconds if wait is None else min(seconds, number("wait", wait, 0))
         self._policy = policy
         self._awaited = awaited
 
@@ -180,7 +183,7 @@ class _PolicyCall(Call):
 
     def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
         # A name's addresses are tried without waiting first, which ends no call.
-        if self._wait == self._terms.wait:
+        if self._wait or not self._terms.wait:
             self._terms.destinations.unserved()
         return self._policy.failure(error, self._target.to)
 
@@ -287,6 +290,7 @@ def by_name(
     awaited: bool,
     options: tuple[tuple[Any, ...], ...] = (),
     delay: float | None = None,
+    wait: float | None = None,
 ) -> Steps[socket.socket]:
     """Connect to the first of a name's addresses that has a port.
 
@@ -300,6 +304,7 @@ def by_name(
         awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
         options: What to set on sockets.
         delay: Seconds between the starts of two attempts; None for one after the other.
+        wait: Seconds to wait for a port at most; None for the dialer's own.
     """
     errors: list[OSError] = []
     strategy = policy.settings.strategy
@@ -311,8 +316,8 @@ def by_name(
         served = interleaved(served)
     exhausted: list[Request] = []
 
-    def opening(to: Request, *, wait: bool) -> Steps[socket.socket]:
-        call = OwnCall(policy, Target(policy, to, key), timeout, awaited, wait=wait)
+    def opening(to: Request, wait: float | None) -> Steps[socket.socket]:
+        call = OwnCall(policy, Target(policy, to, key), timeout, awaited, wait)
         if options:
             call.make = partial(ConfiguredConnection, options=options)
         try:
@@ -326,12 +331,12 @@ def by_name(
 
     with last_or_all(errors, all_errors=all_errors):
         try:
-            calls = [opening(to, wait=False) for to in served]
+            calls = [opening(to, 0.0) for to in served]
             return cast("socket.socket", (yield Race(calls, errors, delay)))
         except OSError:
-            if not (exhausted and policy.settings.wait):
+            if not (exhausted and policy.settings.wait and wait != 0):
                 raise
         # One after the other, the first would use up all the time that there is.
         worth = exhausted[:1] if awaited and delay is None else exhausted.copy()
-        calls = [opening(to, wait=True) for to in worth]
+        calls = [opening(to, wait) for to in worth]
         return cast("socket.socket", (yield Race(calls, errors, delay)))

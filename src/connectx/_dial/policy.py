@@ -127,6 +127,14 @@ class Policy:
         self._begun: dict[int, Open] = {}
         self.current = self._begin()
 
+    def __deepcopy__(self, _: object) -> Policy:
+        """Return the same one: a copy of a dialer shares its limits, counts and wait queue."""
+        return self
+
+    def __reduce__(self) -> tuple[type[Policy], tuple[Settings]]:
+        """Pickle the settings: in another process nothing is open yet."""
+        return Policy, (self.settings,)
+
     @property
     def open(self) -> Open:
         """What is open; nothing yet in a process that was forked meanwhile."""

@@ -97,8 +97,8 @@ def check(
             for each in ranges
         },
         strategy,
-        int(_number("limit", limit, 1)),
-        float(_number("wait", wait, 0)),
+        int(number("limit", limit, 1)),
+        float(number("wait", wait, 0)),
         freebind,
         on_wait,
         holes,
@@ -118,7 +118,7 @@ def draw(count: int) -> array[int]:
     return array("I", os.urandom(4 * count))
 
 
-def _number(name: str, value: float | None, least: float) -> Any:
+def number(name: str, value: float | None, least: float) -> Any:
     """Return a number that may be left out (0 then); TypeError or ValueError for what is none."""
     if value is None:
         return 0

@@ -41,6 +41,7 @@ class Dialer(AnyDialer):
         proto: int = 0,
         key: str | None = None,
         socket_options: SocketOptions | None = None,
+        wait: float | None = None,
         happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
     ) -> socket.socket:
         """Connect to an address by this dialer's policy; returns a non-blocking socket.
@@ -56,6 +57,7 @@ class Dialer(AnyDialer):
             proto: 0, IPPROTO_MPTCP or IPPROTO_UDPLITE.
             key: What a "sticky" source belongs to; by default the destination's host.
             socket_options: As `connectx.create_connection` takes them.
+            wait: Seconds to wait for a port, where the dialer would wait longer.
             happy_eyeballs_delay: As for `connectx.aio.create_connection`.
 
         Raises:
@@ -64,7 +66,7 @@ class Dialer(AnyDialer):
         policy = self._policy
         call = None
         if source_address is None and socket_options is None:
-            call = call_to(policy, address, timeout, type, proto, key, awaited=True)
+            call = call_to(policy, address, timeout, type, proto, key, awaited=True, wait=wait)
         if call is None or all_errors:
             return await run(
                 by_name(
@@ -78,6 +80,7 @@ class Dialer(AnyDialer):
                     all_errors=all_errors,
                     awaited=True,
                     options=checked(socket_options),
+                    wait=wait,
                     delay=happy_eyeballs_delay,
                 )
             )

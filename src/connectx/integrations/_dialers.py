@@ -1,0 +1,150 @@
+"""What all integrations have in common: what dialer=, sources= and ports= mean, and the releases.
+
+A dialer of either kind serves any library: the face that blocks and the one that awaits share
+their limits, counts and wait queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import socket
+from typing import TYPE_CHECKING
+
+from connectx._connect.connection import DEFAULT_TIMEOUT
+from connectx._dial.policy import AnyDialer
+from connectx._dial.sources import ROUND_ROBIN
+from connectx.dialer import Dialer
+from connectx.errors import ConnectxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from connectx import aio
+    from connectx._connect.configured import SocketOptions
+    from connectx.addresses import Address
+
+    #: What the keywords take.
+    Sources = Iterable[str] | None
+    Ports = tuple[int, int] | Sequence[tuple[int, int]] | None
+
+
+def blocking(dialer: AnyDialer | None, sources: Sources = None, ports: Ports = None) -> Dialer:
+    """Return the dialer that the keywords name, as one that blocks.
+
+    Raises:
+        TypeError: A dialer and settings for another one are given, or something else.
+    """
+    dialer = _given(dialer, sources, ports)
+    if isinstance(dialer, Dialer):
+        return dialer
+    return Dialer(sources if dialer is None else dialer, ports)
+
+
+def awaiting(dialer: AnyDialer | None, sources: Sources = None, ports: Ports = None) -> aio.Dialer:
+    """Return the dialer that the keywords name, as one whose methods are awaited.
+
+    Raises:
+        TypeError: As `blocking` does.
+    """
+    # Not imported for libraries that block: asyncio takes longer than all of connectx.
+    from connectx import aio  # noqa: PLC0415
+
+    dialer = _given(dialer, sources, ports)
+    if isinstance(dialer, aio.Dialer):
+        return dialer
+    return aio.Dialer(sources if dialer is None else dialer, ports)
+
+
+def _given(dialer: AnyDialer | None, sources: Sources, ports: Ports) -> AnyDialer | None:
+    if dialer is None:
+        return None
+    if not isinstance(dialer, AnyDialer):
+        raise TypeError(f"dialer is a connectx.Dialer or a connectx.aio.Dialer, not {dialer!r}")
+    if sources is not None or ports is not None:
+        raise TypeError("give a dialer, or sources and ports for a new one, but not both")
+    return dialer
+
+
+def connect(
+    dialer: Dialer,
+    address: tuple[str | None, int | str],
+    timeout: float | None = DEFAULT_TIMEOUT,
+    source_address: Address | None = None,
+    socket_options: SocketOptions | None = None,
+) -> socket.socket:
+    """Connect for a library: its timeout holds for the wait for a port, too.
+
+    Args:
+        dialer: What decides.
+        address, timeout, source_address, socket_options: As `Dialer.create_connection` takes
+            them.
+    """
+    seconds = socket.getdefaulttimeout() if timeout is DEFAULT_TIMEOUT else timeout
+    return dialer.create_connection(
+        address, timeout, source_address, socket_options=socket_options, wait=seconds
+    )
+
+
+def turns(dialer: AnyDialer, family: int, most: int) -> int:
+    """Return how many connections of a pool take turns; 0 where any of them will do.
+
+    A dialer whose sources take turns ("round-robin") has each request go from the next one,
+    and not only each connection. Other rotations are about new connections.
+
+    Args:
+        dialer: What decides.
+        family: AF_INET or AF_INET6, of the connections.
+        most: How many connections the pool keeps. A prefix has more sources than that.
+    """
+    sources = dialer._policy.settings.sources  # noqa: SLF001 - of the same house
+    version = 6 if family == socket.AF_INET6 else 4
+    if sources.rotate != ROUND_ROBIN or sources.single(version) is not None:
+        return 0
+    return most if sources.prefixes(version) else len(sources.hosts(version))
+
+
+def own_error(error: BaseException | None) -> ConnectxError | None:
+    """Return the error of connectx that another one comes from, if there is one."""
+    while error is not None and not isinstance(error, ConnectxError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def with_cause(error: OSError) -> None:
+    """Give a library's error the cause that it comes from, and the errno of that."""
+    cause = own_error(error)
+    if cause is not None and cause is not error:
+        error.__cause__ = cause
+        if error.errno is None:
+            error.errno = cause.errno
+
+
+@contextlib.contextmanager
+def library(name: str, oldest: str) -> Iterator[None]:
+    """Import a library in a with block.
+
+    Args:
+        name: What pip calls it.
+        oldest: The oldest release that will do.
+
+    Raises:
+        ImportError: It is missing, or older; the text names the release that is needed.
+    """
+    wanted = f"connectx needs {name} {oldest} or newer here: pip install '{name}>={oldest}'"
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        # It may be there all the same, as a copy that pip knows nothing of.
+        found = oldest
+    if _numbers(found) < _numbers(oldest):
+        raise ImportError(f"{wanted} ({found} is installed)", name=name)
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{wanted} ({error})", name=name) from error
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(each) for each in re.findall(r"\d+", release)[:3]]
