@@ -1,8 +1,8 @@
 """An HTTP server in a process of its own: it answers with who asked.
 
 The body is the client's address and port as the server sees them, and how many connections there
-had been before: "192.0.2.7 40000 0". As a proxy it answers for the server where the request is not
-for itself, and goes on from the client's address where it is to connect to one.
+had been before, as a line: "192.0.2.7 40000 0". As a proxy it answers for the server where the
+request is not for itself, and goes on from the client's address where it is to connect to one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 ABORT: Final = struct.pack("ii", 1, 0)
 
 
-def answer(listener: socket.socket, tls: ssl.SSLContext | None, pipe: Connection) -> None:
-    """Serve until the process is killed."""
+def answer(
+    listener: socket.socket, tls: ssl.SSLContext | None, pipe: Connection, *, socks: bool = False
+) -> None:
+    """Serve until the process is killed.
+
+    socks: whether to be a SOCKS proxy first, and then the server that it is asked for.
+    """
     # Descriptors are about to be used anew: no collector may close them for former owners.
     gc.freeze()
     numbers = itertools.count()
@@ -37,13 +42,15 @@ def answer(listener: socket.socket, tls: ssl.SSLContext | None, pipe: Connection
 
         def setup(self) -> None:
             self.number = next(numbers)
+            if socks:
+                pass_on(self.request)
             if tls is not None:
                 self.request = tls.wrap_socket(self.request, server_side=True)
             super().setup()
 
         def do_GET(self) -> None:
             host, port = self.client_address[:2]
-            self._reply(f"{host} {port} {self.number}".encode())
+            self._reply(f"{host} {port} {self.number}\n".encode())
 
         def do_CONNECT(self) -> None:
             host, _, port = self.path.rpartition(":")
@@ -72,6 +79,18 @@ def answer(listener: socket.socket, tls: ssl.SSLContext | None, pipe: Connection
     server.socket = listener
     pipe.send(None)
     server.serve_forever()
+
+
+def pass_on(connection: socket.socket) -> None:
+    """Take a request of SOCKS 5 as if there was a connection to its destination."""
+    with connection.makefile("rb", 0) as file:
+        _version, methods = file.read(2)
+        file.read(methods)
+        connection.sendall(b"\5\0")
+        _version, _command, _reserved, kind = file.read(4)
+        file.read({1: 4, 4: 16}.get(kind) or file.read(1)[0])
+        file.read(2)
+        connection.sendall(b"\5\0\0\1" + bytes(6))
 
 
 def reset(listener: socket.socket, _: ssl.SSLContext | None, pipe: Connection) -> NoReturn:

@@ -112,12 +112,12 @@ def own_error(error: BaseException | None) -> ConnectxError | None:
     return error
 
 
-def with_cause(error: OSError) -> None:
+def with_cause(error: Exception) -> None:
     """Give a library's error the cause that it comes from, and the errno of that."""
     cause = own_error(error)
     if cause is not None and cause is not error:
         error.__cause__ = cause
-        if error.errno is None:
+        if isinstance(error, OSError) and error.errno is None:
             error.errno = cause.errno
 
 

@@ -97,6 +97,29 @@ class HTTPSConnection(Dialling, connection.HTTPSConnection):
     """urllib3.connection.HTTPSConnection, which connects by a dialer."""
 
 
+class SOCKSDialling(Dialling):
+    """What connects by a SOCKS proxy."""
+
+    _socks_options: dict[str, Any]
+
+    def _dial(self, host: str, port: int) -> socket.socket:
+        # PySocks is there, or urllib3 had no such connection.
+        from connectx.integrations import _socks  # noqa: PLC0415 - as said
+
+        options = self._socks_options
+        version = options["socks_version"]
+        proxy_port = _socks.port_of(version, options["proxy_port"])
+        return _socks.negotiate(
+            super()._dial(options["proxy_host"], proxy_port),
+            self.timeout,
+            version,
+            by_name=options["rdns"],
+            user=options["username"],
+            password=options["password"],
+            destination=(host.rstrip("."), port),
+        )
+
+
 class _AtOnce(Retry):
     """What urllib3 retries where nobody has asked for it, but for want of a port.
 
@@ -191,17 +214,28 @@ class HTTPSConnectionPool(Pooling, connectionpool.HTTPSConnectionPool):
 
 
 #: Our pools, by those that they stand for.
-POOLS: Final[dict[type, type]] = {
+_POOLS: Final[dict[type, type]] = {
     connectionpool.HTTPConnectionPool: HTTPConnectionPool,
     connectionpool.HTTPSConnectionPool: HTTPSConnectionPool,
 }
+
+
+@functools.cache
+def pool_like(kind: Any) -> Any:
+    """Return a class of pools like another one, such as a program's own, that uses a dialer."""
+    if kind in _POOLS or issubclass(kind, Pooling):
+        return _POOLS.get(kind, kind)
+    connects = kind.ConnectionCls
+    by_socks = any(each.__module__ == "urllib3.contrib.socks" for each in connects.__mro__)
+    made = type(connects.__name__, (SOCKSDialling if by_socks else Dialling, connects), {})
+    return type(kind.__name__, (Pooling, kind), {"ConnectionCls": made})
 
 
 def manage(manager: poolmanager.PoolManager, dialer: Dialer) -> None:
     """Have a manager of pools connect by a dialer, whatever kind of manager it is."""
     manager.connection_pool_kw["dialer"] = dialer
     manager.pool_classes_by_scheme = {
-        scheme: POOLS.get(pool, pool) for scheme, pool in manager.pool_classes_by_scheme.items()
+        scheme: pool_like(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
     }
     manager.key_fn_by_scheme = {
         scheme: functools.partial(_key, key) for scheme, key in manager.key_fn_by_scheme.items()
@@ -214,7 +248,7 @@ def _key(key: Any, context: dict[str, Any]) -> Any:
     return key(known), context.get("dialer")
 
 
-class _Managing:
+class Managing:
     """What makes pools: the first base of a manager's class."""
 
     def __init__(
@@ -230,7 +264,7 @@ class _Managing:
         manage(cast("poolmanager.PoolManager", self), by)
 
 
-class PoolManager(_Managing, urllib3.PoolManager):
+class PoolManager(Managing, urllib3.PoolManager):
     """urllib3.PoolManager, whose connections are made by a dialer.
 
     Args:
@@ -239,7 +273,7 @@ class PoolManager(_Managing, urllib3.PoolManager):
     """
 
 
-class ProxyManager(_Managing, urllib3.ProxyManager):
+class ProxyManager(Managing, urllib3.ProxyManager):
     """urllib3.ProxyManager, which is connected to the proxy by a dialer.
 
     Args:
