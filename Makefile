@@ -4,7 +4,7 @@
 #   make test ARGS='-k udp'         ARGS goes to the command behind the target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test test-kernels test-stdlib lint format bench docs pictures lock clean
+.PHONY: help demo report test test-integrations test-kernels test-stdlib lint format bench docs pictures lock clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -26,6 +26,9 @@ report: $(STAMPS)/demo $(STAMPS)/installed  ## measure how this kernel gives out
 
 test: $(STAMPS)/test $(STAMPS)/installed  ## run the whole test suite against the built wheel
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-integrations: $(STAMPS)/test $(STAMPS)/installed  ## run every check of every integration, with the newest and the oldest release of its library
+	scripts/test-integrations $(ARGS)
 
 test-kernels: $(STAMPS)/test $(STAMPS)/installed  ## run the quick tests under another kernel: KERNEL=directory with an unpacked linux-image package
 	scripts/test-kernel $(ARGS)
@@ -49,7 +52,7 @@ bench: $(STAMPS)/bench $(STAMPS)/installed  ## measure speed, system calls and m
 docs: $(STAMPS)/docs $(STAMPS)/installed  ## build the documentation into docs/_build/html
 	$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --builder html $(ARGS) docs docs/_build/html
 
-pictures: $(STAMPS)/demo $(STAMPS)/installed  ## draw the documentation's pictures again, and capture the output of every command that it shows
+pictures: $(STAMPS)/test $(STAMPS)/installed  ## draw the documentation's pictures again, and capture the output of every command that it shows
 	$(RUN) -m docs.figure
 	$(RUN) -m docs.captures
 

@@ -1,9 +1,10 @@
-"""The output of commands that the documentation shows, from real runs.
+"""What the documentation shows of real runs: output of commands, and the table of integrations.
 
     python -m docs.captures
 
 Each command runs on the machine of docs.machine, in a private network, and its output goes to
-docs/outputs. tests/test_outputs.py runs the same commands on a smaller machine and compares.
+docs/outputs. tests/test_outputs.py runs the same commands on a smaller machine and compares. The
+table is of tests/integrations, which compares it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from docs.machine import machine
+from tests.integrations import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,6 +131,7 @@ def main() -> None:
             (OUTPUTS / name).write_text(capture_on_machine(name, open_more), "utf-8")
     for name, command in BY_THEMSELVES.items():
         (OUTPUTS / name).write_text(capture(command), "utf-8")
+    table.PUBLISHED.write_text(table.run(), "utf-8")
 
 
 def _argv(command: str) -> list[str]:

@@ -34,7 +34,8 @@ myst_enable_extensions = ["colon_fence"]
 # Written as on GitHub, which draws it by itself.
 myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+# The outputs are shown on pages, and no pages themselves.
+exclude_patterns = ["_build", "outputs"]
 
 html_theme = "furo"
 html_title = "connectx"

@@ -5,7 +5,9 @@ blocks each command is checked: make's targets exist, connectx takes the options
 the distribution's.
 """
 
+import contextlib
 import doctest
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -27,14 +29,16 @@ from connectx._diagnosis import causes
 from connectx._dial.capacity import Capacity, SourceCapacity
 from connectx._dial.policy import Stats
 from connectx.cli import main as cli
+from connectx.sandbox.children import Child
 from connectx.sandbox.networks import Network
-from connectx.sandbox.servers import Servers
+from connectx.sandbox.servers import Servers, listen
+from tests.integrations import http_server
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(Path(str(connectx.__file__)).parent.rglob("*.py"))
 FENCE = re.compile(r"^\s*```([^\s`]+)", re.MULTILINE)
-MAKE_TARGET = re.compile(r"^([a-z]+):.*## ", re.MULTILINE)
+MAKE_TARGET = re.compile(r"^([a-z-]+):.*## ", re.MULTILINE)
 DOCTEST_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 ERRORS = [name for name in connectx.__all__ if hasattr(connectx.errors, name)]
@@ -45,7 +49,11 @@ SERVERS = ("198.51.100.9", "198.51.100.10", "2001:db8::9")
 
 @pytest.fixture
 def world(
-    network: Network, servers: Servers, trio_threads: None, monkeypatch: pytest.MonkeyPatch
+    network: Network,
+    servers: Servers,
+    closing: contextlib.ExitStack,
+    trio_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Any]:
     """The machine that the examples run on, as docs/getting-started.md describes it."""
     del trio_threads
@@ -55,6 +63,8 @@ def world(
         *(servers.listen(host, 443) for host in SERVERS),
         *(servers.receive(host, 53) for host in SERVERS),
     )
+    for host in SERVERS:
+        serve_web(host, closing)
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -62,6 +72,15 @@ def world(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return {"network": network}
+
+
+def serve_web(host: str, closing: contextlib.ExitStack) -> None:
+    """Answer requests at port 80 with the address that they come from."""
+    with listen(host, 80) as listener:
+        child = Child(functools.partial(http_server.answer, listener, None))
+    closing.callback(child.wait)
+    closing.callback(child.kill)
+    child.receive()
 
 
 def evaluate(document: Document, world: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ async def has_the_source(case: Case) -> None:
 
 
 async def has_an_ipv6_source(case: Case) -> None:
-    """The same over IPv6."""
+    """The source address is the dialer's over IPv6, too."""
     server = case.server(HOST_6)
     for source in SOURCES_6:
         async with case.client(dialer=connectx.Dialer([SOURCES[0], source])) as client:
@@ -285,14 +285,14 @@ async def leaves_nothing(case: Case) -> None:
     dialer = connectx.Dialer([SOURCES[0]], limit=1)
     before = descriptors()
     for server in servers:
-        async with case.client(dialer=dialer, timeout=0.2) as client:
+        async with case.client(dialer=dialer, timeout=0.2, retries=False) as client:
             with pytest.raises(case.adapter.errors):
                 await client.ask(server)
         nothing_is_left(dialer, server, before)
 
 
 async def is_cancelled(case: Case) -> None:
-    """The same of a request that is cancelled."""
+    """A request that is cancelled leaves no descriptor, port or slot."""
     server = case.silent()
     dialer = connectx.Dialer([SOURCES[0]], limit=1)
     before = descriptors()

@@ -69,6 +69,7 @@ class Options:
         ca: A file with the certificates to trust.
         proxy: The address of an HTTP proxy.
         pool: How many idle connections to keep.
+        retries: Whether the library may try again as it does by default.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class Options:
     ca: str | None = None
     proxy: str | None = None
     pool: int = 1
+    retries: bool = True
 
 
 class Client(AbstractAsyncContextManager["Client"]):
@@ -105,7 +107,7 @@ class Adapter:
         lacks: Checks that make no sense here, and why; it is said under the table.
     """
 
-    name: ClassVar[str]
+    name: str
     plain: ClassVar[str]
     backends: ClassVar[Sequence[str]] = (BLOCKING,)
     errors: ClassVar[tuple[type[BaseException], ...]]

@@ -1,36 +1,34 @@
-"""Every integration, every check, over real servers in a private network."""
+"""Every integration, and the checks that say most; `make test-integrations` runs all of them."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integrations import checks, frame
+from tests.integrations import conforming, frame, table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from connectx.sandbox.networks import Network
 
-CELLS = [
-    pytest.param(row, column, id=f"{row.name}-{column}")
-    for row in frame.rows()
-    for column in checks.CHECKS
-    if not checks.reason(row, column)
-]
+#: What goes wrong where the dialer is not used, or its errors get lost, or its connections.
+MOST = ("shared port", "exhaustion", "no leaks", "cancelled")
 
 
-@pytest.mark.parametrize("row,column", CELLS)
+@pytest.mark.parametrize("row,column", conforming.cells(MOST))
 def test_conforms(
     row: frame.Row, column: str, network: Network, tmp_path: Path, trio_threads: None
 ) -> None:
     del trio_threads
-    with checks.Case(row, network, tmp_path) as case:
-        frame.run(row.backend, partial(checks.CHECKS[column], case))
+    conforming.conform(row, column, network, tmp_path)
 
 
 @pytest.mark.parametrize("module", frame.modules())
 def test_every_integration_has_an_adapter(module: str) -> None:
     assert frame.adapters_of(module)
+
+
+def test_the_published_table_is_of_these_rows_and_checks() -> None:
+    assert table.PUBLISHED.read_text("utf-8") == table.draw(frame.rows()), "run `make pictures`"

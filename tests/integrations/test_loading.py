@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from connectx.integrations import _dialers
 from tests import limits
-from tests.integrations import frame
+from tests.integrations import frame, oldest
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def python(code: str) -> str:
@@ -24,6 +28,15 @@ def python(code: str) -> str:
         timeout=limits.COMMAND_LIMIT,
     )
     return done.stdout
+
+
+def needs(name: str) -> set[str]:
+    """What a library cannot do without."""
+    return {
+        match.group()
+        for each in importlib.metadata.requires(name) or ()
+        if (match := re.match(r"\w+", each))
+    }
 
 
 def test_connectx_imports_none() -> None:
@@ -41,7 +54,8 @@ def test_one_imports_no_other_library(module: str) -> None:
     found = python(f"import sys, connectx.integrations.{module}; print(*sys.modules)").split()
     # What the library imports by itself is its own business.
     alone = python(f"import sys, {', '.join(own)}; print(*sys.modules)").split()
-    assert libraries & set(found) - set(alone) <= own
+    needed = {need for name in own - sys.stdlib_module_names for need in needs(name)}
+    assert libraries & set(found) - set(alone) <= own | needed
 
 
 @pytest.mark.parametrize("module", frame.modules())
@@ -89,3 +103,22 @@ class TestDialers:
         assert awaited._policy is dialer._policy
         assert _dialers.awaiting(awaited) is awaited
         assert _dialers.blocking(awaited)._policy is dialer._policy
+
+
+class TestReleases:
+    def test_the_page_names_each(self) -> None:
+        page = (ROOT / "docs" / "integrations.md").read_text()
+        rows = re.findall(r"^\|.*?\| `(\w+)` \|(.*)\| ([\w. ]+) \|$", page, re.MULTILINE)
+        assert sorted(module for module, *_ in rows) == frame.modules()
+        said = {module: release for module, _, release in rows}
+        for module in frame.modules():
+            source = importlib.import_module(f"connectx.integrations.{module}")
+            needed = oldest.of(Path(str(source.__file__)))
+            assert said[module] == next(iter(needed.values()), "of Python")
+
+    @pytest.mark.parametrize("module", frame.modules())
+    def test_the_page_names_what_is_in_it(self, module: str) -> None:
+        page = (ROOT / "docs" / "integrations.md").read_text()
+        (names,) = re.findall(rf"\| `{module}` \|(.*)\| [\w. ]+ \|$", page, re.MULTILINE)
+        integration = importlib.import_module(f"connectx.integrations.{module}")
+        assert set(re.findall(r"`(\w+)(?:\(\))?`", names)) == set(integration.__all__)

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def _keywords(options: Options) -> dict[str, Any]:
+def keywords_for(options: Options) -> dict[str, Any]:
+    """What pools are made with."""
     timeout = urllib3.Timeout(connect=options.timeout, read=30)
     keywords = {"timeout": timeout, "maxsize": options.pool, **options.given}
+    keywords |= {} if options.retries else {"retries": False}
     return keywords | ({"ca_certs": options.ca} if options.ca else {})
 
 
 class _Managed(Client):
     def __init__(self, library: ModuleType, options: Options) -> None:
-        keywords = _keywords(options)
+        keywords = keywords_for(options)
         self._manager = (
             library.ProxyManager(options.proxy, **keywords)
             if options.proxy
@@ -39,7 +41,7 @@ class _Managed(Client):
 class _Pooled(Client):
     def __init__(self, library: ModuleType, options: Options) -> None:
         self._library = library
-        self._keywords = _keywords(options)
+        self._keywords = keywords_for(options)
         self._pools: dict[Server, Any] = {}
 
     async def ask(self, server: Server) -> str:

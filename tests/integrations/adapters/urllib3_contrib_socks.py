@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import urllib3.exceptions
 
 from tests.integrations import http_server
+from tests.integrations.adapters.urllib3 import keywords_for
 from tests.integrations.frame import Adapter, Client, Options, Server
 
 if TYPE_CHECKING:
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 class _Client(Client):
     def __init__(self, library: ModuleType, options: Options) -> None:
-        timeout = urllib3.Timeout(connect=options.timeout, read=30)
-        self._keywords = {"timeout": timeout, "maxsize": options.pool, **options.given}
-        self._keywords |= {"ca_certs": options.ca} if options.ca else {}
+        self._keywords = keywords_for(options)
         self._library = library
         self._managers: dict[Server, Any] = {}
 
