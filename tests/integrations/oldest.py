@@ -32,7 +32,7 @@ def main() -> None:
     """Print them."""
     for name, release in releases().items():
         # The last patch of it, such as 2.0.7 of 2.0.
-        print(f"{name}=={release}.*" if release.count(".") < 2 else f"{name}=={release}")  # noqa: T201
+        print(f"{name}=={release}.*")  # noqa: T201
 
 
 if __name__ == "__main__":

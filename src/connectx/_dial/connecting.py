@@ -147,6 +147,8 @@ class _PolicyCall(Call):
     """A call as a policy has it."""
 
     _target: Target
+    #: Whether nothing is tried after it. A name's addresses are first tried without waiting.
+    ends_here = True
 
     def __init__(
         self,
@@ -182,8 +184,7 @@ class _PolicyCall(Call):
         return listen(self._target.to, self._policy.unreported)
 
     def _unserved(self, error: LimitReached | TurnMissed) -> Exception:
-        # A name's addresses are tried without waiting first, which ends no call.
-        if self._wait or not self._terms.wait:
+        if self.ends_here:
             self._terms.destinations.unserved()
         return self._policy.failure(error, self._target.to)
 
@@ -316,8 +317,9 @@ def by_name(
         served = interleaved(served)
     exhausted: list[Request] = []
 
-    def opening(to: Request, wait: float | None) -> Steps[socket.socket]:
+    def opening(to: Request, wait: float | None, *, ends_here: bool) -> Steps[socket.socket]:
         call = OwnCall(policy, Target(policy, to, key), timeout, awaited, wait)
+        call.ends_here = ends_here
         if options:
             call.make = partial(ConfiguredConnection, options=options)
         try:
@@ -329,14 +331,17 @@ def by_name(
             raise
         return call.sock
 
+    if wait is not None:
+        wait = number("wait", wait, 0)
+    waits = policy.settings.wait != 0 and wait != 0
     with last_or_all(errors, all_errors=all_errors):
         try:
-            calls = [opening(to, 0.0) for to in served]
+            calls = [opening(to, 0.0, ends_here=not waits) for to in served]
             return cast("socket.socket", (yield Race(calls, errors, delay)))
         except OSError:
-            if not (exhausted and policy.settings.wait and wait != 0):
+            if not (exhausted and waits):
                 raise
         # One after the other, the first would use up all the time that there is.
         worth = exhausted[:1] if awaited and delay is None else exhausted.copy()
-        calls = [opening(to, wait) for to in worth]
+        calls = [opening(to, wait, ends_here=True) for to in worth]
         return cast("socket.socket", (yield Race(calls, errors, delay)))

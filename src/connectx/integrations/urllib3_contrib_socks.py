@@ -5,7 +5,7 @@ from __future__ import annotations
 from connectx.integrations import _dialers
 from connectx.integrations.urllib3 import Managing
 
-with _dialers.library("PySocks", "1.5.8"):
+with _dialers.library("PySocks", "1.7"):
     from urllib3.contrib import socks
 
 __all__ = ["SOCKSProxyManager"]
