@@ -7,7 +7,6 @@ the distribution's.
 
 import contextlib
 import doctest
-import functools
 import importlib
 import importlib.metadata
 import re
@@ -29,10 +28,9 @@ from connectx._diagnosis import causes
 from connectx._dial.capacity import Capacity, SourceCapacity
 from connectx._dial.policy import Stats
 from connectx.cli import main as cli
-from connectx.sandbox.children import Child
 from connectx.sandbox.networks import Network
-from connectx.sandbox.servers import Servers, listen
-from tests.integrations import http_server
+from connectx.sandbox.servers import Servers
+from tests.integrations.servers import start
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -64,7 +62,8 @@ def world(
         *(servers.receive(host, 53) for host in SERVERS),
     )
     for host in SERVERS:
-        serve_web(host, closing)
+        # Web servers, which answer with the address that a request comes from.
+        start(closing, host, 80)
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -72,15 +71,6 @@ def world(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return {"network": network}
-
-
-def serve_web(host: str, closing: contextlib.ExitStack) -> None:
-    """Answer requests at port 80 with the address that they come from."""
-    with listen(host, 80) as listener:
-        child = Child(functools.partial(http_server.answer, listener, None))
-    closing.callback(child.wait)
-    closing.callback(child.kill)
-    child.receive()
 
 
 def evaluate(document: Document, world: dict[str, Any]) -> None:

@@ -23,9 +23,7 @@ import trustme
 import connectx
 from connectx import aio
 from connectx.errors import ConnectxError, PortsExhausted
-from connectx.sandbox.children import Child
-from connectx.sandbox.servers import listen
-from tests.integrations import http_server
+from tests.integrations import http_server, servers
 from tests.integrations.frame import BLOCKING, Client, Options, Peer, Row, Server
 
 if TYPE_CHECKING:
@@ -84,12 +82,9 @@ class Case(contextlib.ExitStack):
 
     def silent(self) -> Server:
         """Return a server that has no place for another connection."""
-        listener = self.enter_context(listen(HOSTS[0], next(self._ports), backlog=0))
-        for _ in range(2):
-            filler = self.enter_context(socket.socket())
-            filler.settimeout(0)
-            filler.connect_ex(listener.getsockname())
-        return Server(*listener.getsockname()[:2])
+        server = self.nobody()
+        servers.silence(self, *server.address)
+        return server
 
     def client(self, *, plain: bool = False, **options: Any) -> Client:
         """Make a client: of the library's own (plain) or of ours, with dialer= and others."""
@@ -106,13 +101,9 @@ class Case(contextlib.ExitStack):
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.authority.issue_cert(host).configure_cert(context)
-        with listen(host, port or next(self._ports)) as listener:
-            child = Child(functools.partial(serve, listener, context))
-            self.callback(child.wait)
-            self.callback(child.kill)
-            child.receive()
-            bound: tuple[str, int] = listener.getsockname()[:2]
-            return Server(*bound, tls)
+        server = Server(host, port or next(self._ports), tls)
+        servers.start(self, *server.address, serve, context)
+        return server
 
 
 async def asked(client: Client, server: Server) -> Peer:
@@ -203,11 +194,11 @@ async def rotates(case: Case) -> None:
 
 async def exceeds_the_range(case: Case) -> None:
     """More connections are open than the range has ports, to several servers."""
-    servers = [case.server(host) for host in HOSTS]
+    places = [case.server(host) for host in HOSTS]
     dialer = connectx.Dialer([SOURCES[0]], ports=(PORT, PORT + 1))
     async with contextlib.AsyncExitStack() as stack:
         seen = []
-        for server in servers * 2:
+        for server in places * 2:
             client = await stack.enter_async_context(case.client(dialer=dialer))
             seen.append((server, (await asked(client, server)).port))
     assert len(set(seen)) == 6
@@ -281,10 +272,10 @@ async def waits_no_longer(case: Case) -> None:
 
 async def leaves_nothing(case: Case) -> None:
     """A connection that is refused, reset or too late leaves no descriptor, port or slot."""
-    servers = (case.nobody(), case.resetting(), case.silent())
+    places = (case.nobody(), case.resetting(), case.silent())
     dialer = connectx.Dialer([SOURCES[0]], limit=1)
     before = descriptors()
-    for server in servers:
+    for server in places:
         async with case.client(dialer=dialer, timeout=0.2, retries=False) as client:
             with pytest.raises(case.adapter.errors):
                 await client.ask(server)

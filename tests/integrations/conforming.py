@@ -30,4 +30,4 @@ def conform(row: frame.Row, column: str, network: Network, directory: Path) -> N
     """Check it, and that it is published."""
     with checks.Case(row, network, directory) as case:
         frame.run(row.backend, partial(checks.CHECKS[column], case))
-    assert table.published().get((row.name, column)) == table.YES, "run `make pictures`"
+    assert table.published().get((row.name, column)) == table.YES, table.AGAIN

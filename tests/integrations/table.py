@@ -1,7 +1,9 @@
 """The table of the conformance suite, as docs/integrations.md shows it.
 
-`make pictures` runs every check and writes it; each test of the suite looks whether its cell says
-what it has found.
+    python -m tests.integrations.table
+
+runs every check and writes it, as `make pictures` does among other things. Each test of the suite
+looks whether its cell says what it has found.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PUBLISHED: Final = Path(__file__).parent.parent.parent / "docs" / "outputs" / "integrations.md"
+
+AGAIN: Final = "the table has changed: run `python -m tests.integrations.table`, and look at it"
 
 YES: Final = "✓"
 NO: Final = "\N{EN DASH}"
@@ -77,3 +81,7 @@ def published() -> dict[tuple[str, str], str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    PUBLISHED.write_text(run(), "utf-8")

@@ -31,4 +31,4 @@ def test_every_integration_has_an_adapter(module: str) -> None:
 
 
 def test_the_published_table_is_of_these_rows_and_checks() -> None:
-    assert table.PUBLISHED.read_text("utf-8") == table.draw(frame.rows()), "run `make pictures`"
+    assert table.PUBLISHED.read_text("utf-8") == table.draw(frame.rows()), table.AGAIN

@@ -35,4 +35,6 @@ def dial(client: Any, dialer: Dialer) -> None:
             if not asked:
                 raise caught_exception
 
-    client.meta.events.register_first("needs-retry", judge)
+    # Before botocore's own, which take from its allowance of retries, or raise.
+    service = client.meta.service_model.service_id.hyphenize()
+    client.meta.events.register_first(f"needs-retry.{service}", judge)
