@@ -26,6 +26,7 @@ def port_of(version: int, port: int | None) -> int:
 
 def negotiate(
     sock: socket.socket,
+    proxy: tuple[str, int],
     timeout: float | None,
     version: int,
     *,
@@ -38,6 +39,7 @@ def negotiate(
 
     Args:
         sock: Connected to the proxy; it is used up.
+        proxy: Its address, for messages.
         timeout: Seconds for each step, unless it is the default.
         version: Of SOCKS, as PySocks numbers them.
         by_name: Whether the proxy resolves the destination's name.
@@ -47,16 +49,14 @@ def negotiate(
     Raises:
         OSError: As the socket and PySocks raise it.
     """
-    host, port = sock.getpeername()[:2]
     through = _Negotiating(sock.family, sock.type, sock.proto, sock.detach())
     try:
         if timeout is None or isinstance(timeout, int | float):
             through.settimeout(timeout)
-        through.set_proxy(version, host, port, by_name, user, password)
+        through.set_proxy(version, *proxy, by_name, user, password)
         through.connect(destination)
     except socks.ProxyError as error:
-        through.close()
-        # Its own message says less than what it comes from.
+        # The socket is closed. Its own message says less than what it comes from.
         if isinstance(error.socket_err, OSError):
             raise error.socket_err from error
         raise

@@ -108,9 +108,10 @@ class SOCKSDialling(Dialling):
 
         options = self._socks_options
         version = options["socks_version"]
-        proxy_port = _socks.port_of(version, options["proxy_port"])
+        proxy = options["proxy_host"], _socks.port_of(version, options["proxy_port"])
         return _socks.negotiate(
-            super()._dial(options["proxy_host"], proxy_port),
+            super()._dial(*proxy),
+            proxy,
             self.timeout,
             version,
             by_name=options["rdns"],
