@@ -86,9 +86,20 @@ class Dialer(AnyDialer):
             OSError: As `connectx.create_connection` raises it.
         """
         policy = self._policy
+        options = () if socket_options is None else checked(socket_options)
         call = None
-        if source_address is None and socket_options is None:
-            call = call_to(policy, address, timeout, type, proto, key, awaited=False, wait=wait)
+        if source_address is None:
+            call = call_to(
+                policy,
+                address,
+                timeout,
+                type,
+                proto,
+                key,
+                awaited=False,
+                options=options,
+                wait=wait,
+            )
         if call is None or all_errors:
             return run(
                 by_name(
@@ -101,7 +112,7 @@ class Dialer(AnyDialer):
                     key,
                     all_errors=all_errors,
                     awaited=False,
-                    options=checked(socket_options),
+                    options=options,
                     wait=wait,
                 )
             )

@@ -96,3 +96,7 @@ class PlainConfiguredConnection(PlainConnection):
         except BaseException:
             self.sock.close()
             raise
+
+
+#: The name under which this is asked for.
+configured = PlainConfiguredConnection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from connectx._connect.connection import DEFAULT_TIMEOUT
@@ -10,12 +11,12 @@ from connectx._connect.request import NEW_SOCKET, request_with
 
 if TYPE_CHECKING or sys.platform == "linux":
     from connectx._connect.callers_socket import CallersConnection
-    from connectx._connect.configured import ConfiguredConnection
+    from connectx._connect.configured import configured
     from connectx._connect.connection import Connection
 else:
     from connectx._connect.elsewhere import PlainCallersConnection as CallersConnection
-    from connectx._connect.elsewhere import PlainConfiguredConnection as ConfiguredConnection
     from connectx._connect.elsewhere import PlainConnection as Connection
+    from connectx._connect.elsewhere import configured
 
 if TYPE_CHECKING:
     import socket
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from connectx._connect.request import Request
     from connectx._connect.steps import Steps
 
-__all__ = ["CallersConnection", "ConfiguredConnection", "Connection", "opening", "plain_if"]
+__all__ = ["CallersConnection", "Connection", "configured", "opening", "plain_if"]
 
 
 def opening(
@@ -46,10 +47,8 @@ def opening(
         request = request_with(request, NEW_SOCKET._replace(plain=True))
     if awaited:
         seconds, timeout = timeout, DEFAULT_TIMEOUT
-    if options:
-        connection: Connection = ConfiguredConnection(request, timeout, options)
-    else:
-        connection = Connection(request, timeout)
+    make = partial(configured, options=options) if options else Connection
+    connection = make(request, timeout)
     if awaited:
         connection.apart(seconds, blocking=False)
     steps = connection.begin()

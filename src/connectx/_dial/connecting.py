@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from connectx._connect.connection import DEFAULT_TIMEOUT
-from connectx._connect.here import CallersConnection, ConfiguredConnection, Connection
+from connectx._connect.here import CallersConnection, Connection, configured
 from connectx._connect.names import interleaved, last_or_all, requests_of
 from connectx._connect.request import (
     NEW_SOCKET,
@@ -52,6 +52,7 @@ def call_to(
     key: str | None,
     *,
     awaited: bool,
+    options: tuple[tuple[Any, ...], ...] = (),
     wait: float | None = None,
 ) -> OwnCall | None:
     """Return a call to an IP address, for a driver to go through; None for a name.
@@ -61,6 +62,7 @@ def call_to(
         address, timeout, kind, proto: As create_connection() takes them.
         key: What a "sticky" source belongs to; None for the destination's host.
         awaited: Whether the driver waits for handshakes, and the socket is non-blocking.
+        options: What to set on the socket.
         wait: Seconds to wait for a port at most; None for the dialer's own.
     """
     asked = address, kind, proto, key
@@ -85,7 +87,12 @@ def call_to(
             to = parse_literal(scoped(address), None, kind, proto, policy.settings.strategy)
             if to is not None:
                 target = Target(policy, to, key)
-    return None if target is None else OwnCall(policy, target, timeout, awaited, wait)
+    if target is None:
+        return None
+    call = OwnCall(policy, target, timeout, awaited, wait)
+    if options:
+        call.make = partial(configured, options=options)
+    return call
 
 
 class Target:
@@ -321,7 +328,7 @@ def by_name(
         call = OwnCall(policy, Target(policy, to, key), timeout, awaited, wait)
         call.ends_here = ends_here
         if options:
-            call.make = partial(ConfiguredConnection, options=options)
+            call.make = partial(configured, options=options)
         try:
             steps = call.begin()
             if steps is not None:

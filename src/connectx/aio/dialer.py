@@ -64,9 +64,12 @@ class Dialer(AnyDialer):
             OSError: As `connectx.Dialer.create_connection` raises it.
         """
         policy = self._policy
+        options = () if socket_options is None else checked(socket_options)
         call = None
-        if source_address is None and socket_options is None:
-            call = call_to(policy, address, timeout, type, proto, key, awaited=True, wait=wait)
+        if source_address is None:
+            call = call_to(
+                policy, address, timeout, type, proto, key, awaited=True, options=options, wait=wait
+            )
         if call is None or all_errors:
             return await run(
                 by_name(
@@ -79,7 +82,7 @@ class Dialer(AnyDialer):
                     key,
                     all_errors=all_errors,
                     awaited=True,
-                    options=checked(socket_options),
+                    options=options,
                     wait=wait,
                     delay=happy_eyeballs_delay,
                 )

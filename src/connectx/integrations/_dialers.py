@@ -87,20 +87,26 @@ def connect(
     )
 
 
-def turns(dialer: AnyDialer, family: int, most: int) -> int:
-    """Return how many connections of a pool take turns; 0 where any of them will do.
+def in_turns(dialer: AnyDialer) -> bool:
+    """Return whether a dialer's sources take turns ("round-robin").
 
-    A dialer whose sources take turns ("round-robin") has each request go from the next one,
-    and not only each connection. Other rotations are about new connections.
+    Then each request goes from the next one, and not only each connection. Other rotations
+    are about new connections.
+    """
+    return dialer._policy.settings.sources.rotate == ROUND_ROBIN  # noqa: SLF001 - of the same house
+
+
+def turns(dialer: AnyDialer, family: int, most: int) -> int:
+    """Return how many connections of a pool take turns, if sources do; 0 if any of them will do.
 
     Args:
         dialer: What decides.
         family: AF_INET or AF_INET6, of the connections.
         most: How many connections the pool keeps. A prefix has more sources than that.
     """
-    sources = dialer._policy.settings.sources  # noqa: SLF001 - of the same house
+    sources = dialer._policy.settings.sources  # noqa: SLF001 - as above
     version = 6 if family == socket.AF_INET6 else 4
-    if sources.rotate != ROUND_ROBIN or sources.single(version) is not None:
+    if sources.single(version) is not None:
         return 0
     return most if sources.prefixes(version) else len(sources.hosts(version))
 

@@ -148,9 +148,12 @@ class Turns(queue.LifoQueue[Any]):
     been idle longest, and a new one as long as there are fewer than sources.
     """
 
-    dialer: Dialer
+    #: None where sources do not take turns.
+    dialer: Dialer | None = None
 
     def _get(self) -> Any:
+        if self.dialer is None:
+            return super()._get()
         oldest: Any = next((each for each in self.queue if each is not None), None)
         sock = getattr(oldest, "sock", None)
         turns = _dialers.turns(self.dialer, sock.family, self.maxsize) if sock is not None else 0
@@ -187,7 +190,8 @@ class Pooling:
     ) -> None:
         super().__init__(*arguments, **keywords)
         by = self.conn_kw["dialer"] = _dialers.blocking(dialer, sources, ports)
-        cast("Turns", self.pool).dialer = by
+        if _dialers.in_turns(by):
+            cast("Turns", self.pool).dialer = by
         if self.retries is Retry.DEFAULT:
             self.retries = _AtOnce(Retry.DEFAULT.total)
 
