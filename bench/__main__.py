@@ -16,6 +16,7 @@ from bench import (
     competition,
     destinations,
     importing,
+    integrations,
     memory,
     report,
     searching,
@@ -48,7 +49,11 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Settings], Findings]]] = {
     ),
     "destinations": destinations.measure,
     "dialer": functools.partial(turns.measure, "Dialer", turns.DIALER),
+    "socket options": functools.partial(
+        turns.measure, "Dialer: socket_options=", turns.SOCKET_OPTIONS
+    ),
     "asyncio": asynchronous.measure,
+    "integrations": integrations.measure,
     "import": importing.measure,
     "memory": memory.measure,
     "search": searching.measure,

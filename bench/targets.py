@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.destinations import WAYS
 from bench.harness import KINDS, SOURCES
+from bench.integrations import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -123,6 +124,9 @@ TARGETS: Final = (
         ("", "time with close(), create_connection() being 1", AT_MOST, 1.25, "x"),
     ),
     *_targets(
+        "socket options", [""], ("", "time with TCP_NODELAY, without being 1", AT_MOST, 1.5, "x")
+    ),
+    *_targets(
         "asyncio",
         [""],
         ("empty range", "speed, asyncio.open_connection() being 1", AT_LEAST, 1.4, "x"),
@@ -130,6 +134,12 @@ TARGETS: Final = (
         ("last 1 %", "time in the last 1 %, the first half being 1", AT_MOST, 1.3, "x"),
         ("waiting", "1,000 tasks that wait for a port, of one CPU", AT_MOST, 1, "%"),
         ("churn", "a task that waits while connections end, of one CPU", AT_MOST, 20, "%"),
+    ),
+    *_targets(
+        "integrations",
+        ROWS,
+        ("new", "a client's first request, the library alone being 1", AT_MOST, 1.1, "x"),
+        ("kept", "a later request, the library alone being 1", AT_MOST, 1.05, "x"),
     ),
     *_targets("top", [""], ("", "watching 100,000 connections, of one CPU", AT_MOST, 30, "%")),
     *_targets(

@@ -30,6 +30,7 @@ from bench.ways import (
     standard_library,
     with_connectx,
     with_dialer,
+    with_nodelay,
     with_own_socket,
 )
 from connectx.sandbox.servers import listen
@@ -132,6 +133,14 @@ DIALER: Final = tuple(
     for protocol, kind in KINDS.items()
     # All of 127.0.0.0/8 is local.
     for name, sources in (("one source", (LOOPBACK,)), ("two sources", (LOOPBACK, "127.0.0.2")))
+)
+SOCKET_OPTIONS: Final = (
+    Comparison(
+        "socket options",
+        socket.SOCK_STREAM,
+        LOOPBACK,
+        {"TCP_NODELAY": with_nodelay, "none": with_dialer(LOOPBACK)},
+    ),
 )
 
 

@@ -115,6 +115,13 @@ def with_dialer(*sources: str) -> Way:
     return way
 
 
+def with_nodelay(_: Fill) -> Opener:
+    """A Dialer that sets TCP_NODELAY, as HTTP clients have it do."""
+    create_connection = connectx.Dialer([LOOPBACK]).create_connection
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    return lambda destination: create_connection(destination, socket_options=options)
+
+
 def standard_library(fill: Fill) -> Opener:
     """socket.create_connection(), for TCP."""
     create_connection, source = socket.create_connection, fill.source_address

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import destinations, memory, native, report, turns, usage
+from bench import destinations, integrations, memory, native, report, turns, usage
 from bench.__main__ import MEASUREMENTS
 from bench.competition import TCP, UDP, Competition, mean_time, tail, typical_time
 from bench.filling import Block, BlockOpener, Result, run
@@ -213,6 +213,8 @@ class TestMeasurements:
             "new destinations",
             "destinations",
             "dialer",
+            "socket options",
+            "integrations",
             "memory",
         ],
     )
@@ -227,6 +229,7 @@ class TestMeasurements:
         monkeypatch.setattr(destinations, "_COUNTS", (10, 200))
         monkeypatch.setattr(destinations, "_CALLS", 100)
         monkeypatch.setattr(destinations, "_OPEN", 100)
+        monkeypatch.setattr(integrations, "CLIENTS", 1)
         figures = MEASUREMENTS[name](SETTINGS).figures
         assert sorted(figures) == sorted(target.figure for target in report.targets_of([name]))
         assert all(math.isfinite(value) for value in figures.values())
