@@ -68,8 +68,9 @@ def test_a_port_that_is_taken_costs_none(
     ports = (30001, 30004)
     for port in range(30001, 30004):
         holder = closing.enter_context(socket.socket())
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind((SOURCE, port))
-        holder.listen()
+        holder.connect(HERE)
 
     async def scenario() -> None:
         for _ in range(5):
