@@ -112,10 +112,24 @@ def turns(dialer: AnyDialer, family: int, most: int) -> int:
 
 
 def own_error(error: BaseException | None) -> ConnectxError | None:
-    """Return the error of connectx that another one comes from, if there is one."""
+    """Return the error of connectx that another one comes from, if there is one.
+
+    Not by `__context__`, which is whatever error the program was handling meanwhile.
+    """
     while error is not None and not isinstance(error, ConnectxError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or _wrapped(error)
     return error
+
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    """Return the error that another one was made from, as libraries keep it."""
+    kept = (
+        # Of urllib and urllib3; of requests; of botocore.
+        getattr(error, "reason", None),
+        error.args[0] if error.args else None,
+        getattr(error, "kwargs", {}).get("error"),
+    )
+    return next((each for each in kept if isinstance(each, BaseException)), None)
 
 
 def with_cause(error: Exception) -> None:
