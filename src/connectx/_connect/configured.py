@@ -21,17 +21,17 @@ SocketOptions: TypeAlias = "Iterable[tuple[Any, ...]]"
 
 #: Options that bear on neither the route nor the source nor the port. HTTP clients set them.
 _NEUTRAL: Final = {
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-    *(
-        (socket.IPPROTO_TCP, getattr(socket, name))
-        for name in (
-            "TCP_NODELAY",
-            "TCP_KEEPIDLE",
-            "TCP_KEEPINTVL",
-            "TCP_KEEPCNT",
-            "TCP_USER_TIMEOUT",
-        )
-    ),
+    (level, getattr(socket, name))
+    for level, names in (
+        (socket.SOL_SOCKET, ("SO_KEEPALIVE",)),
+        (
+            socket.IPPROTO_TCP,
+            ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"),
+        ),
+    )
+    for name in names
+    # Other platforms lack some.
+    if hasattr(socket, name)
 }
 
 
