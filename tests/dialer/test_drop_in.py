@@ -379,8 +379,8 @@ class TestExclude:
                 dialer.create_connection(HERE)
 
     def test_what_is_none(self) -> None:
-        for wrong in ("11211", 11211, [1.5], [(1, 2, 3)]):
-            with pytest.raises(TypeError):
+        for wrong in ("11211", 11211, [1.5], [(1, 2, 3)], ["11211"]):
+            with pytest.raises(TypeError, match="exclude is a list"):
                 Dialer(exclude=wrong)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="exclude leaves no port of 20000-20001"):
             Dialer(ports=(20000, 20001), exclude=[20000, 20001])

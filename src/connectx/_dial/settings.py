@@ -160,13 +160,18 @@ def _holes(exclude: Any) -> tuple[PortRange, ...]:
     except TypeError:
         raise TypeError(form) from None
     ranges = [(each, each) if isinstance(each, int) else each for each in given]
-    return tuple(ranges_of(ports_in(each for each in _ranges(ranges) if each))) if ranges else ()
+    if not ranges:
+        return ()
+    return tuple(ranges_of(ports_in(each for each in _ranges(ranges, form) if each)))
 
 
 def _ranges(
-    ports: tuple[int, int] | Sequence[tuple[int, int]] | None,
+    ports: tuple[int, int] | Sequence[tuple[int, int]] | None, form: str = ""
 ) -> tuple[PortRange | None, ...]:
-    """Return the ranges of source ports, in order; (None,) for the range in force."""
+    """Return the ranges of source ports, in order; (None,) for the range in force.
+
+    form: what to say of any other form; "" for that of `ports`.
+    """
     if ports is None:
         return (None,)
     try:
@@ -178,7 +183,7 @@ def _ranges(
     ranges: list[PortRange | None] = []
     for each in given:
         if not isinstance(each, tuple | list) or len(each) != 2:
-            raise TypeError(_PORTS_FORM.format(ports))
+            raise TypeError(form or _PORTS_FORM.format(ports))
         low, high = each
         for port in each:
             if isinstance(port, bool) or not isinstance(port, int):
