@@ -5,7 +5,7 @@ import itertools
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
@@ -337,6 +337,66 @@ def test_an_interrupt_leaves_ports_that_can_be_taken() -> None:
             taken = resting.take_oldest()
         assert taken == 3
     assert line > 4
+
+
+def at_each_step(function: Callable[..., Any], act: Callable[[], object]) -> Iterator[None]:
+    """Have another thread act before one step of a function, at each in turn.
+
+    The caller calls it once a turn, until it takes no more steps.
+    """
+    left = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if frame.f_code is not function.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if not left:
+                act()
+        return trace
+
+    previous = sys.gettrace()
+    for step in itertools.count(1):
+        left = step
+        sys.settrace(trace)
+        try:
+            yield
+        finally:
+            sys.settrace(previous)
+        if left > 0:
+            assert step > 10
+            return
+
+
+class TestAnotherThread:
+    def test_forgets_them_all_while_one_is_added(self, clock: Clock) -> None:
+        rest = shelf_of(EIGHT, clock=clock).rest
+
+        def forget() -> None:
+            rest._ledgers.clear()
+            rest.octets = 0
+
+        for _ in at_each_step(Rest.add, forget):
+            shelf = shelf_of(EIGHT, clock=clock)
+            rest = shelf.rest
+            for name in range(3):
+                rest.add(shelf.ledger(name), LEDGER, rest.now())
+            clock.seconds += 1
+            rest.add(shelf.ledger(0), LEDGER, rest.now())
+
+    def test_uses_a_destination_while_its_ledger_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failures: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", failures.append)
+        shelf = shelf_of(EIGHT)
+        forget: Any = shelf._forget
+        for _ in at_each_step(forget, lambda: shelf.ledger("there")):
+            ledger = shelf.ledger("there")
+            del ledger
+        assert failures == []
 
 
 def test_a_clock_that_begins_anew(clock: Clock) -> None:

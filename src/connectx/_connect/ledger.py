@@ -179,7 +179,8 @@ class Shelf:
 
         def forget(ended: _Kept) -> None:
             if kept.get(ended.name) is ended:
-                del kept[ended.name]
+                # Another thread may have replaced it by now, and that one may have ended, too.
+                kept.pop(ended.name, None)
 
         self._forget = forget
 

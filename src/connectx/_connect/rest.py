@@ -12,6 +12,7 @@ It keeps the few ports itself, and bounds what the ledgers keep; the oldest goes
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
@@ -117,11 +118,16 @@ class Rest:
         then, before = ledgers.get(ledger, (-1, 0))
         self.octets += octets - before
         ledgers[ledger] = now, octets
+        # Another thread may forget it, or change the first one, at any moment.
         if then != now:
-            ledgers.move_to_end(ledger)
+            with contextlib.suppress(KeyError):
+                ledgers.move_to_end(ledger)
         # Two at most, so that no call pays for all.
         for _ in range(2):
-            oldest, (then, before) = next(iter(ledgers.items()), (ledger, (now, 0)))
+            try:
+                oldest, (then, before) = next(iter(ledgers.items()), (ledger, (now, 0)))
+            except RuntimeError:
+                break
             if age(then, now) <= MINUTE and self.octets <= MOST:
                 break
             if ledgers.pop(oldest, None) is not None:
