@@ -249,6 +249,13 @@ def test_not_in_a_small_range_or_for_datagrams(*, walks: bool) -> None:
     assert not shelf.ledger("there").walks
 
 
+@pytest.mark.parametrize("reserved, walks", [(500, True), (5_000, False)])
+def test_not_where_many_are_reserved(reserved: int, *, walks: bool) -> None:
+    """Each time it comes to them, it goes on with the first port behind them."""
+    holes = range(RANGE.low, RANGE.low + reserved)
+    assert shelf_of(RANGE, holes, walks=True).ledger("there").walks is walks
+
+
 def test_a_new_destination_has_nothing_to_keep_away_from(client: Client) -> None:
     client.use()
     assert client.walked == 1

@@ -72,6 +72,9 @@ _BATCH: Final = 64
 #: Ports of a range in which walking pays; in a smaller one it comes round within a few calls.
 _WALKABLE: Final = 256
 
+#: The part of the ports, one in so many, that may be reserved where walking pays.
+_RESERVED: Final = 16
+
 #: Ports that are proposed for the walk to get past one that rests: each makes it go on by 1 to 8.
 _PAST: Final = 16
 
@@ -167,7 +170,12 @@ class Shelf:
         """Begin with no ledger; walks: whether the kernel's search for a port is a walk."""
         self.low = low
         self.template = template
-        self.walkable = walks and len(template) >= _WALKABLE
+        # Wherever it comes to reserved ports, it goes on with the first one behind them.
+        self.walkable = (
+            walks
+            and len(template) >= _WALKABLE
+            and template.count(RESERVED) * _RESERVED <= len(template)
+        )
         self.numbers = numbers
         self.rest = rest
         self.few = min(_RESTING_UNMAPPED, len(template) // 8)
