@@ -219,3 +219,33 @@ def test_the_explanation_counts_no_port_that_is_free(
         connect()
     assert "4 ports: 3 connected" in caught.value.explain()
     assert "0 free now" in caught.value.explain()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "shifting-window:2"])
+@pytest.mark.parametrize("transport", [TCP, TCP6], ids=str)
+def test_where_the_range_has_just_come_to_it(
+    network: Network, transport: Transport, strategy: str, call: Call
+) -> None:
+    """For a second nobody but the kernel knows."""
+    other = OWN + 1000
+    for _ in range(4):
+        network.port_range(LOW, LOW + SIZE - 1)
+        with contextlib.suppress(ConnectionRefusedError, NotSupported):
+            call(transport, None, (transport.source, other), strategy)
+        network.port_range(other, other)
+        with pytest.raises((ConnectionRefusedError, PortsExhausted, NotSupported)):
+            call(transport, None, (transport.source, other), strategy)
+
+
+@pytest.mark.parametrize("transport", [UDP, UDP6], ids=str)
+def test_a_window_that_the_range_has_just_left(network: Network, transport: Transport) -> None:
+    """The kernel ignores it then."""
+    other = (transport.source, OWN + 1000)
+    for _ in range(4):
+        network.port_range(LOW, LOW + SIZE - 1)
+        with transport.socket() as sock:
+            connectx.connectx(sock, None, other)
+        network.port_range(other[1], other[1])
+        with transport.socket() as sock, pytest.raises(PortsExhausted):
+            connectx.connectx(sock, None, other)

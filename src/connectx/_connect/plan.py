@@ -237,9 +237,11 @@ class Plan:
         self.ledger = ledger
         self.opening = ledger if terms.opens else None
         self.looked: Ends | None = None
-        # A source that is left to the kernel may be the destination's own address.
+        # A source that is left to the kernel may be the destination's own address. And the range
+        # may have come to the port within the last second: only what bind() was given is sure to
+        # lie in the one that is known.
         self.may_meet_itself = (
-            terms.ports.low <= port <= terms.ports.high
+            (terms.ports.low <= port <= terms.ports.high or terms.origin.stream or terms.releasable)
             and not terms.asked
             and terms.origin.wire_source in (b"", wire)
         )
