@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 #: How the adapters of a row are run: without a loop, or under one.
 BLOCKING: Final = "blocking"
-BACKENDS: Final = (BLOCKING, "asyncio", "uvloop", "trio")
+LOOPS: Final = ("asyncio", "uvloop", "trio")
 
 
 class Peer(NamedTuple):

@@ -10,7 +10,7 @@ import contextlib
 import importlib.metadata
 import re
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from connectx._connect.connection import DEFAULT_TIMEOUT
 from connectx._dial.policy import AnyDialer
@@ -85,6 +85,45 @@ def connect(
     return dialer.create_connection(
         address, timeout, source_address, socket_options=socket_options, wait=seconds
     )
+
+
+async def dial(
+    dialer: aio.Dialer,
+    address: tuple[str, int],
+    source: tuple[Any, int | None],
+    failure: str,
+    **keywords: Any,
+) -> socket.socket:
+    """Connect for a library whose error is an OSError of its own, with ours as its cause.
+
+    Args:
+        dialer: What decides.
+        address: Where to.
+        source: As `local` takes it.
+        failure: What the library says. That a name is not found is no such error.
+        keywords: Others of `connectx.aio.Dialer.create_connection`.
+    """
+    try:
+        return await dialer.create_connection(address, source_address=local(*source), **keywords)
+    except socket.gaierror:
+        raise
+    except OSError as error:
+        failed = OSError(failure)
+        failed.errno = error.errno
+        raise failed from error
+
+
+def local(host: object, port: int | None = None) -> Address | None:
+    """Return the source address that a library's arguments are; None for the dialer's choice."""
+    return (str(host or ""), port or 0) if host or port else None
+
+
+def plain(sock: socket.socket) -> socket.socket:
+    """Give a socket's descriptor to one of the standard library's class, as trio wants it."""
+    kept = sock.gettimeout()
+    made = socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+    made.settimeout(kept)
+    return made
 
 
 def in_turns(dialer: AnyDialer) -> bool:

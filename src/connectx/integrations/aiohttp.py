@@ -1,0 +1,120 @@
+"""aiohttp through a Dialer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from connectx.errors import ConnectxError
+from connectx.integrations import _dialers
+
+with _dialers.library("aiohttp", "3.11"):
+    import aiohttp
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+    from connectx import aio
+    from connectx._dial.policy import AnyDialer
+
+__all__ = ["TCPConnector"]
+
+#: How many connections are kept to take turns where aiohttp has no limit.
+_MOST: Final = 100
+
+
+class TCPConnector(aiohttp.TCPConnector):
+    """aiohttp.TCPConnector, which connects by a dialer.
+
+    Names are resolved by aiohttp, and their addresses raced by it (happy eyeballs).
+
+    Args:
+        arguments, keywords: As aiohttp.TCPConnector takes them.
+        dialer, sources, ports: As `connectx.integrations` describes them.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        dialer: AnyDialer | None = None,
+        sources: _dialers.Sources = None,
+        ports: _dialers.Ports = None,
+        **keywords: Any,
+    ) -> None:
+        self._dialer = _dialers.awaiting(dialer, sources, ports)
+        super().__init__(*arguments, **keywords)
+
+    async def _wrap_create_connection(self, *arguments: Any, **keywords: Any) -> Any:
+        """Do what aiohttp does, with a loop whose sockets are connected by the dialer."""
+        loop = _Loop(self._loop, self._dialer)
+        try:
+            return await aiohttp.TCPConnector._wrap_create_connection(  # noqa: SLF001 - what is wrapped
+                _Connector(self, loop),  # type: ignore[arg-type] # which stands for one
+                *arguments,
+                **keywords,
+            )
+        except aiohttp.ClientConnectorError as error:
+            # Where several addresses have failed, aiohttp makes a new error of their texts.
+            if _dialers.own_error(error) is None:
+                error.os_error.__cause__ = loop.failure
+            raise
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        """Take the connection that has been idle longest, unless it is a new one's turn."""
+        if key in self._conns and self._is_new_ones_turn(key):
+            return None
+        return await super()._get(key, traces)
+
+    def _is_new_ones_turn(self, key: Any) -> bool:
+        """Return whether sources take turns, and there are fewer connections than sources.
+
+        If there is no room for another one, the connection that has been idle longest is closed.
+        """
+        idle = self._conns[key]
+        transport = idle[0][0].transport if idle else None
+        if transport is None:
+            return False
+        most = self._limit_per_host or self._limit or _MOST
+        family = transport.get_extra_info("socket").family
+        if len(idle) >= _dialers.turns(self._dialer, family, most):
+            return False
+        used = self._acquired_per_host[key] if self._limit_per_host else self._acquired
+        if len(idle) + len(used) >= most:
+            protocol, _ = idle.popleft()
+            protocol.close()
+        return True
+
+
+class _Connector:
+    """A connector but for its loop."""
+
+    def __init__(self, connector: TCPConnector, loop: _Loop) -> None:
+        self._connector = connector
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connector, name)
+
+
+class _Loop:
+    """An event loop but for how it connects sockets.
+
+    Attributes:
+        failure: What a socket could not be connected for, if that was connectx's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, dialer: aio.Dialer) -> None:
+        self._loop = loop
+        self._dialer = dialer
+        self.failure: ConnectxError | None = None
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect a socket by the dialer."""
+        try:
+            await self._dialer.connectx(sock, address)
+        except ConnectxError as error:
+            self.failure = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
