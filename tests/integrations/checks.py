@@ -120,14 +120,21 @@ def cause(error: BaseException | None) -> ConnectxError | None:
 
 
 def descriptors() -> set[str]:
-    """What this process has open but for netlink, of which connectx keeps some."""
+    """What this process has open but for netlink and /dev/null.
+
+    connectx keeps some of the one, and libuv one of the other, for when there is nothing left.
+    """
     gc.collect()
     found = set()
     for each in Path("/proc/self/fd").iterdir():
         # The listing's own is in it, and closed by now.
         with contextlib.suppress(FileNotFoundError):
             found.add(f"{each.name} {each.readlink()}")
-    return {each for each in found if "socket:" not in each or not _is_netlink(each)}
+    return {
+        each
+        for each in found
+        if not each.endswith(" /dev/null") and ("socket:" not in each or not _is_netlink(each))
+    }
 
 
 def nothing_is_left(dialer: connectx.Dialer, server: Server, before: set[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integrations import servers
 from tests.integrations.checks import HOSTS, SOURCES
+from tests.plugins.collections_and_loops import uvloop_has_its_pipe  # noqa: F401 -- a fixture
 
 if TYPE_CHECKING:
     import contextlib

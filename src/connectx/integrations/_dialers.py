@@ -36,7 +36,7 @@ def blocking(dialer: AnyDialer | None, sources: Sources = None, ports: Ports = N
     Raises:
         TypeError: A dialer and settings for another one are given, or something else.
     """
-    dialer = _given(dialer, sources, ports)
+    dialer = _checked(dialer, sources, ports)
     if isinstance(dialer, Dialer):
         return dialer
     return Dialer(sources if dialer is None else dialer, ports)
@@ -51,13 +51,13 @@ def awaiting(dialer: AnyDialer | None, sources: Sources = None, ports: Ports = N
     # Not imported for libraries that block: asyncio takes longer than all of connectx.
     from connectx import aio  # noqa: PLC0415
 
-    dialer = _given(dialer, sources, ports)
+    dialer = _checked(dialer, sources, ports)
     if isinstance(dialer, aio.Dialer):
         return dialer
     return aio.Dialer(sources if dialer is None else dialer, ports)
 
 
-def _given(dialer: AnyDialer | None, sources: Sources, ports: Ports) -> AnyDialer | None:
+def _checked(dialer: AnyDialer | None, sources: Sources, ports: Ports) -> AnyDialer | None:
     if dialer is None:
         return None
     if not isinstance(dialer, AnyDialer):
@@ -65,6 +65,11 @@ def _given(dialer: AnyDialer | None, sources: Sources, ports: Ports) -> AnyDiale
     if sources is not None or ports is not None:
         raise TypeError("give a dialer, or sources and ports for a new one, but not both")
     return dialer
+
+
+def given(dialer: AnyDialer | None, sources: Sources, ports: Ports) -> bool:
+    """Return whether a dialer is asked for, and not only what routing chooses."""
+    return any(each is not None for each in (dialer, sources, ports))
 
 
 def connect(

@@ -98,20 +98,21 @@ class AwaitingBackend(_Backend):
             raise self._library.ConnectError(error) from error
 
     async def _by_anyio(self, connecting: Any, seconds: float | None) -> Any:
-        from connectx.integrations import anyio  # noqa: PLC0415 - where it is used, and only there
+        from connectx.integrations.anyio import stream_over  # noqa: PLC0415 - only where it is used
 
         async with asyncio.timeout(seconds):
-            stream = await anyio.stream_over(await connecting)
+            stream = await stream_over(await connecting)
         return _module(self._library, "anyio").AnyIOStream(stream)
 
     async def _by_trio(self, connecting: Any, seconds: float | None) -> Any:
-        from connectx.integrations import trio  # noqa: PLC0415 - as above
+        import trio  # noqa: PLC0415 - as above
 
-        with trio.trio.move_on_after(math.inf if seconds is None else seconds) as scope:
-            stream = trio.stream_over(await connecting)
+        from connectx.integrations.trio import stream_over  # noqa: PLC0415 - as above
+
+        with trio.move_on_after(math.inf if seconds is None else seconds):
+            stream = stream_over(await connecting)
             return _module(self._library, "trio").TrioStream(stream)
-        if scope.cancelled_caught:
-            raise TimeoutError("timed out")
+        raise TimeoutError("timed out")
 
 
 class Pooling:
@@ -137,7 +138,7 @@ class Pooling:
         super().__init__(*arguments, **keywords)
         if keywords.get("network_backend") is None:
             self.dial_by(self.library, _dialers.blocking(dialer, sources, ports))
-        elif not (dialer is sources is ports is None):
+        elif _dialers.given(dialer, sources, ports):
             raise TypeError("network_backend connects, so give it or a dialer, but not both")
 
     def dial_by(self, library: ModuleType, dialer: Dialer) -> None:
@@ -227,12 +228,13 @@ class AsyncPooling(Pooling):
 
 def manage(pool: Any, library: ModuleType, dialer: Dialer) -> None:
     """Have a pool connect by a dialer that somebody else has made; of whatever kind it is."""
-    pool.__class__ = _pool_like(type(pool))
+    kind: Any = type(pool)
+    pool.__class__ = _pool_like(kind)
     pool.dial_by(library, dialer)
 
 
 @functools.cache
-def _pool_like(kind: type) -> type:
+def _pool_like(kind: Any) -> Any:
     base = AsyncPooling if hasattr(kind, "handle_async_request") else Pooling
     return type(kind.__name__, (base, kind), {})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from connectx.integrations import _dialers, _httpcore
 
@@ -16,7 +16,7 @@ class Transporting:
     """What has a pool: the first base of a transport's class."""
 
     #: httpcore or httpcore2, which the pool is of.
-    core: ClassVar[ModuleType]
+    core: ModuleType
 
     # Of httpx's classes.
     _pool: Any
@@ -37,7 +37,7 @@ class Sending:
     """What makes transports: the first base of a client's class."""
 
     #: Of the transports.
-    transports: ClassVar[type[Transporting]]
+    transports: type[Transporting]
 
     def __init__(
         self,
@@ -47,14 +47,17 @@ class Sending:
         ports: _dialers.Ports = None,
         **keywords: Any,
     ) -> None:
-        given = not (dialer is sources is ports is None)
-        if given and keywords.get("transport") is not None:
+        if _dialers.given(dialer, sources, ports) and keywords.get("transport") is not None:
             raise TypeError("the transport connects, so give a dialer to that, or no transport")
         self._dialer = _dialers.blocking(dialer, sources, ports)
         super().__init__(*arguments, **keywords)
 
-    def _init_transport(self, *, transport: Any = None, **keywords: Any) -> Any:
-        return transport or self.transports(**keywords, dialer=self._dialer)
+    def _init_transport(self, *arguments: Any, **keywords: Any) -> Any:
+        transport = keywords.pop("transport", None)
+        if transport is not None:
+            return transport
+        return self.transports(*arguments, **keywords, dialer=self._dialer)
 
-    def _init_proxy_transport(self, proxy: Any, **keywords: Any) -> Any:
+    def _init_proxy_transport(self, *arguments: Any, **keywords: Any) -> Any:
+        (proxy,) = arguments
         return self.transports(**keywords, proxy=proxy, dialer=self._dialer)

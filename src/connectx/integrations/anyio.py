@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from connectx.aio.running import under_trio
 from connectx.integrations import _dialers
@@ -15,12 +15,11 @@ with _dialers.library("anyio", "4.10"):
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
-    from anyio.abc import AnyIPAddressFamily, IPAddressType
+    from anyio.abc import IPAddressType
 
     from connectx._dial.policy import AnyDialer
-
-    Wrapped = TypeVar("Wrapped", SocketStream, ConnectedUDPSocket)
 
 __all__ = ["connect_tcp", "create_connected_udp_socket"]
 
@@ -81,7 +80,7 @@ async def create_connected_udp_socket(
     remote_host: IPAddressType,
     remote_port: int,
     *,
-    family: AnyIPAddressFamily = socket.AF_UNSPEC,
+    family: int = socket.AF_UNSPEC,
     local_host: IPAddressType | None = None,
     local_port: int = 0,
     reuse_port: bool = False,
@@ -103,7 +102,7 @@ async def create_connected_udp_socket(
     by = _dialers.awaiting(dialer, sources, ports)
     if local_host and not family:
         local = await anyio.getaddrinfo(str(local_host), local_port, type=socket.SOCK_DGRAM)
-        family = cast("AnyIPAddressFamily", local[0][0])
+        family = local[0][0]
     # The first address and no other, as there: nothing says whether it answers.
     found = await anyio.getaddrinfo(
         str(remote_host), remote_port, family=family, type=socket.SOCK_DGRAM
@@ -114,7 +113,7 @@ async def create_connected_udp_socket(
         type=socket.SOCK_DGRAM,
         socket_options=[(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)] if reuse_port else None,
     )
-    return await _wrapped(ConnectedUDPSocket, sock)
+    return cast("ConnectedUDPSocket", await _wrapped(ConnectedUDPSocket.from_socket, sock))
 
 
 async def stream_over(sock: socket.socket) -> SocketStream:
@@ -122,14 +121,14 @@ async def stream_over(sock: socket.socket) -> SocketStream:
     if under_trio():
         # asyncio's transports do this by themselves.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return await _wrapped(SocketStream, sock)
+    return cast("SocketStream", await _wrapped(SocketStream.from_socket, sock))
 
 
-async def _wrapped(kind: type[Wrapped], sock: socket.socket) -> Wrapped:
+async def _wrapped(wrap: Callable[[socket.socket], Any], sock: socket.socket) -> Any:
     if under_trio():
         sock = _dialers.plain(sock)
     try:
-        return await kind.from_socket(sock)
+        return await wrap(sock)
     except BaseException:
         sock.close()
         raise

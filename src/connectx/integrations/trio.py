@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Final
 
 from connectx.integrations import _dialers
@@ -11,6 +10,8 @@ with _dialers.library("trio", "0.26"):
     import trio
 
 if TYPE_CHECKING:
+    import socket
+
     from connectx._dial.policy import AnyDialer
 
 __all__ = ["open_tcp_stream"]

@@ -55,13 +55,12 @@ class _AsyncClient(_Client):
 class Pool(Adapter):
     """For both libraries: each has its own errors."""
 
-    own: ClassVar[Any] = httpcore
+    own: Any = httpcore
+    name = "httpcore"
+    plain = "httpcore"
+    errors: ClassVar[Any] = (httpcore.NetworkError, httpcore.TimeoutException)
+    tls_errors: ClassVar[Any] = (httpcore.ConnectError,)
     lacks: ClassVar = {"copies": "a pool cannot be copied"}
-
-    def __init__(self) -> None:
-        self.name = self.plain = self.own.__name__
-        self.errors = (self.own.NetworkError, self.own.TimeoutException)
-        self.tls_errors = (self.own.ConnectError,)
 
     def client(self, library: ModuleType, options: Options) -> Client:
         pool = library.ConnectionPool(**_keywords(self.own, options))

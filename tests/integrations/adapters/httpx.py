@@ -37,16 +37,12 @@ class _AsyncClient(_Client):
 class ByClient(Adapter):
     """For both libraries: each has its own errors."""
 
-    own: ClassVar[Any] = httpx
+    own: Any = httpx
+    name = "httpx"
+    plain = "httpx"
+    errors: ClassVar[Any] = (httpx.TransportError,)
+    tls_errors: ClassVar[Any] = (httpx.ConnectError,)
     lacks: ClassVar = {"copies": "a client cannot be copied"}
-
-    def __init__(self) -> None:
-        self.plain = self.own.__name__
-        self.name = f"{self.plain}{self.form}"
-        self.errors = (self.own.TransportError,)
-        self.tls_errors = (self.own.ConnectError,)
-
-    form: ClassVar[str] = ""
 
     def keywords(self, options: Options) -> dict[str, Any]:
         """What clients and transports take."""
@@ -78,7 +74,7 @@ class ByAsyncClient(ByClient):
 class ByTransport(ByClient):
     """A transport of ours in the library's own client."""
 
-    form = "'s HTTPTransport"
+    name = "httpx's HTTPTransport"
 
     def client(self, library: ModuleType, options: Options) -> Client:
         transport = library.HTTPTransport(**self.keywords(options))
@@ -88,7 +84,7 @@ class ByTransport(ByClient):
 class ByAsyncTransport(ByClient):
     """The same where it is awaited."""
 
-    form = "'s AsyncHTTPTransport"
+    name = "httpx's AsyncHTTPTransport"
     backends = LOOPS
 
     def client(self, library: ModuleType, options: Options) -> Client:

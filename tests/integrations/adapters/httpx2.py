@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import httpx2
 
 from tests.integrations.adapters import httpx
@@ -9,18 +11,22 @@ from tests.integrations.adapters import httpx
 
 class _ByClient(httpx.ByClient):
     own = httpx2
+    name = "httpx2"
+    plain = "httpx2"
+    errors: ClassVar = (httpx2.TransportError,)
+    tls_errors: ClassVar = (httpx2.ConnectError,)
 
 
-class _ByAsyncClient(httpx.ByAsyncClient):
-    own = httpx2
+class _ByAsyncClient(_ByClient, httpx.ByAsyncClient):
+    pass
 
 
-class _ByTransport(httpx.ByTransport):
-    own = httpx2
+class _ByTransport(_ByClient, httpx.ByTransport):
+    name = "httpx2's HTTPTransport"
 
 
-class _ByAsyncTransport(httpx.ByAsyncTransport):
-    own = httpx2
+class _ByAsyncTransport(_ByClient, httpx.ByAsyncTransport):
+    name = "httpx2's AsyncHTTPTransport"
 
 
 ADAPTERS = [_ByClient(), _ByAsyncClient(), _ByTransport(), _ByAsyncTransport()]

@@ -23,7 +23,11 @@ class _Client(Streams):
         wrapped = trio.SSLStream(
             stream, context, server_hostname=server.host, https_compatible=True
         )
-        await wrapped.do_handshake()
+        try:
+            await wrapped.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(wrapped)
+            raise
         return wrapped
 
     async def send(self, stream: Any, data: bytes) -> None:
