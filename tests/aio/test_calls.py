@@ -261,6 +261,24 @@ class TestStreams:
 
         run(scenario)
 
+    def test_little_data_is_sent_at_once(self, run: Run, serving: Network) -> None:
+        """As it is by the loop's own open_connection()."""
+        del serving
+
+        async def scenario() -> None:
+            for opened in (
+                asyncio.open_connection(*HERE),
+                aio.open_connection(*HERE),
+                aio.Dialer().open_connection(*HERE),
+            ):
+                _, writer = await opened
+                sock = writer.get_extra_info("socket")
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                writer.close()
+                await writer.wait_closed()
+
+        run(scenario)
+
     def test_datagrams(self, run: Run, servers: Servers) -> None:
         servers.echo(servers.receive("127.0.0.1", ECHO))
 

@@ -122,6 +122,13 @@ class TestMultiprocessing:
 
 
 class TestSemantics:
+    def test_it_says_whose_protocol_it_is(self, create: Create) -> None:
+        """asyncio looks there, and has the socket wait with little data otherwise."""
+        with create(HERE) as sock:
+            assert sock.proto == socket.IPPROTO_TCP
+            assert sock.family == socket.AF_INET
+            assert sock.type == socket.SOCK_STREAM
+
     def test_a_file_keeps_it_open(self, create: Create, listener: socket.socket) -> None:
         sock = create(HERE)
         with limits.accept(listener)[0] as peer:

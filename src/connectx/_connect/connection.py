@@ -127,7 +127,10 @@ class Connection:
         kind = OwnSocket if socket.socket is Socket else reporting(socket.socket)
         self.reports = kind is OwnSocket or issubclass(kind, Reports)
         origin = request.origin
-        self.sock: socket.socket = kind(origin.family, origin.type, origin.proto)
+        # By number where 0 would do, as getaddrinfo() has it for socket.create_connection():
+        # asyncio sets TCP_NODELAY on a socket that says that it is TCP's, and on no other.
+        number = origin.proto or origin.table
+        self.sock: socket.socket = kind(origin.family, origin.type, number)
         try:
             if timeout is not DEFAULT_TIMEOUT:
                 set_timeout(self.sock, timeout)
