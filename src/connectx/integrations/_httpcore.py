@@ -121,6 +121,9 @@ class Pooling:
     #: httpcore or httpcore2.
     library: ModuleType
 
+    #: None where the program has given a network backend of its own.
+    _dialer: Dialer | None = None
+
     # Of httpcore's classes.
     _connections: list[Any]
     _max_connections: int
@@ -181,11 +184,15 @@ class Pooling:
                     closing += assign()
                 finally:
                     self._connections = [*aside, *self._connections]
-                if each.connection is not None:
-                    self._connections.remove(each.connection)
-                    self._connections.append(each.connection)
+                if each.connection is None:
+                    break
+                self._connections.remove(each.connection)
+                self._connections.append(each.connection)
         finally:
             self._requests = everyone
+        if any(each.is_queued() for each in waiting):
+            # All are in use. Those that take more than one request at a time may take others.
+            closing += assign()
         return cast("list[Any]", closing)
 
     def _set_aside(self, origin: Any, closing: list[Any]) -> list[Any]:
@@ -211,6 +218,8 @@ class Pooling:
         return kept
 
     def _turns(self, family: int) -> int:
+        if self._dialer is None:
+            return 0
         return _dialers.turns(self._dialer, family, self._max_connections)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.errors import ConnectxError
 from connectx.integrations import _dialers
+from connectx.linux.sockopts import set_ip_bind_address_no_port
 
 with _dialers.library("aiohttp", "3.11"):
     import aiohttp
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
+    from collections.abc import Sequence
 
     from connectx import aio
     from connectx._dial.policy import AnyDialer
@@ -41,12 +44,14 @@ class TCPConnector(aiohttp.TCPConnector):
         ports: _dialers.Ports = None,
         **keywords: Any,
     ) -> None:
+        if (keywords.get("local_addr") or ("", 0))[1]:
+            raise ValueError("leave the port of local_addr to the dialer: give ports=")
         self._dialer = _dialers.awaiting(dialer, sources, ports)
         super().__init__(*arguments, **keywords)
 
     async def _wrap_create_connection(self, *arguments: Any, **keywords: Any) -> Any:
         """Do what aiohttp does, with a loop whose sockets are connected by the dialer."""
-        loop = _Loop(self._loop, self._dialer)
+        loop = _Loop(self._loop, self._dialer, self._local_addr_infos)
         try:
             return await aiohttp.TCPConnector._wrap_create_connection(  # noqa: SLF001 - what is wrapped
                 _Connector(self, loop),  # type: ignore[arg-type] # which stands for one
@@ -86,7 +91,9 @@ class TCPConnector(aiohttp.TCPConnector):
 
 
 class _Connector:
-    """A connector but for its loop."""
+    """A connector but for its loop, and for local_addr, which is the loop's business then."""
+
+    _local_addr_infos = None
 
     def __init__(self, connector: TCPConnector, loop: _Loop) -> None:
         self._connector = connector
@@ -103,13 +110,22 @@ class _Loop:
         failure: What a socket could not be connected for, if that was connectx's.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dialer: aio.Dialer) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, dialer: aio.Dialer, local: Sequence[Any] | None
+    ) -> None:
         self._loop = loop
         self._dialer = dialer
+        self._local = {family: address for family, *_, address in local or ()}
         self.failure: ConnectxError | None = None
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        """Connect a socket by the dialer."""
+        """Connect a socket by the dialer, which takes the address that it is bound to."""
+        if self._local:
+            if sock.family not in self._local:
+                version = 6 if sock.family == socket.AF_INET6 else 4
+                raise OSError(errno.EAFNOSUPPORT, f"local_addr is no IPv{version} address")
+            set_ip_bind_address_no_port(sock, on=True)
+            sock.bind(self._local[sock.family])
         try:
             await self._dialer.connectx(sock, address)
         except ConnectxError as error:

@@ -119,7 +119,7 @@ async def create_connected_udp_socket(
 async def stream_over(sock: socket.socket) -> SocketStream:
     """Make a stream of a connected socket, which is closed if that fails."""
     if under_trio():
-        # asyncio's transports do this by themselves.
+        # As anyio does; asyncio's transports do it by themselves.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return cast("SocketStream", await _wrapped(SocketStream.from_socket, sock))
 
