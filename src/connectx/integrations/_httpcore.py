@@ -121,8 +121,8 @@ class Pooling:
     #: httpcore or httpcore2.
     library: ModuleType
 
-    #: None where the program has given a network backend of its own.
-    _dialer: Dialer | None = None
+    #: None where sources do not take turns.
+    _turning: Dialer | None = None
 
     # Of httpcore's classes.
     _connections: list[Any]
@@ -147,7 +147,7 @@ class Pooling:
     def dial_by(self, library: ModuleType, dialer: Dialer) -> None:
         """Connect by a dialer from now on; library: as in the class."""
         self.library = library
-        self._dialer = dialer
+        self._turning = dialer if _dialers.in_turns(dialer) else None
         backend = AwaitingBackend if hasattr(self, "handle_async_request") else BlockingBackend
         self._network_backend = backend(library, self._network_backend, dialer)
 
@@ -170,7 +170,7 @@ class Pooling:
             The connections to close.
         """
         assign = super()._assign_requests_to_connections  # type: ignore[misc] # httpcore's
-        if not any(self._turns(family) for family in (socket.AF_INET, socket.AF_INET6)):
+        if self._turning is None:
             return cast("list[Any]", assign())
         everyone = self._requests
         waiting = [each for each in everyone if each.is_queued()]
@@ -179,7 +179,7 @@ class Pooling:
             closing = assign()
             for each in waiting:
                 self._requests.append(each)
-                aside = self._set_aside(each.request.url.origin, closing)
+                aside = self._set_aside(self._turning, each.request.url.origin, closing)
                 try:
                     closing += assign()
                 finally:
@@ -195,16 +195,17 @@ class Pooling:
             closing += assign()
         return cast("list[Any]", closing)
 
-    def _set_aside(self, origin: Any, closing: list[Any]) -> list[Any]:
+    def _set_aside(self, dialer: Dialer, origin: Any, closing: list[Any]) -> list[Any]:
         """Take the connections out that are not to be used, since it is a new one's turn.
 
         Args:
+            dialer: Whose sources take turns.
             origin: Where to.
             closing: Gets the one that has to make room for the new one.
         """
         kept = [each for each in self._connections if each.can_handle_request(origin)]
         family = next(filter(None, map(_family, kept)), 0)
-        if len(kept) >= self._turns(family):
+        if len(kept) >= _dialers.turns(dialer, family, self._max_connections):
             return []
         if len(self._connections) >= self._max_connections:
             used = [each.connection for each in self._requests]
@@ -216,11 +217,6 @@ class Pooling:
             closing.append(idle[0])
         self._connections = [each for each in self._connections if each not in kept]
         return kept
-
-    def _turns(self, family: int) -> int:
-        if self._dialer is None:
-            return 0
-        return _dialers.turns(self._dialer, family, self._max_connections)
 
 
 class AsyncPooling(Pooling):

@@ -47,6 +47,7 @@ class TCPConnector(aiohttp.TCPConnector):
         if (keywords.get("local_addr") or ("", 0))[1]:
             raise ValueError("leave the port of local_addr to the dialer: give ports=")
         self._dialer = _dialers.awaiting(dialer, sources, ports)
+        self._in_turns = _dialers.in_turns(self._dialer)
         super().__init__(*arguments, **keywords)
 
     async def _wrap_create_connection(self, *arguments: Any, **keywords: Any) -> Any:
@@ -66,12 +67,12 @@ class TCPConnector(aiohttp.TCPConnector):
 
     async def _get(self, key: Any, traces: Any) -> Any:
         """Take the connection that has been idle longest, unless it is a new one's turn."""
-        if key in self._conns and self._is_new_ones_turn(key):
+        if self._in_turns and key in self._conns and self._is_new_ones_turn(key):
             return None
         return await super()._get(key, traces)
 
     def _is_new_ones_turn(self, key: Any) -> bool:
-        """Return whether sources take turns, and there are fewer connections than sources.
+        """Return whether there are fewer connections than sources, which take turns.
 
         If there is no room for another one, the connection that has been idle longest is closed.
         """
