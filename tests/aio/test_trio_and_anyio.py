@@ -3,6 +3,7 @@
 The blocking call in a thread works everywhere; test_trio.py has those that trio awaits itself.
 """
 
+import asyncio
 import socket
 from typing import Any
 
@@ -59,6 +60,27 @@ def test_trio() -> None:
     """Its threads live on for some seconds, in this test's network, so there is one test only."""
     trio.run(by_trio, connectx.Dialer(["127.0.0.2"], limit=1))
     anyio.run(by_anyio, backend="trio")
+
+
+@pytest.mark.parametrize("missing", ["lowlevel", "lowlevel.in_trio_run"])
+def test_asyncio_beside_a_trio_that_is_old_or_being_imported(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(f"trio.{missing}")
+
+    async def scenario() -> None:
+        (await aio.create_connection(ECHO)).close()
+
+    asyncio.run(scenario())
+
+
+def test_a_trio_that_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("trio.lowlevel.in_trio_run")
+
+    async def scenario() -> None:
+        (await aio.create_connection(ECHO)).close()
+
+    trio.run(scenario)
 
 
 async def talk(stream: anyio.abc.SocketStream) -> None:

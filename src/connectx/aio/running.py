@@ -30,5 +30,13 @@ async def run_by(wait: Callable[[Wait], Awaitable[Any]], steps: Steps[_T]) -> _T
 
 def under_trio() -> bool:
     """Return whether the event loop at hand is trio's."""
-    trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
+    # Absent, too, while another thread is importing it.
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if lowlevel is None:
+        return False
+    try:
+        # Not in_trio_run(), which trio has since 0.29 only.
+        lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from connectx.errors import ConnectxError
 from connectx.integrations import _dialers
 from connectx.linux.sockopts import set_ip_bind_address_no_port
 
-with _dialers.library("aiohttp", "3.11"):
+with _dialers.library("aiohttp", "3.12"):
     import aiohttp
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TCPConnector(aiohttp.TCPConnector):
             )
         except aiohttp.ClientConnectorError as error:
             # Where several addresses have failed, aiohttp makes a new error of their texts.
-            if _dialers.own_error(error) is None:
+            if loop.failure is not None and _dialers.own_error(error) is None:
                 error.os_error.__cause__ = loop.failure
             raise
 

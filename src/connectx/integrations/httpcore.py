@@ -5,7 +5,7 @@ from __future__ import annotations
 from connectx.integrations import _dialers
 from connectx.integrations._httpcore import AsyncPooling, Pooling
 
-with _dialers.library("httpcore", "1.0.7"):
+with _dialers.library("httpcore", "1.0.9"):
     import httpcore
 
 __all__ = ["AsyncConnectionPool", "ConnectionPool"]

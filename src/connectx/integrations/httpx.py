@@ -7,7 +7,7 @@ from connectx.integrations._httpx import Sending, Transporting
 
 with _dialers.library("httpx", "0.28"):
     import httpx
-with _dialers.library("httpcore", "1.0.7"):
+with _dialers.library("httpcore", "1.0.9"):
     import httpcore
 
 __all__ = ["AsyncClient", "AsyncHTTPTransport", "Client", "HTTPTransport"]
