@@ -141,14 +141,26 @@ class TestArguments:
 
         frame.run("asyncio", scenario)
 
-    def test_a_local_address_leaves_the_port_to_the_dialer(self, web: str) -> None:
+    def test_a_local_address_and_port(self, web: str, closing: contextlib.ExitStack) -> None:
         async def scenario() -> None:
             dialer = connectx.Dialer(ports=(PORT, PORT))
-            connector = aiohttp.TCPConnector(local_addr=(SOURCES[1], 0), dialer=dialer)
+            for asked in (0, PORT):
+                connector = aiohttp.TCPConnector(local_addr=(SOURCES[1], asked), dialer=dialer)
+                ((source, port, _),) = await ask(connector, f"http://{web}:{80 + bool(asked)}/")
+                assert (source, port) == (SOURCES[1], str(PORT))
+
+        servers.start(closing, web, 81)
+        frame.run("asyncio", scenario)
+
+    def test_a_socket_factory_and_a_local_address(self, web: str) -> None:
+        async def scenario() -> None:
+            connector = aiohttp.TCPConnector(
+                socket_factory=lambda info: socket.socket(*info[:3]),
+                local_addr=(SOURCES[1], 0),
+                ports=(PORT, PORT),
+            )
             ((source, port, _),) = await ask(connector, f"http://{web}/")
             assert (source, port) == (SOURCES[1], str(PORT))
-            with pytest.raises(ValueError, match=r"leave the port of local_addr to the dialer"):
-                aiohttp.TCPConnector(local_addr=(SOURCES[1], PORT), dialer=dialer)
 
         frame.run("asyncio", scenario)
 
@@ -157,7 +169,7 @@ class TestArguments:
 
         async def scenario() -> None:
             connector = aiohttp.TCPConnector(local_addr=(SOURCES[1], 0))
-            with pytest.raises(plain.ClientConnectorError, match="local_addr is no IPv6 address"):
+            with pytest.raises(plain.ClientConnectorError, match="Cannot connect to host 2001:db8"):
                 await ask(connector, f"http://[{HOST_6}]/")
 
         frame.run("asyncio", scenario)

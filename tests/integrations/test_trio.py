@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import connectx
 from connectx.integrations import trio
+from tests.dialer.drivers import nothing_open
 from tests.integrations import frame
 from tests.integrations.checks import HOST_6, PORT, SOURCES
 
@@ -65,6 +67,19 @@ def test_arguments(web: str, delay: float | None) -> None:
         async with stream:
             assert stream.socket.getsockname() == (SOURCES[1], PORT)
             assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    frame.run("trio", scenario)
+
+
+def test_a_stream_reports_its_end(web: str) -> None:
+    dialer = connectx.Dialer(SOURCES)
+
+    async def scenario() -> None:
+        async with await trio.open_tcp_stream(web, 80, dialer=dialer):
+            # None is looked for.
+            assert not dialer._policy.unreported.sockets
+            assert not nothing_open(dialer._policy)
+        assert nothing_open(dialer._policy)
 
     frame.run("trio", scenario)
 

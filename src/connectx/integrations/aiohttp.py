@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from connectx.errors import ConnectxError
@@ -15,7 +13,7 @@ with _dialers.library("aiohttp", "3.12"):
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    import socket
 
     from connectx import aio
     from connectx._dial.policy import AnyDialer
@@ -44,15 +42,13 @@ class TCPConnector(aiohttp.TCPConnector):
         ports: _dialers.Ports = None,
         **keywords: Any,
     ) -> None:
-        if (keywords.get("local_addr") or ("", 0))[1]:
-            raise ValueError("leave the port of local_addr to the dialer: give ports=")
         self._dialer = _dialers.awaiting(dialer, sources, ports)
         self._in_turns = _dialers.in_turns(self._dialer)
         super().__init__(*arguments, **keywords)
 
     async def _wrap_create_connection(self, *arguments: Any, **keywords: Any) -> Any:
-        """Do what aiohttp does, with a loop whose sockets are connected by the dialer."""
-        loop = _Loop(self._loop, self._dialer, self._local_addr_infos)
+        """Do what aiohttp does, with a loop that connects by the dialer."""
+        loop = _Loop(self._loop, self._dialer)
         try:
             return await aiohttp.TCPConnector._wrap_create_connection(  # noqa: SLF001 - what is wrapped
                 _Connector(self, loop),  # type: ignore[arg-type] # which stands for one
@@ -92,9 +88,7 @@ class TCPConnector(aiohttp.TCPConnector):
 
 
 class _Connector:
-    """A connector but for its loop, and for local_addr, which is the loop's business then."""
-
-    _local_addr_infos = None
+    """A connector but for its loop, and for how it makes sockets."""
 
     def __init__(self, connector: TCPConnector, loop: _Loop) -> None:
         self._connector = connector
@@ -102,6 +96,10 @@ class _Connector:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connector, name)
+
+    def _socket_factory(self, info: Any) -> _Unconnected:
+        factory = self._connector._socket_factory  # noqa: SLF001 - it stands for it
+        return _Unconnected(None if factory is None else factory(info))
 
 
 class _Loop:
@@ -111,27 +109,59 @@ class _Loop:
         failure: What a socket could not be connected for, if that was connectx's.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, dialer: aio.Dialer, local: Sequence[Any] | None
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, dialer: aio.Dialer) -> None:
         self._loop = loop
         self._dialer = dialer
-        self._local = {family: address for family, *_, address in local or ()}
         self.failure: ConnectxError | None = None
 
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        """Connect a socket by the dialer, which takes the address that it is bound to."""
-        if self._local:
-            if sock.family not in self._local:
-                version = 6 if sock.family == socket.AF_INET6 else 4
-                raise OSError(errno.EAFNOSUPPORT, f"local_addr is no IPv{version} address")
-            set_ip_bind_address_no_port(sock, on=True)
-            sock.bind(self._local[sock.family])
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def sock_connect(self, sock: _Unconnected, address: Any) -> None:
+        """Connect a socket by the dialer."""
         try:
-            await self._dialer.connectx(sock, address)
+            await sock.connect(self._dialer, address)
         except ConnectxError as error:
             self.failure = error
             raise
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
+    async def create_connection(self, *arguments: Any, sock: _Unconnected, **keywords: Any) -> Any:
+        """Do what the loop does with a socket that is connected by now."""
+        return await self._loop.create_connection(*arguments, sock=sock.made, **keywords)
+
+
+class _Unconnected:
+    """A socket as aiohttp has it until it is connected.
+
+    The dialer makes it then, since its own sockets report when they are closed, unless the
+    program's socket factory has made it.
+    """
+
+    def __init__(self, made: socket.socket | None) -> None:
+        self.made = made
+        self._source: Any = None
+
+    def setblocking(self, flag: bool) -> None:  # noqa: FBT001 - as of a socket
+        """Do as of a socket; the dialer's do not block."""
+        if self.made is not None:
+            self.made.setblocking(flag)
+
+    def bind(self, address: Any) -> None:
+        """Take a source address."""
+        if self.made is None:
+            self._source = address[:2]
+        else:
+            set_ip_bind_address_no_port(self.made, on=True)
+            self.made.bind(address)
+
+    async def connect(self, dialer: aio.Dialer, address: Any) -> None:
+        """Connect by a dialer."""
+        if self.made is None:
+            self.made = await dialer.create_connection(address, source_address=self._source)
+        else:
+            await dialer.connectx(self.made, address)
+
+    def close(self) -> None:
+        """Do as of a socket."""
+        if self.made is not None:
+            self.made.close()
