@@ -14,8 +14,10 @@ import trustme
 import connectx
 from connectx.errors import PortsExhausted
 from connectx.integrations import anyio
-from tests.integrations import frame, servers
-from tests.integrations.checks import HOST_6, HOSTS, PORT, SOURCES, SOURCES_6
+from connectx.sandbox.servers import listen
+from tests.dialer.drivers import nothing_open
+from tests.integrations import frame, http_server, servers
+from tests.integrations.checks import HOST_6, HOSTS, PORT, SOURCES, SOURCES_6, descriptors
 
 if TYPE_CHECKING:
     import contextlib
@@ -108,6 +110,47 @@ class TestStreams:
                     answer += await stream.receive()
 
         frame.run(backend, scenario)
+
+    def test_reset_as_soon_as_it_is_there(self, network: Network, backend: str) -> None:
+        del network
+
+        async def scenario() -> None:
+            with listen(port=PORT) as listener:
+                sock = connectx.create_connection(listener.getsockname())
+                peer, _ = listener.accept()
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, http_server.ABORT)
+                peer.close()
+                with pytest.raises(ConnectionResetError):
+                    await anyio.stream_over(sock)
+                assert sock.fileno() == -1
+
+        frame.run(backend, scenario)
+
+    def test_cancelled_at_any_time(self, web: str, backend: str) -> None:
+        dialer = connectx.Dialer([SOURCES[1]])
+
+        async def scenario() -> None:
+            async def connect() -> None:
+                async with await anyio.connect_tcp(web, 80, dialer=dialer):
+                    finished.append(True)
+
+            finished: list[bool] = []
+            for steps in range(12):
+                async with plain.create_task_group() as tasks:
+                    tasks.start_soon(connect)
+                    for _ in range(steps):
+                        await plain.lowlevel.checkpoint()
+                    tasks.cancel_scope.cancel()
+            # asyncio closes what it is given a turn later.
+            await plain.lowlevel.checkpoint()
+            assert finished
+
+        before = descriptors()
+        frame.run(backend, scenario)
+        assert descriptors() == before
+        # Those that have lost their class are looked for.
+        dialer._policy.unreported.look()
+        assert nothing_open(dialer._policy)
 
 
 class TestDatagrams:

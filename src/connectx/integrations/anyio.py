@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
@@ -129,6 +131,10 @@ async def _wrapped(wrap: Callable[[socket.socket], Any], sock: socket.socket) ->
         sock = _dialers.plain(sock)
     try:
         return await wrap(sock)
+    except ValueError as error:
+        sock.close()
+        # It asks for the peer's name, which a connection that was reset has no more.
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
     except BaseException:
         sock.close()
         raise
