@@ -66,15 +66,27 @@ class Case(contextlib.ExitStack):
 
     def server(self, host: str = HOSTS[0], *, tls: bool = False, port: int = 0) -> Server:
         """Start a server, of the kind that the adapter asks."""
-        return self._start(self.adapter.serve, host, tls=tls, port=port)
+        return self.serving(self.adapter.serve, host, tls=tls, port=port)
 
     def resetting(self) -> Server:
         """Start a server that resets its connections."""
-        return self._start(http_server.reset, HOSTS[0])
+        return self.serving(http_server.reset, HOSTS[0])
 
     def proxy(self) -> Server:
         """Start an HTTP proxy."""
-        return self._start(http_server.answer, HOSTS[2])
+        return self.serving(http_server.answer, HOSTS[2])
+
+    def serving(
+        self, serve: Callable[..., None], host: str, *, tls: bool = False, port: int = 0
+    ) -> Server:
+        """Start a server of some kind."""
+        context = None
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.authority.issue_cert(host).configure_cert(context)
+        server = Server(host, port or next(self._ports), tls)
+        servers.start(self, *server.address, serve, context)
+        return server
 
     def nobody(self) -> Server:
         """Return where nothing listens."""
@@ -93,17 +105,6 @@ class Case(contextlib.ExitStack):
         }
         library = self.row.library if plain else self.row.integration
         return self.adapter.client(library, Options(given=given, **options))
-
-    def _start(
-        self, serve: Callable[..., None], host: str, *, tls: bool = False, port: int = 0
-    ) -> Server:
-        context = None
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.authority.issue_cert(host).configure_cert(context)
-        server = Server(host, port or next(self._ports), tls)
-        servers.start(self, *server.address, serve, context)
-        return server
 
 
 async def asked(client: Client, server: Server) -> Peer:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar
 
-import anyio
+import anyio.lowlevel
 
 import connectx.integrations
 from tests.integrations import http_server
@@ -177,6 +177,12 @@ def rows() -> list[Row]:
         for adapter in adapters_of(module)
         for backend in adapter.backends
     ]
+
+
+async def settle() -> None:
+    """Have a loop close what it is to close: that takes uvloop one turn, and for TLS another."""
+    for _ in range(3):
+        await anyio.lowlevel.checkpoint()
 
 
 def run(backend: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -8,6 +8,13 @@ libraries wrap them: ``anyio.abc.SocketStream.from_socket(sock)``. trio's
 
 from connectx.aio.connecting import create_connection
 from connectx.aio.dialer import Dialer
+from connectx.aio.loops import loop_with
 from connectx.aio.streams import create_datagram_endpoint, open_connection
 
-__all__ = ["Dialer", "create_connection", "create_datagram_endpoint", "open_connection"]
+__all__ = [
+    "Dialer",
+    "create_connection",
+    "create_datagram_endpoint",
+    "loop_with",
+    "open_connection",
+]
