@@ -13,6 +13,7 @@ import itertools
 import os
 import socket
 import ssl
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +24,19 @@ import trustme
 import connectx
 from connectx import aio
 from connectx.errors import ConnectxError, PortsExhausted
+from connectx.sandbox.children import Child
+from connectx.sandbox.servers import listen
+from tests import limits
 from tests.integrations import http_server, servers
-from tests.integrations.frame import BLOCKING, Client, Options, Peer, Row, Server
+from tests.integrations.frame import (
+    BLOCKING,
+    Client,
+    Options,
+    Peer,
+    ProgramAdapter,
+    Row,
+    Server,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -66,6 +78,8 @@ class Case(contextlib.ExitStack):
 
     def server(self, host: str = HOSTS[0], *, tls: bool = False, port: int = 0) -> Server:
         """Start a server, of the kind that the adapter asks."""
+        if isinstance(self.adapter, ProgramAdapter):
+            return self._program(self.adapter, Server(host, port or next(self._ports), tls))
         return self.serving(self.adapter.serve, host, tls=tls, port=port)
 
     def resetting(self) -> Server:
@@ -88,6 +102,18 @@ class Case(contextlib.ExitStack):
         servers.start(self, *server.address, serve, context)
         return server
 
+    def _program(self, adapter: ProgramAdapter, server: Server) -> Server:
+        pem = None
+        if server.tls:
+            pem = self._directory / f"{server.port}.pem"
+            issued = self.authority.issue_cert(server.host)
+            issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+        command = adapter.program(server, pem, self._directory)
+        process = self.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        self.callback(process.kill)
+        limits.until(functools.partial(_listens, server), f"{command[0]} listens")
+        return server
+
     def nobody(self) -> Server:
         """Return where nothing listens."""
         return Server(HOSTS[0], next(self._ports))
@@ -105,6 +131,12 @@ class Case(contextlib.ExitStack):
         }
         library = self.row.library if plain else self.row.integration
         return self.adapter.client(library, Options(given=given, **options))
+
+
+def _listens(server: Server) -> bool:
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(server.address):
+        return True
+    return False
 
 
 async def asked(client: Client, server: Server) -> Peer:
@@ -278,7 +310,7 @@ async def waits_no_longer(case: Case) -> None:
     server = case.server()
     dialer = connectx.Dialer(ports=(PORT, PORT), wait=3600.0)
     with dialer.create_connection(server.address):
-        async with case.client(dialer=dialer, timeout=0.2) as client:
+        async with case.client(dialer=dialer, timeout=0.2, retries=False) as client:
             with pytest.raises(case.adapter.errors):
                 await client.ask(server)
         assert dialer.stats().waits == 1

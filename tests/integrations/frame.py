@@ -25,6 +25,7 @@ from tests.integrations import http_server
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from pathlib import Path
     from types import ModuleType
 
 T = TypeVar("T")
@@ -129,6 +130,14 @@ class Adapter:
     def serve(self, listener: Any, tls: ssl.SSLContext | None, pipe: Any) -> None:
         """Be the server, in a process of its own: answer with a `Peer` as text."""
         http_server.answer(listener, tls, pipe)
+
+
+class ProgramAdapter(Adapter):
+    """A row whose server is a program."""
+
+    def program(self, server: Server, pem: Path | None, directory: Path) -> Sequence[str]:
+        """Return the server's command line; pem: its key and certificate, for TLS."""
+        raise NotImplementedError
 
 
 class Row(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from connectx.integrations import _dialers
 from connectx.integrations._rebinding import Instead, rebound
 
-with _dialers.library("websockets", "17.0"):
+with _dialers.library("websockets", "15.0"):
     from websockets.asyncio import client
 
 from connectx import aio
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from connectx._dial.policy import AnyDialer
 
 __all__ = ["connect", "unix_connect"]
+
+#: What opens a connection; the other one is its name before 17.0.
+_OPEN = "open_tcp_connection"
+_OPEN = _OPEN if hasattr(client.connect, _OPEN) else "create_connection"
 
 
 class connect(client.connect):  # noqa: N801 - the library's name
@@ -42,7 +46,7 @@ class connect(client.connect):  # noqa: N801 - the library's name
         self._dialer = _dialers.awaiting(dialer, sources, ports)
         super().__init__(*arguments, **keywords)
 
-    async def open_tcp_connection(self) -> client.ClientConnection:
+    async def _open(self) -> client.ClientConnection:
         """Do what the library does, with a loop that has the dialer connect."""
         loop = aio.loop_with(self._dialer)
         names: dict[str, Any] = {"asyncio": Instead(asyncio, get_running_loop=lambda: loop)}
@@ -50,13 +54,15 @@ class connect(client.connect):  # noqa: N801 - the library's name
         names["connect_socks_proxy"] = rebound(
             client.connect_socks_proxy, SocksProxy=self._socks_proxy
         )
-        opening = rebound(client.connect.open_tcp_connection, **names)
+        opening = rebound(getattr(client.connect, _OPEN), **names)
         return cast("client.ClientConnection", await opening(self))
 
     def _socks_proxy(self, *arguments: Any) -> Any:
         """Return a proxy of python_socks's, which is reached through another: the dialer."""
         kind: Any = client.__dict__["SocksProxy"]
         return kind(*arguments, forward=_First(self._dialer))
+
+    locals()[_OPEN] = _open
 
 
 class _First:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from connectx.integrations import _dialers
 from connectx.integrations._rebinding import Instead, rebound
 
-with _dialers.library("websockets", "17.0"):
+with _dialers.library("websockets", "15.0"):
     from websockets.sync import client
 
 if TYPE_CHECKING:
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["connect", "reconnect", "unix_connect", "unix_reconnect"]
 
 
-class reconnect(client.reconnect):  # noqa: N801 - the library's name
+#: Of releases from 17.1 on: its connect() is made of it.
+_reconnect: Any = client.__dict__.get("reconnect")
+
+
+class reconnect(_reconnect or object):  # type: ignore[misc] # noqa: N801 - the library's name
     """websockets.sync.client.reconnect, which connects by a dialer: to be entered or iterated over.
 
-    A proxy is reached by the dialer. With `sock` the dialer is not used.
+    A proxy is reached by the dialer. With `sock` the dialer is not used. It needs websockets 17.1.
 
     Args:
         arguments, keywords: As websockets.sync.client.reconnect takes them.
@@ -39,24 +43,32 @@ class reconnect(client.reconnect):  # noqa: N801 - the library's name
         ports: _dialers.Ports = None,
         **keywords: Any,
     ) -> None:
+        if _reconnect is None:
+            raise ImportError("reconnect needs websockets 17.1 or newer", name="websockets")
         self._dialer = _dialers.blocking(dialer, sources, ports)
         super().__init__(*arguments, **keywords)
 
     def open_socket(self, deadline: Deadline) -> socket.socket:
         """Do what the library does, and connect by the dialer."""
-        connecting = functools.partial(_dialers.connect, self._dialer)
-        names: dict[str, Any] = {"socket": Instead(socket, create_connection=connecting)}
-        names["connect_http_proxy"] = rebound(client.connect_http_proxy, **names)
-        names["connect_socks_proxy"] = rebound(
-            client.connect_socks_proxy, SocksProxy=self._socks_proxy
-        )
-        opening = rebound(client.reconnect.open_socket, **names)
+        opening = rebound(_reconnect.open_socket, **_names(self._dialer))
         return cast("socket.socket", opening(self, deadline))
 
-    def _socks_proxy(self, *arguments: Any) -> Any:
-        """Return a proxy of python_socks's, which is reached through another: the dialer."""
+
+def _names(dialer: Dialer) -> dict[str, Any]:
+    """Return what the library's functions are to call instead."""
+    connecting = functools.partial(_dialers.connect, dialer)
+    names: dict[str, Any] = {"socket": Instead(socket, create_connection=connecting)}
+
+    def socks_proxy(*arguments: Any) -> Any:
+        # One of python_socks's, which is reached through another one: the dialer.
         kind: Any = client.__dict__["SocksProxy"]
-        return kind(*arguments, forward=_First(self._dialer))
+        return kind(*arguments, forward=_First(dialer))
+
+    return {
+        **names,
+        "connect_http_proxy": rebound(client.connect_http_proxy, **names),
+        "connect_socks_proxy": rebound(client.connect_socks_proxy, SocksProxy=socks_proxy),
+    }
 
 
 class _First:
@@ -69,9 +81,23 @@ class _First:
         return _dialers.connect(self._dialer, (dest_host, dest_port), timeout)
 
 
-def connect(*arguments: Any, **keywords: Any) -> Any:
-    """Do what websockets.sync.client.connect does; it takes `reconnect`'s keywords, too."""
-    return rebound(client.connect, reconnect=reconnect)(*arguments, **keywords)
+def connect(
+    *arguments: Any,
+    dialer: AnyDialer | None = None,
+    sources: _dialers.Sources = None,
+    ports: _dialers.Ports = None,
+    **keywords: Any,
+) -> Any:
+    """Do what websockets.sync.client.connect does, and connect by a dialer.
+
+    Args:
+        arguments, keywords: As websockets.sync.client.connect takes them.
+        dialer, sources, ports: As `connectx.integrations` describes them.
+    """
+    by = _dialers.blocking(dialer, sources, ports)
+    if _reconnect is None:
+        return rebound(client.connect, **_names(by))(*arguments, **keywords)
+    return rebound(client.connect, reconnect=reconnect)(*arguments, dialer=by, **keywords)
 
 
 def unix_reconnect(*arguments: Any, **keywords: Any) -> Any:
@@ -81,5 +107,5 @@ def unix_reconnect(*arguments: Any, **keywords: Any) -> Any:
 
 def unix_connect(*arguments: Any, **keywords: Any) -> Any:
     """Do what websockets.sync.client.unix_connect does; a Unix socket needs no dialer."""
-    opening = rebound(client.unix_connect, unix_reconnect=unix_reconnect)
+    opening = rebound(client.unix_connect, connect=connect, unix_reconnect=unix_reconnect)
     return opening(*arguments, **keywords)
