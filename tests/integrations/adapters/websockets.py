@@ -34,7 +34,7 @@ class WebSockets(Adapter):
     A handshake that gets no answer ends as what is said about it: an error of the protocol.
     """
 
-    errors = (OSError, websockets.WebSocketException)
+    errors: ClassVar[tuple[type[BaseException], ...]] = (OSError, websockets.WebSocketException)
     tls_errors = (ssl.SSLCertVerificationError,)
     lacks: ClassVar = {
         "turns": "a WebSocket is one connection",

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from connectx.integrations import _dialers
+from connectx.integrations._python_socks import First
 from connectx.integrations._rebinding import Instead, rebound
 
 with _dialers.library("websockets", "15.0"):
@@ -62,23 +63,13 @@ def _names(dialer: Dialer) -> dict[str, Any]:
     def socks_proxy(*arguments: Any) -> Any:
         # One of python_socks's, which is reached through another one: the dialer.
         kind: Any = client.__dict__["SocksProxy"]
-        return kind(*arguments, forward=_First(dialer))
+        return kind(*arguments, forward=First(dialer))
 
     return {
         **names,
         "connect_http_proxy": rebound(client.connect_http_proxy, **names),
         "connect_socks_proxy": rebound(client.connect_socks_proxy, SocksProxy=socks_proxy),
     }
-
-
-class _First:
-    """What python_socks takes for a proxy on the way to a proxy."""
-
-    def __init__(self, dialer: Dialer) -> None:
-        self._dialer = dialer
-
-    def connect(self, dest_host: str, dest_port: int, timeout: float) -> socket.socket:
-        return _dialers.connect(self._dialer, (dest_host, dest_port), timeout)
 
 
 def connect(
