@@ -234,7 +234,7 @@ class TestSetup:
         assert result.returncode == 1
         assert "apt-get install gcc libc6-dev" in result.stderr
 
-    @pytest.mark.parametrize("package", ["iproute2", "gcc libc6-dev", "prometheus"])
+    @pytest.mark.parametrize("package", ["iproute2", "gcc libc6-dev", "prometheus", "redis-server"])
     def test_tests_go_on_without(self, tree: Path, without_tools: str, package: str) -> None:
         result = self.setup(tree, "test", without_tools)
         assert result.returncode == 0

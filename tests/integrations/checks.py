@@ -24,8 +24,6 @@ import trustme
 import connectx
 from connectx import aio
 from connectx.errors import ConnectxError, PortsExhausted
-from connectx.sandbox.children import Child
-from connectx.sandbox.servers import listen
 from tests import limits
 from tests.integrations import http_server, servers
 from tests.integrations.frame import (

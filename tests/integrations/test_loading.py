@@ -31,10 +31,11 @@ def python(code: str) -> str:
 
 
 def needs(name: str) -> set[str]:
-    """What a library cannot do without."""
+    """What a library cannot do without; it may go by another name among packages."""
+    (package,) = set(importlib.metadata.packages_distributions()[name])
     return {
         match.group()
-        for each in importlib.metadata.requires(name) or ()
+        for each in importlib.metadata.requires(package) or ()
         if (match := re.match(r"\w+", each))
     }
 
@@ -109,7 +110,7 @@ class TestDialers:
 class TestReleases:
     def test_the_page_names_each(self) -> None:
         page = (ROOT / "docs" / "integrations.md").read_text()
-        rows = re.findall(r"^\|.*?\| `(\w+)` \|(.*)\| ([\w. ]+) \|$", page, re.MULTILINE)
+        rows = re.findall(r"^\|.*?\| `([\w.]+)` \|(.*)\| ([\w. ]+) \|$", page, re.MULTILINE)
         assert sorted(module for module, *_ in rows) == frame.modules()
         said = {module: release for module, _, release in rows}
         for module in frame.modules():

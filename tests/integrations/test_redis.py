@@ -100,6 +100,7 @@ def test_ports_are_tried_again_where_that_was_asked_for(server: Server) -> None:
         with contextlib.closing(client), pytest.raises(library.ConnectionError) as raised:
             client.ping()
         found = checks.cause(raised.value)
+        assert found is not None
         assert found.errno == errno.EADDRNOTAVAIL
         assert dialer.stats().attempts == 4
 

@@ -11,6 +11,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, cast
 
+from connectx.errors import ConnectxError
 from connectx.integrations import _dialers
 from connectx.integrations._rebinding import rebound
 
@@ -56,6 +57,33 @@ def checked() -> Iterator[None]:
         if _dialers.own_error(error):
             raise Final(error) from error
         raise
+
+
+class Explaining:
+    """What says why there is no connection: a base of our connections."""
+
+    _why: ConnectxError | None = None
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep an error of ours that a with block ends with."""
+        try:
+            yield
+        except ConnectxError as error:
+            self._why = error
+            raise
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Give an error of redis-py that a with block ends with the one that it was made of."""
+        try:
+            yield
+        except ERRORS as error:
+            if self._why is not None and error.__context__ is self._why:
+                error.__cause__ = self._why
+            raise
+        finally:
+            self._why = None
 
 
 class Turns(list[Any]):
@@ -128,7 +156,7 @@ def dialling(kind: Any, connects: Any) -> Any:
         kind: The class.
         connects: Ours, which is derived from the library's for TCP.
     """
-    plain = connects.__mro__[1]
+    plain = connects.__mro__[2]
     if issubclass(kind, connects) or not issubclass(kind, plain):
         return kind
     return connects if kind is plain else type(kind.__name__, (kind, connects), {})

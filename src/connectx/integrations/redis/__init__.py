@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Connection(_Connection):
+class Connection(_redis.Explaining, _Connection):
     """redis.Connection, which connects by a dialer.
 
     Args:
@@ -49,11 +49,13 @@ class Connection(_Connection):
 
     def connect(self) -> None:
         """Do what redis-py does; an error that is for want of a port has that as its cause."""
-        try:
+        with self.explaining():
             super().connect()  # type: ignore[no-untyped-call] # the library's
-        except _redis.ERRORS as error:
-            _dialers.with_cause(error)
-            raise
+
+    def connect_check_health(self, *arguments: Any, **keywords: Any) -> None:
+        """Do what redis-py does; see `connect`."""
+        with self.explaining():
+            super().connect_check_health(*arguments, **keywords)
 
     def _connect(self) -> socket.socket:
         options: list[tuple[Any, ...]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
@@ -70,9 +72,10 @@ class Connection(_Connection):
         while True:
             address = addresses.pop(0)
             try:
-                sock = _dialers.connect(
-                    self._dialer, address, self.socket_connect_timeout, None, options
-                )
+                with self.noting():
+                    sock = _dialers.connect(
+                        self._dialer, address, self.socket_connect_timeout, None, options
+                    )
             except OSError:
                 if not addresses:
                     raise

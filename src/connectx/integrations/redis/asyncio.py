@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class Connection(_Connection):
+class Connection(_redis.Explaining, _Connection):
     """redis.asyncio.Connection, which connects by a dialer.
 
     Args:
@@ -50,15 +50,18 @@ class Connection(_Connection):
 
     async def connect(self) -> None:
         """Do what redis-py does; an error that is for want of a port has that as its cause."""
-        try:
+        with self.explaining():
             await super().connect()  # type: ignore[no-untyped-call] # the library's
-        except _redis.ERRORS as error:
-            _dialers.with_cause(error)
-            raise
+
+    async def connect_check_health(self, *arguments: Any, **keywords: Any) -> None:
+        """Do what redis-py does; see `connect`."""
+        with self.explaining():
+            await super().connect_check_health(*arguments, **keywords)
 
     async def _connect(self) -> None:
         opening = Instead(asyncio, open_connection=self._dialer.open_connection)
-        await rebound(_Connection._connect, asyncio=opening)(self)  # noqa: SLF001 - the base's
+        with self.noting():
+            await rebound(_Connection._connect, asyncio=opening)(self)  # noqa: SLF001 - the base's
 
     @property
     def socket_family(self) -> int:
