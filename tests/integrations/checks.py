@@ -13,7 +13,6 @@ import itertools
 import os
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +23,6 @@ import trustme
 import connectx
 from connectx import aio
 from connectx.errors import ConnectxError, PortsExhausted
-from tests import limits
 from tests.integrations import http_server, servers
 from tests.integrations.frame import (
     BLOCKING,
@@ -107,9 +105,7 @@ class Case(contextlib.ExitStack):
             issued = self.authority.issue_cert(server.host)
             issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
         command = adapter.program(server, pem, self._directory)
-        process = self.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        self.callback(process.kill)
-        limits.until(functools.partial(_listens, server), f"{command[0]} listens")
+        servers.run(self, *server.address, command)
         return server
 
     def nobody(self) -> Server:
@@ -129,12 +125,6 @@ class Case(contextlib.ExitStack):
         }
         library = self.row.library if plain else self.row.integration
         return self.adapter.client(library, Options(given=given, **options))
-
-
-def _listens(server: Server) -> bool:
-    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(server.address):
-        return True
-    return False
 
 
 async def asked(client: Client, server: Server) -> Peer:

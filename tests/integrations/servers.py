@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
+import subprocess
 from typing import TYPE_CHECKING
 
 from connectx.sandbox.children import Child
 from connectx.sandbox.servers import listen
+from tests import limits
 from tests.integrations import http_server
 
 if TYPE_CHECKING:
-    import contextlib
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 def start(
@@ -38,3 +40,16 @@ def silence(stack: contextlib.ExitStack, host: str, port: int) -> None:
         filler = stack.enter_context(socket.socket())
         filler.settimeout(0)
         filler.connect_ex(listener.getsockname())
+
+
+def run(stack: contextlib.ExitStack, host: str, port: int, command: Sequence[str]) -> None:
+    """Run a server's program until the stack is closed; returns when it serves the address."""
+    process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    stack.callback(process.kill)
+
+    def listens() -> bool:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, port)):
+            return True
+        return False
+
+    limits.until(listens, f"{command[0]} listens")

@@ -7,6 +7,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from connectx._connect.own_socket import discard
 from connectx.aio.dialer import Dialer
 from connectx.aio.streams import endpoint_over
 
@@ -111,7 +112,7 @@ async def _create_connection(
         made = await over(build, sock=sock, **keywords)
     except BaseException:
         if not owned:
-            sock.close()
+            discard(sock)
         raise
     return cast("tuple[asyncio.Transport, Protocol]", made)
 

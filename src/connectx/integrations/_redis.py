@@ -137,7 +137,8 @@ class Pooling:
         self.connection_class = dialling(self.connection_class, self.Connects)
         if issubclass(self.connection_class, self.Connects):
             self.connection_kwargs["dialer"] = self.dialer
-            self._idle = Turns(self, self._idle)
+            if _dialers.in_turns(self.dialer):
+                self._idle = Turns(self, self._idle)
 
     @property
     def _available_connections(self) -> list[Any]:

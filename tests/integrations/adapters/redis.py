@@ -22,10 +22,28 @@ def keywords(options: Options) -> dict[str, Any]:
     return found | ({"ssl": True, "ssl_ca_certs": options.ca} if options.ca else {})
 
 
-def answer(info: Any) -> str:
-    """What the server knows of a client; it numbers all, that which waited for it included."""
-    host, _, port = info["addr"].rpartition(":")
-    return f"{host.strip('[]')} {port} {info['id']}"
+class Answers:
+    """What servers know of a client. They number all, the one that looked for them included."""
+
+    def __init__(self) -> None:
+        self._first: dict[Server, int] = {}
+
+    def of(self, server: Server, info: Any) -> str:
+        """A server's answer; the first connection is number 0."""
+        host, _, port = info["addr"].rpartition(":")
+        number = int(info["id"])
+        return f"{host.strip('[]')} {port} {number - self._first.setdefault(server, number)}"
+
+
+def command(server: Server, pem: Path | None, directory: Path) -> list[str]:
+    """Redis's command line: it keeps nothing, and asks for no password."""
+    port, other = ("--tls-port", "--port") if server.tls else ("--port", "--tls-port")
+    found = ["redis-server", "--bind", server.host, port, str(server.port), other, "0"]
+    found += ["--save", "", "--protected-mode", "no", "--dir", str(directory)]
+    if pem:
+        found += ["--tls-cert-file", str(pem), "--tls-key-file", str(pem)]
+        found += ["--tls-ca-cert-file", str(pem), "--tls-auth-clients", "no"]
+    return found
 
 
 class RedisAdapter(ProgramAdapter):
@@ -36,22 +54,7 @@ class RedisAdapter(ProgramAdapter):
     lacks: ClassVar = {"proxy": "Redis has none"}
 
     def program(self, server: Server, pem: Path | None, directory: Path) -> Sequence[str]:
-        port, other = ("--tls-port", "--port") if server.tls else ("--port", "--tls-port")
-        command = ["redis-server", "--bind", server.host, port, str(server.port), other, "0"]
-        command += [
-            "--save",
-            "",
-            "--protected-mode",
-            "no",
-            "--dir",
-            str(directory),
-            "--tls-auth-clients",
-            "no",
-        ]
-        if pem:
-            command += ["--tls-cert-file", str(pem), "--tls-key-file", str(pem)]
-            command += ["--tls-ca-cert-file", str(pem)]
-        return command
+        return command(server, pem, directory)
 
 
 class _Client(Client):
@@ -59,12 +62,13 @@ class _Client(Client):
         self.library = library
         self.options = options
         self.clients: dict[Server, Any] = clients or {}
+        self.answers = Answers()
 
     async def ask(self, server: Server) -> str:
         if server not in self.clients:
             client = self.library.Redis(*server.address, **keywords(self.options))
             self.clients[server] = client
-        return answer(self.clients[server].client_info())
+        return self.answers.of(server, self.clients[server].client_info())
 
     async def close(self) -> None:
         for each in self.clients.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tests.integrations.adapters.redis import RedisAdapter, answer, keywords
+from tests.integrations.adapters.redis import Answers, RedisAdapter, keywords
 from tests.integrations.frame import Client, Options, Server, settle
 
 if TYPE_CHECKING:
@@ -16,11 +16,12 @@ class _Client(Client):
         self._library = library
         self._options = options
         self._clients: dict[Server, Any] = {}
+        self._answers = Answers()
 
     async def ask(self, server: Server) -> str:
         if server not in self._clients:
             self._clients[server] = self._make(server)
-        return answer(await self._clients[server].client_info())
+        return self._answers.of(server, await self._clients[server].client_info())
 
     def _make(self, server: Server) -> Any:
         return self._library.Redis(host=server.host, port=server.port, **keywords(self._options))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import itertools
 import ssl
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import websockets
-from websockets.sync.server import Server as WebSocketServer
-from websockets.sync.server import ServerConnection
 
+from tests.integrations import websocket_server
 from tests.integrations.frame import Adapter, Client, Options, Server, settle
 
 if TYPE_CHECKING:
@@ -29,10 +26,7 @@ def keywords(options: Options, server: Server) -> dict[str, Any]:
 
 
 class WebSockets(Adapter):
-    """What both clients have in common.
-
-    A handshake that gets no answer ends as what is said about it: an error of the protocol.
-    """
+    """What both clients have in common."""
 
     errors: ClassVar[tuple[type[BaseException], ...]] = (OSError, websockets.WebSocketException)
     tls_errors = (ssl.SSLCertVerificationError,)
@@ -42,22 +36,7 @@ class WebSockets(Adapter):
     }
 
     def serve(self, listener: Any, tls: Any, pipe: Any) -> None:
-        gc.freeze()
-        numbers = itertools.count()
-
-        def handle(connection: ServerConnection) -> None:
-            number = next(numbers)
-            host, port = connection.remote_address[:2]
-            for _ in connection:
-                connection.send(f"{host} {port} {number}")
-
-        # What the library's serve() makes, but for a listener that exists.
-        from websockets.sync import server
-
-        with server.serve(handle, sock=listener, ssl=tls) as serving:
-            assert isinstance(serving, WebSocketServer)
-            pipe.send(None)
-            serving.serve_forever()
+        websocket_server.answer(listener, tls, pipe)
 
 
 class _Client(Client):
