@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import connectx
 from bench.harness import DESTINATION, LOOPBACK, Findings, Table, in_network
-from tests.integrations import frame, servers
+from tests.integrations import frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,7 @@ def _round(name: str) -> list[list[float]]:
     row = ROWS[name]
     dialer = connectx.Dialer([LOOPBACK])
     with contextlib.ExitStack() as stack:
-        servers.start(stack, *DESTINATION, row.adapter.serve)
+        row.adapter.begin(stack, frame.Server(*DESTINATION))
         gc.collect()
         gc.disable()
         return frame.run(row.backend, functools.partial(_by_turns, row, dialer))

@@ -31,9 +31,9 @@ from connectx.cli import main as cli
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests.integrations import websocket_server
-from tests.integrations.adapters.redis import command
+from tests.integrations.adapters.redis import RedisAdapter
 from tests.integrations.frame import Server
-from tests.integrations.servers import run, start
+from tests.integrations.servers import start
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -126,13 +126,10 @@ def fences(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_examples_of(
-    path: Path, world: dict[str, Any], closing: contextlib.ExitStack, tmp_path: Path
-) -> None:
+def test_examples_of(path: Path, world: dict[str, Any], closing: contextlib.ExitStack) -> None:
     if path.stem == "integrations":
         start(closing, SERVERS[0], 8765, websocket_server.answer)
-        redis_server = Server(SERVERS[0], 6379)
-        run(closing, *redis_server.address, command(redis_server, None, tmp_path))
+        RedisAdapter().begin(closing, Server(SERVERS[0], 6379))
     parsers = (
         PythonCodeBlockParser(doctest_optionflags=DOCTEST_FLAGS),
         CodeBlockParser("console", check_commands),

@@ -48,6 +48,12 @@ EXCEPTIONS: Final = {
     ("test_watcher.py", "watcher.join()"),
     # A server in a process of its own, which the test kills.
     ("http_server.py", "*"),
+    ("websocket_server.py", "*"),
+    # A WebSocket with a limit of its own: an argument, or websocket-client's timeout.
+    ("test_websockets.py", "connection.recv(limits.LIMIT)"),
+    ("websockets_sync.py", "connection.recv(limits.LIMIT)"),
+    ("test_websocket.py", "connection.recv()"),
+    ("websocket.py", ".recv()"),
     # It does not wait: WNOHANG.
     ("processes.py", "os.waitpid(self.pid, os.WUNTRACED | os.WNOHANG)"),
 }

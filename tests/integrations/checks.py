@@ -12,7 +12,6 @@ import gc
 import itertools
 import os
 import socket
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +28,6 @@ from tests.integrations.frame import (
     Client,
     Options,
     Peer,
-    ProgramAdapter,
     Row,
     Server,
 )
@@ -74,9 +72,9 @@ class Case(contextlib.ExitStack):
 
     def server(self, host: str = HOSTS[0], *, tls: bool = False, port: int = 0) -> Server:
         """Start a server, of the kind that the adapter asks."""
-        if isinstance(self.adapter, ProgramAdapter):
-            return self._program(self.adapter, Server(host, port or next(self._ports), tls))
-        return self.serving(self.adapter.serve, host, tls=tls, port=port)
+        server = Server(host, port or next(self._ports), tls)
+        self.adapter.begin(self, server, self.authority.issue_cert(host) if tls else None)
+        return server
 
     def resetting(self) -> Server:
         """Start a server that resets its connections."""
@@ -86,26 +84,10 @@ class Case(contextlib.ExitStack):
         """Start an HTTP proxy."""
         return self.serving(http_server.answer, HOSTS[2])
 
-    def serving(
-        self, serve: Callable[..., None], host: str, *, tls: bool = False, port: int = 0
-    ) -> Server:
-        """Start a server of some kind."""
-        context = None
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.authority.issue_cert(host).configure_cert(context)
-        server = Server(host, port or next(self._ports), tls)
-        servers.start(self, *server.address, serve, context)
-        return server
-
-    def _program(self, adapter: ProgramAdapter, server: Server) -> Server:
-        pem = None
-        if server.tls:
-            pem = self._directory / f"{server.port}.pem"
-            issued = self.authority.issue_cert(server.host)
-            issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
-        command = adapter.program(server, pem, self._directory)
-        servers.run(self, *server.address, command)
+    def serving(self, serve: Callable[..., None], host: str) -> Server:
+        """Start a server of some other kind."""
+        server = Server(host, next(self._ports))
+        servers.start(self, *server.address, serve)
         return server
 
     def nobody(self) -> Server:

@@ -12,21 +12,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import ssl
+import tempfile
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar
 
 import anyio.lowlevel
 
 import connectx.integrations
-from tests.integrations import http_server
+from tests.integrations import http_server, servers
 
 if TYPE_CHECKING:
-    import ssl
+    import contextlib
     from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from pathlib import Path
     from types import ModuleType
+
+    import trustme
 
 T = TypeVar("T")
 
@@ -127,6 +131,16 @@ class Adapter:
         """Return copies of a client, made in each way that the library supports."""
         raise NotImplementedError
 
+    def begin(
+        self, stack: contextlib.ExitStack, server: Server, issued: trustme.LeafCert | None = None
+    ) -> None:
+        """Start a server, until the stack is closed; issued: its certificate, for TLS."""
+        context = None
+        if issued:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            issued.configure_cert(context)
+        servers.start(stack, *server.address, self.serve, context)
+
     def serve(self, listener: Any, tls: ssl.SSLContext | None, pipe: Any) -> None:
         """Be the server, in a process of its own: answer with a `Peer` as text."""
         http_server.answer(listener, tls, pipe)
@@ -136,8 +150,20 @@ class ProgramAdapter(Adapter):
     """A row whose server is a program."""
 
     def program(self, server: Server, pem: Path | None, directory: Path) -> Sequence[str]:
-        """Return the server's command line; pem: its key and certificate, for TLS."""
+        """Return the server's command line.
+
+        pem: its key and certificate, for TLS. directory: where it may write.
+        """
         raise NotImplementedError
+
+    def begin(
+        self, stack: contextlib.ExitStack, server: Server, issued: trustme.LeafCert | None = None
+    ) -> None:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pem = directory / "server.pem" if issued else None
+        if issued:
+            issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+        servers.run(stack, *server.address, self.program(server, pem, directory))
 
 
 class Row(NamedTuple):

@@ -10,8 +10,10 @@ import websocket as library
 
 import connectx
 from connectx.integrations import websocket
+from tests import limits
 from tests.integrations import checks, frame
-from tests.integrations.test_websockets import address, socks
+from tests.integrations.test_websockets import address
+from tests.integrations.websocket_server import socks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +69,7 @@ def test_a_socks_proxy_is_reached_by_the_dialer(case: checks.Case, kind: str) ->
     proxy = case.serving(functools.partial(socks, server.address), checks.HOSTS[1])
     connection = websocket.create_connection(
         address(server),
+        limits.LIMIT,
         http_proxy_host=proxy.host,
         http_proxy_port=proxy.port,
         proxy_type=kind,

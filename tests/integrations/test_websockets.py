@@ -17,6 +17,7 @@ import connectx
 from connectx.integrations.websockets import connect, sync, unix_connect
 from tests import limits
 from tests.integrations import checks, frame, http_server
+from tests.integrations.websocket_server import socks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,21 +41,6 @@ def dialer() -> connectx.Dialer:
 
 def address(server: Server) -> str:
     return f"ws://{server.host}:{server.port}/"
-
-
-def socks(to: tuple[str, int], listener: socket.socket, _: Any, pipe: Any) -> None:
-    """Be a SOCKS proxy, which connects to one server on."""
-    pipe.send(None)
-    while True:
-        connection, (host, _port) = listener.accept()
-        http_server.pass_on(connection)
-        onward = socket.create_connection(to, None, (host, 0))
-        threading.Thread(target=relay, args=(connection, onward)).start()
-
-
-def relay(one: socket.socket, other: socket.socket) -> None:
-    with one, other:
-        http_server.relay(one, other)
 
 
 def test_iterating_connects_anew(case: checks.Case, dialer: connectx.Dialer) -> None:
@@ -106,7 +92,7 @@ def test_the_blocking_client_connects_anew(case: checks.Case, dialer: connectx.D
     found = []
     for connection in sync.reconnect(address(server), proxy=None, dialer=dialer):
         connection.send("who?")
-        found.append(str(connection.recv()).split()[0])
+        found.append(str(connection.recv(limits.LIMIT)).split()[0])
         if len(found) == 4:
             break
     assert sorted(found) == sorted(checks.SOURCES * 2)
@@ -122,7 +108,7 @@ def test_a_socks_proxy_is_reached_by_the_dialer(
     url = f"{scheme}://{proxy.host}:{proxy.port}"
     with sync.connect(address(server), proxy=url, dialer=dialer) as connection:
         connection.send("who?")
-        assert str(connection.recv()).split()[0] in checks.SOURCES
+        assert str(connection.recv(limits.LIMIT)).split()[0] in checks.SOURCES
 
     async def scenario() -> str:
         async with connect(address(server), proxy=url, dialer=dialer) as connection:
@@ -143,7 +129,7 @@ def test_unix_sockets_need_no_dialer(tmp_path: Path, dialer: connectx.Dialer) ->
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         with sync.unix_connect(path, dialer=dialer) as connection:
-            assert connection.recv() == "here"
+            assert connection.recv(limits.LIMIT) == "here"
 
         async def scenario() -> object:
             async with unix_connect(path, dialer=dialer) as connection:
@@ -151,7 +137,7 @@ def test_unix_sockets_need_no_dialer(tmp_path: Path, dialer: connectx.Dialer) ->
 
         assert asyncio.run(limits.ended(scenario)) == "here"
         server.shutdown()
-        thread.join()
+        limits.join(thread)
     assert dialer.stats().attempts == 0
 
 

@@ -6,12 +6,10 @@ a client makes a pool.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any, cast
 
-from connectx.errors import ConnectxError
 from connectx.integrations import _dialers
 from connectx.integrations._rebinding import rebound
 
@@ -19,28 +17,25 @@ with _dialers.library("redis", "5.0"):
     import redis.exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from connectx._dial.policy import AnyDialer
+    from connectx.errors import ConnectxError
 
-#: Raised at once where there is no port, whatever is tried again by default.
+#: What redis-py raises where there is no connection.
 ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 
-class Final(Exception):  # noqa: N818 - it carries an error through the library's retries
-    """An error that is not to be tried again."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
+@functools.cache
 def default_retry(client: Any, at_once: Callable[[type], type]) -> Any:
     """Return what a client tries again where nobody has asked for it, but for want of a port.
 
+    Kept, since to look at a signature of 60 arguments takes as long as connecting. Each
+    connection has a copy.
+
     Args:
         client: Its class.
-        at_once: Makes a class of retries that passes `Final` on.
+        at_once: Makes a class of retries that does not try the want of a port again.
     """
     default = inspect.signature(client.__init__).parameters["retry"].default
     if default is None:
@@ -48,42 +43,20 @@ def default_retry(client: Any, at_once: Callable[[type], type]) -> Any:
     return at_once(type(default))(default._backoff, default._retries)  # noqa: SLF001 - as set
 
 
-@contextlib.contextmanager
-def checked() -> Iterator[None]:
-    """Have errors for want of a port be `Final`, in a with block."""
-    try:
-        yield
-    except ERRORS as error:
-        if _dialers.own_error(error):
-            raise Final(error) from error
-        raise
-
-
 class Explaining:
-    """What says why there is no connection: a base of our connections."""
+    """What says why there is no connection: a base of our connections.
 
-    _why: ConnectxError | None = None
+    Attributes:
+        why: The error of ours that the last try to connect ended with.
+    """
 
-    @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
-        """Keep an error of ours that a with block ends with."""
-        try:
-            yield
-        except ConnectxError as error:
-            self._why = error
-            raise
+    why: ConnectxError | None = None
 
-    @contextlib.contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Give an error of redis-py that a with block ends with the one that it was made of."""
-        try:
-            yield
-        except ERRORS as error:
-            if self._why is not None and error.__context__ is self._why:
-                error.__cause__ = self._why
-            raise
-        finally:
-            self._why = None
+    def explain(self, error: Exception) -> None:
+        """Give an error of redis-py the one that it was made of."""
+        if self.why is not None and error.__context__ is self.why:
+            error.__cause__ = self.why
+        self.why = None
 
 
 class Turns(list[Any]):

@@ -35,17 +35,6 @@ class Answers:
         return f"{host.strip('[]')} {port} {number - self._first.setdefault(server, number)}"
 
 
-def command(server: Server, pem: Path | None, directory: Path) -> list[str]:
-    """Redis's command line: it keeps nothing, and asks for no password."""
-    port, other = ("--tls-port", "--port") if server.tls else ("--port", "--tls-port")
-    found = ["redis-server", "--bind", server.host, port, str(server.port), other, "0"]
-    found += ["--save", "", "--protected-mode", "no", "--dir", str(directory)]
-    if pem:
-        found += ["--tls-cert-file", str(pem), "--tls-key-file", str(pem)]
-        found += ["--tls-ca-cert-file", str(pem), "--tls-auth-clients", "no"]
-    return found
-
-
 class RedisAdapter(ProgramAdapter):
     """What both clients have in common."""
 
@@ -54,7 +43,13 @@ class RedisAdapter(ProgramAdapter):
     lacks: ClassVar = {"proxy": "Redis has none"}
 
     def program(self, server: Server, pem: Path | None, directory: Path) -> Sequence[str]:
-        return command(server, pem, directory)
+        port, other = ("--tls-port", "--port") if server.tls else ("--port", "--tls-port")
+        found = ["redis-server", "--bind", server.host, port, str(server.port), other, "0"]
+        found += ["--save", "", "--protected-mode", "no", "--dir", str(directory)]
+        if pem:
+            found += ["--tls-cert-file", str(pem), "--tls-key-file", str(pem)]
+            found += ["--tls-ca-cert-file", str(pem), "--tls-auth-clients", "no"]
+        return found
 
 
 class _Client(Client):

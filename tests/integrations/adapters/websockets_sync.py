@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests import limits
 from tests.integrations.adapters.websockets import WebSockets, keywords, url
 from tests.integrations.frame import Client, Options, Server
 
@@ -23,7 +24,7 @@ class _Client(Client):
             self._connections[server] = connecting.__enter__()
         connection = self._connections[server]
         connection.send("who?")
-        answer: str = connection.recv()
+        answer: str = connection.recv(limits.LIMIT)
         return answer
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ import functools
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
+from connectx.errors import ConnectxError
 from connectx.integrations import _dialers, _redis
 
 with _dialers.library("redis", "5.0"):
@@ -49,13 +50,19 @@ class Connection(_redis.Explaining, _Connection):
 
     def connect(self) -> None:
         """Do what redis-py does; an error that is for want of a port has that as its cause."""
-        with self.explaining():
+        try:
             super().connect()  # type: ignore[no-untyped-call] # the library's
+        except _redis.ERRORS as error:
+            self.explain(error)
+            raise
 
     def connect_check_health(self, *arguments: Any, **keywords: Any) -> None:
         """Do what redis-py does; see `connect`."""
-        with self.explaining():
+        try:
             super().connect_check_health(*arguments, **keywords)
+        except _redis.ERRORS as error:
+            self.explain(error)
+            raise
 
     def _connect(self) -> socket.socket:
         options: list[tuple[Any, ...]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
@@ -72,16 +79,17 @@ class Connection(_redis.Explaining, _Connection):
         while True:
             address = addresses.pop(0)
             try:
-                with self.noting():
-                    sock = _dialers.connect(
-                        self._dialer, address, self.socket_connect_timeout, None, options
-                    )
-            except OSError:
-                if not addresses:
-                    raise
-            else:
-                sock.settimeout(self.socket_timeout)
-                return sock
+                sock = _dialers.connect(
+                    self._dialer, address, self.socket_connect_timeout, None, options
+                )
+            except OSError as error:
+                if addresses:
+                    continue
+                if isinstance(error, ConnectxError):
+                    self.why = error
+                raise
+            sock.settimeout(self.socket_timeout)
+            return sock
 
     @property
     def socket_family(self) -> int:
@@ -129,17 +137,13 @@ def _at_once(kind: Any) -> Any:
     class AtOnce(kind):  # type: ignore[misc] # redis-py's
         """What is tried again, but for want of a port: that would be found again."""
 
-        def call_with_retry(self, do: Any, *arguments: Any, **keywords: Any) -> Any:
-            def once() -> Any:
-                with _redis.checked():
-                    return do()
+        def call_with_retry(self, do: Any, fail: Any, *more: Any, **keywords: Any) -> Any:
+            def failing(error: Exception, *count: int) -> None:
+                fail(error, *count)
+                if _dialers.own_error(error):
+                    raise error
 
-            try:
-                return super().call_with_retry(once, *arguments, **keywords)
-            except _redis.Final as final:
-                error = final.error
-            # Out here, or the errors would be each other's context.
-            raise error
+            return super().call_with_retry(do, failing, *more, **keywords)
 
     return AtOnce
 

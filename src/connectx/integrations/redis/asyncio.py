@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, cast
 
+from connectx.errors import ConnectxError
 from connectx.integrations import _dialers, _redis
 from connectx.integrations._rebinding import Instead, rebound
 
@@ -50,18 +51,27 @@ class Connection(_redis.Explaining, _Connection):
 
     async def connect(self) -> None:
         """Do what redis-py does; an error that is for want of a port has that as its cause."""
-        with self.explaining():
+        try:
             await super().connect()  # type: ignore[no-untyped-call] # the library's
+        except _redis.ERRORS as error:
+            self.explain(error)
+            raise
 
     async def connect_check_health(self, *arguments: Any, **keywords: Any) -> None:
         """Do what redis-py does; see `connect`."""
-        with self.explaining():
+        try:
             await super().connect_check_health(*arguments, **keywords)
+        except _redis.ERRORS as error:
+            self.explain(error)
+            raise
 
     async def _connect(self) -> None:
         opening = Instead(asyncio, open_connection=self._dialer.open_connection)
-        with self.noting():
+        try:
             await rebound(_Connection._connect, asyncio=opening)(self)  # noqa: SLF001 - the base's
+        except ConnectxError as error:
+            self.why = error
+            raise
 
     @property
     def socket_family(self) -> int:
@@ -110,17 +120,13 @@ def _at_once(kind: Any) -> Any:
     class AtOnce(kind):  # type: ignore[misc] # redis-py's
         """What is tried again, but for want of a port: that would be found again."""
 
-        async def call_with_retry(self, do: Any, *arguments: Any, **keywords: Any) -> Any:
-            async def once() -> Any:
-                with _redis.checked():
-                    return await do()
+        async def call_with_retry(self, do: Any, fail: Any, *more: Any, **keywords: Any) -> Any:
+            async def failing(error: Exception, *count: int) -> None:
+                await fail(error, *count)
+                if _dialers.own_error(error):
+                    raise error
 
-            try:
-                return await super().call_with_retry(once, *arguments, **keywords)
-            except _redis.Final as final:
-                error = final.error
-            # Out here, or the errors would be each other's context.
-            raise error
+            return await super().call_with_retry(do, failing, *more, **keywords)
 
     return AtOnce
 
