@@ -195,11 +195,10 @@ class CallersConnection(Connection):
                 self.sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 0)
         return super().begin()
 
-    def _connect(self) -> None:
+    def _connect(self) -> int:
         """connect(2), for a stream with the first bytes of data, in the SYN where possible."""
         if not self._data or not self.request.origin.stream:
-            super()._connect()
-            return
+            return super()._connect()
         self.taken = 0
         try:
             self.taken = self.sock.sendto(self._data, MSG_FASTOPEN, self.request.address)
@@ -219,6 +218,7 @@ class CallersConnection(Connection):
             self.taken = self.sock.send(self._data)
         if self.plan.checks:
             self._check()
+        return 0
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port; it must not get stuck on it."""

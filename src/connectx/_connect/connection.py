@@ -217,11 +217,11 @@ class Connection:
             self._prepare_offer()
             if terms.narrow or shelf.windows:
                 sock.setsockopt(IPPROTO_IP, IP_LOCAL_PORT_RANGE, terms.window)
-            self._connect()
+            port = self._connect()
         except REFUSALS as error:
             port = self._found(ledger) if _in_progress(error) else 0
             return self._refused(port, error.with_traceback(None))
-        self._made(self._found(ledger))
+        self._made(self._found(ledger, port))
         return None
 
     def _offer_one(self, port: int) -> None:
@@ -355,9 +355,12 @@ class Connection:
                 raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
             yield from self._shake_hands(self._apart[0])
 
-    def _found(self, ledger: Ledger) -> int:
-        """Return the port that the kernel has chosen; the ledger knows of it from now on."""
-        port: int = self.sock.getsockname()[1]
+    def _found(self, ledger: Ledger, port: int = 0) -> int:
+        """Return the port that the kernel has chosen; the ledger knows of it from now on.
+
+        port: the same, if it was looked at already.
+        """
+        port = port or self.sock.getsockname()[1]
         terms = self.plan.terms
         shelf = terms.shelf
         if shelf.windows:
@@ -398,19 +401,21 @@ class Connection:
             self._require_local(error, self.plan.terms.host)
             raise
 
-    def _connect(self) -> None:
+    def _connect(self) -> int:
+        """Connect, and return the source port if it had to be looked at; 0 otherwise."""
+        plan, port = self.plan, 0
         try:
             self.sock.connect(self.request.address)
         except BlockingIOError as error:
-            if self.plan.checks and _in_progress(error):
+            if plan.checks and _in_progress(error):
                 self._check()
             raise
-        plan = self.plan
-        # A call more than here is deeper than most calls go.
-        if plan.checks and (
-            plan.terms.verifies or self.sock.getsockname()[1] == self.request.address[1]
-        ):
-            self._check()
+        if plan.checks:
+            port = self.sock.getsockname()[1]
+            # A call more than here is deeper than most calls go.
+            if plan.terms.verifies or port == self.request.address[1]:
+                self._check()
+        return port
 
     def _claim(self, port: int) -> None:
         """Connect a datagram socket from a port, if nobody has the 4-tuple."""
