@@ -15,6 +15,7 @@ import connectx
 from connectx.errors import PortsExhausted
 from connectx.integrations import anyio
 from connectx.sandbox.servers import listen
+from tests import limits
 from tests.dialer.drivers import nothing_open
 from tests.integrations import frame, http_server, servers
 from tests.integrations.checks import HOST_6, HOSTS, PORT, SOURCES, SOURCES_6, descriptors
@@ -117,7 +118,7 @@ class TestStreams:
         async def scenario() -> None:
             with listen(port=PORT) as listener:
                 sock = connectx.create_connection(listener.getsockname())
-                peer, _ = listener.accept()
+                peer, _ = limits.accept(listener)
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, http_server.ABORT)
                 peer.close()
                 with pytest.raises(ConnectionResetError):

@@ -14,6 +14,7 @@ import pytest
 
 import connectx
 from connectx.errors import PortsExhausted
+from tests import limits
 from tests.integrations import frame, http_server, servers
 from tests.integrations.checks import HOST_6, HOSTS, PORT, SOURCES, SOURCES_6
 
@@ -200,7 +201,7 @@ class TestArguments:
                     assert client.get("http://server/").text == "unix"
             else:
                 awaited(scenario, backend)
-            thread.join()
+            limits.join(thread)
         assert dialer.stats().attempts == 0
 
     def test_a_network_backend_of_the_programs_own(self, library: Library) -> None:
@@ -269,8 +270,8 @@ class TestTurns:
     def test_with_less_room_than_sources_each_connects_anew(
         self, web: str, dialer: connectx.Dialer, library: Library
     ) -> None:
-        limits = library.plain.Limits(max_connections=1)
-        with library.httpx.Client(limits=limits, dialer=dialer) as client:
+        allowed = library.plain.Limits(max_connections=1)
+        with library.httpx.Client(limits=allowed, dialer=dialer) as client:
             answers = [client.get(f"http://{web}/") for _ in range(6)]
         assert [source(each) for each in answers[2:]] == [source(each) for each in answers[:4]]
         assert {source(each) for each in answers} == set(SOURCES)
@@ -278,8 +279,8 @@ class TestTurns:
 
     def test_of_a_prefix_as_many_as_there_is_room_for(self, web: str, library: Library) -> None:
         dialer = connectx.Dialer(["127.2.0.0/16"], rotate="round-robin")
-        limits = library.plain.Limits(max_connections=3)
-        with library.httpx.Client(limits=limits, dialer=dialer) as client:
+        allowed = library.plain.Limits(max_connections=3)
+        with library.httpx.Client(limits=allowed, dialer=dialer) as client:
             numbers = [number(client.get(f"http://{web}/")) for _ in range(9)]
         assert numbers[:3] == numbers[3:6] == numbers[6:]
         assert len(set(numbers)) == 3
@@ -301,10 +302,10 @@ class TestTurns:
     def test_with_all_connections_in_use_a_request_waits(
         self, web: str, dialer: connectx.Dialer, library: Library
     ) -> None:
-        limits = library.plain.Limits(max_connections=1)
+        allowed = library.plain.Limits(max_connections=1)
         timeout = library.plain.Timeout(30, pool=0)
         with (
-            library.httpx.Client(limits=limits, timeout=timeout, dialer=dialer) as client,
+            library.httpx.Client(limits=allowed, timeout=timeout, dialer=dialer) as client,
             client.stream("GET", f"http://{web}/"),
             pytest.raises(library.plain.PoolTimeout),
         ):
@@ -336,7 +337,7 @@ class TestTurns:
             ThreadPoolExecutor(8) as threads,
         ):
             asked = [threads.submit(client.get, f"http://{web}/") for _ in range(200)]
-            seen = [source(each.result()) for each in asked]
+            seen = [source(each.result(limits.LIMIT)) for each in asked]
         assert {each: seen.count(each) > 50 for each in SOURCES} == dict.fromkeys(SOURCES, True)
         assert dialer.stats().opened <= 8
 
@@ -344,8 +345,8 @@ class TestTurns:
         seen: list[str] = []
 
         async def scenario() -> None:
-            limits = library.plain.Limits(max_connections=4)
-            client = library.httpx.AsyncClient(limits=limits, timeout=None, dialer=dialer)
+            allowed = library.plain.Limits(max_connections=4)
+            client = library.httpx.AsyncClient(limits=allowed, timeout=None, dialer=dialer)
 
             async def ask() -> None:
                 seen.append(source(await client.get(f"http://{web}/")))
@@ -361,7 +362,7 @@ class TestTurns:
 
 def answer_once(listener: socket.socket) -> None:
     """Answer one request over HTTP."""
-    sock, _ = listener.accept()
+    sock, _ = limits.accept(listener)
     with sock:
-        sock.recv(65536)
+        limits.receive(sock, 65536)
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nunix")
