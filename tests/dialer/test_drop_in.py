@@ -20,6 +20,7 @@ from connectx.linux.uapi import SO_MARK
 from connectx.sandbox.networks import Network
 from connectx.sandbox.servers import Servers
 from tests import limits
+from tests.api.calls import CAP_NET_BIND_SERVICE, without_capability
 from tests.dialer.drivers import Driver
 from tests.kernel.raw import FIRST
 
@@ -313,6 +314,19 @@ class TestPortsOutsideTheRange:
         for to in (HERE, other):
             sock = closing.enter_context(dialer.create_connection(to, type=kind))
             assert sock.getsockname()[1] == LOW
+
+    @every_kind
+    def test_those_that_need_a_privilege_are_left_out(
+        self, listening: Network, closing: contextlib.ExitStack, kind: int
+    ) -> None:
+        listening.port_range(40000, 40009)
+        dialer = Dialer(ports=(1020, 1027))
+        with without_capability(CAP_NET_BIND_SERVICE):
+            names = fill(dialer, closing, kind, 9)
+            assert [port for _, port in names] == [1024, 1025, 1026, 1027]
+            with pytest.raises(PortsExhausted) as caught:
+                Dialer(ports=(1020, 1023)).create_connection(HERE, type=kind)
+        assert isinstance(caught.value.__cause__, PermissionError)
 
     @every_kind
     def test_a_socket_made_elsewhere_has_to_stay_inside(

@@ -98,6 +98,7 @@ class Connection:
 
     __slots__ = (
         "_apart",
+        "_forbidden",
         "_surveyed",
         "_unshared",
         "plan",
@@ -112,6 +113,9 @@ class Connection:
     # the error for a port that could not be shared.
     _surveyed: bool
     _unshared: ConnectxError
+
+    # Unset before: why a port could not be bound that needs a privilege.
+    _forbidden: OSError
 
     plan: Plan
     under_way: bool
@@ -321,7 +325,9 @@ class Connection:
     def _act(self, action: Action | Verdict, attempt: Attempt) -> Steps[bool]:
         """Do one thing; returns whether the socket is connected."""
         if isinstance(action, Verdict):
-            raise getattr(self, "_unshared", None) or failure(action, self.plan, attempt.failures)
+            raise (
+                getattr(self, "_unshared", None) or failure(action, self.plan, attempt.failures)
+            ) from getattr(self, "_forbidden", None)
         if action is Action.CLAIM:
             self._claim(attempt.low)
             return True
@@ -493,9 +499,25 @@ class Connection:
         if isinstance(error, ConnectxError):
             return None
         require_scope(error, self.plan)
+        refused = isinstance(error, NetlinkRefused)
+        if error.errno == errno.EACCES and not refused and self._may_not_bind():
+            self._forbidden = error.with_traceback(None)
+            return Outcome.IN_USE
         if not self.request.origin.stream:
             return self._outcome_of_claim(error)
         return _OUTCOMES.get(error.errno or 0)
+
+    def _may_not_bind(self) -> bool:
+        """Return whether it is bind() that has refused a port, which nobody has asked for.
+
+        It is below net.ipv4.ip_unprivileged_port_start; others may not be.
+        """
+        origin = self.request.origin
+        return (
+            not self.plan.terms.asked
+            and origin.options.replaceable
+            and (not self.sock.getsockname()[1])
+        )
 
     def _outcome_of_claim(self, error: OSError) -> Outcome | None:
         """Do the same for a datagram socket."""
