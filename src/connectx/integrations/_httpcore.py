@@ -152,7 +152,7 @@ class Pooling:
         self._network_backend = backend(library, self._network_backend, dialer)
 
     def handle_request(self, request: Any) -> Any:
-        """Do what httpcore does; an error that is for want of a port has that as its cause."""
+        """Do what httpcore does; where no port is left, its error has ours as the cause."""
         try:
             return super().handle_request(request)  # type: ignore[misc] # httpcore's
         except self.library.ConnectError as error:
@@ -223,7 +223,7 @@ class AsyncPooling(Pooling):
     """The same for AsyncConnectionPool."""
 
     async def handle_async_request(self, request: Any) -> Any:
-        """Do what httpcore does; an error that is for want of a port has that as its cause."""
+        """Do what httpcore does; where no port is left, its error has ours as the cause."""
         try:
             return await super().handle_async_request(request)  # type: ignore[misc] # httpcore's
         except self.library.ConnectError as error:

@@ -36,7 +36,7 @@ class Transporting:
 class Sending:
     """What makes transports: the first base of a client's class."""
 
-    #: Of the transports.
+    #: The class of a client's transports.
     transports: type[Transporting]
 
     def __init__(

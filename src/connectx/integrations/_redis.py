@@ -28,14 +28,14 @@ ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 @functools.cache
 def default_retry(client: Any, at_once: Callable[[type], type]) -> Any:
-    """Return what a client tries again where nobody has asked for it, but for want of a port.
+    """Return what a client tries again unasked, but not for lack of a port.
 
     Kept, since to look at a signature of 60 arguments takes as long as connecting. Each
     connection has a copy.
 
     Args:
         client: Its class.
-        at_once: Makes a class of retries that does not try the want of a port again.
+        at_once: Makes a class of retries that tries nothing again for lack of a port.
     """
     default = inspect.signature(client.__init__).parameters["retry"].default
     if default is None:

@@ -55,7 +55,7 @@ class HTTPAdapter(_HTTPAdapter):
         return manager
 
     def send(self, *arguments: Any, **keywords: Any) -> requests.Response:
-        """Do what requests does; an error that is for want of a port has that as its cause."""
+        """Do what requests does; where no port is left, its error has ours as the cause."""
         try:
             return super().send(*arguments, **keywords)
         except requests.exceptions.ConnectionError as error:

@@ -122,7 +122,7 @@ class SOCKSDialling(Dialling):
 
 
 class _AtOnce(Retry):
-    """What urllib3 retries where nobody has asked for it, but for want of a port.
+    """What urllib3 retries unasked, but not for lack of a port.
 
     Its three retries would follow each other at once, and find what the first one has found.
     """

@@ -49,7 +49,7 @@ class Connection(_redis.Explaining, _Connection):
         super().__init__(*arguments, **keywords)  # type: ignore[no-untyped-call] # as below
 
     def connect(self) -> None:
-        """Do what redis-py does; an error that is for want of a port has that as its cause."""
+        """Do what redis-py does; where no port is left, its error has ours as the cause."""
         try:
             super().connect()  # type: ignore[no-untyped-call] # the library's
         except _redis.ERRORS as error:
@@ -135,7 +135,7 @@ class BlockingConnectionPool(_redis.Pooling, _BlockingConnectionPool):
 @functools.cache
 def _at_once(kind: Any) -> Any:
     class AtOnce(kind):  # type: ignore[misc] # redis-py's
-        """What is tried again, but for want of a port: that would be found again."""
+        """What is tried again, but not for lack of a port: it would be missing again."""
 
         def call_with_retry(self, do: Any, fail: Any, *more: Any, **keywords: Any) -> Any:
             def failing(error: Exception, *count: int) -> None:
@@ -151,7 +151,7 @@ def _at_once(kind: Any) -> Any:
 class Redis(_Redis):
     """redis.Redis, whose connections are made by a dialer.
 
-    Where `retry` is not given, the want of a port is not tried again.
+    Where `retry` is not given, nothing is tried again for lack of a port.
 
     Args:
         arguments, keywords: As redis.Redis takes them. A connection pool has its own dialer.
