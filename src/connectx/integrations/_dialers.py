@@ -42,6 +42,21 @@ def blocking(dialer: AnyDialer | None, sources: Sources = None, ports: Ports = N
     return Dialer(sources if dialer is None else dialer, ports)
 
 
+class WithDialer:
+    """What takes the keywords, for a dialer that blocks: the first base of a library's class."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        dialer: AnyDialer | None = None,
+        sources: Sources = None,
+        ports: Ports = None,
+        **keywords: Any,
+    ) -> None:
+        self._dialer = blocking(dialer, sources, ports)
+        super().__init__(*arguments, **keywords)
+
+
 def awaiting(dialer: AnyDialer | None, sources: Sources = None, ports: Ports = None) -> aio.Dialer:
     """Return the dialer that the keywords name, as one whose methods are awaited.
 

@@ -15,24 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["Session", "client", "resource"]
 
 
-class Session(boto3.Session):  # type: ignore[misc] # has no types
+class Session(_dialers.WithDialer, boto3.Session):  # type: ignore[misc] # has no types
     """boto3.Session, whose clients and resources connect by a dialer.
 
     Args:
         arguments, keywords: As boto3.Session takes them.
         dialer, sources, ports: As `connectx.integrations` describes them.
     """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        dialer: AnyDialer | None = None,
-        sources: _dialers.Sources = None,
-        ports: _dialers.Ports = None,
-        **keywords: Any,
-    ) -> None:
-        self._dialer = _dialers.blocking(dialer, sources, ports)
-        super().__init__(*arguments, **keywords)
 
     # A resource's client is made here, too.
     def client(self, *arguments: Any, **keywords: Any) -> Any:

@@ -15,24 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["Session", "get_session"]
 
 
-class Session(botocore.session.Session):  # type: ignore[misc] # has no types
+class Session(_dialers.WithDialer, botocore.session.Session):  # type: ignore[misc] # has no types
     """botocore.session.Session, whose clients connect by a dialer.
 
     Args:
         arguments, keywords: As botocore.session.Session takes them.
         dialer, sources, ports: As `connectx.integrations` describes them.
     """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        dialer: AnyDialer | None = None,
-        sources: _dialers.Sources = None,
-        ports: _dialers.Ports = None,
-        **keywords: Any,
-    ) -> None:
-        self._dialer = _dialers.blocking(dialer, sources, ports)
-        super().__init__(*arguments, **keywords)
 
     def create_client(self, *arguments: Any, **keywords: Any) -> Any:
         """Do what botocore does; the client connects by the dialer."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["HTTPAdapter", "Session"]
 
 
-class HTTPAdapter(_HTTPAdapter):
+class HTTPAdapter(_dialers.WithDialer, _HTTPAdapter):
     """requests.adapters.HTTPAdapter, whose connections are made by a dialer.
 
     A copy shares the dialer. A pickled adapter has a dialer of the same settings, which counts by
@@ -29,17 +29,6 @@ class HTTPAdapter(_HTTPAdapter):
     """
 
     __attrs__ = [*_HTTPAdapter.__attrs__, "_dialer"]  # noqa: RUF012 - as in the base class
-
-    def __init__(
-        self,
-        *arguments: Any,
-        dialer: AnyDialer | None = None,
-        sources: _dialers.Sources = None,
-        ports: _dialers.Ports = None,
-        **keywords: Any,
-    ) -> None:
-        self._dialer = _dialers.blocking(dialer, sources, ports)
-        super().__init__(*arguments, **keywords)
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
         """Do what requests does, and have the manager's pools connect by the dialer."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["WebSocket", "WebSocketApp", "create_connection"]
 
 
-class WebSocket(websocket.WebSocket):
+class WebSocket(_dialers.WithDialer, websocket.WebSocket):
     """websocket.WebSocket, which connects by a dialer, to a proxy too.
 
     With `socket` the dialer is not used.
@@ -32,17 +32,6 @@ class WebSocket(websocket.WebSocket):
         arguments, keywords: As websocket.WebSocket takes them.
         dialer, sources, ports: As `connectx.integrations` describes them.
     """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        dialer: AnyDialer | None = None,
-        sources: _dialers.Sources = None,
-        ports: _dialers.Ports = None,
-        **keywords: Any,
-    ) -> None:
-        self._dialer = _dialers.blocking(dialer, sources, ports)
-        super().__init__(*arguments, **keywords)
 
     def connect(self, url: str, **options: Any) -> None:
         """Do what the library does, and connect by the dialer."""
@@ -78,24 +67,13 @@ class WebSocket(websocket.WebSocket):
         raise AssertionError("the library has looked that there is an address")
 
 
-class WebSocketApp(websocket.WebSocketApp):
+class WebSocketApp(_dialers.WithDialer, websocket.WebSocketApp):
     """websocket.WebSocketApp, which connects by a dialer, and connects again by it.
 
     Args:
         arguments, keywords: As websocket.WebSocketApp takes them.
         dialer, sources, ports: As `connectx.integrations` describes them.
     """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        dialer: AnyDialer | None = None,
-        sources: _dialers.Sources = None,
-        ports: _dialers.Ports = None,
-        **keywords: Any,
-    ) -> None:
-        self._dialer = _dialers.blocking(dialer, sources, ports)
-        super().__init__(*arguments, **keywords)
 
     def run_forever(self, *arguments: Any, **keywords: Any) -> bool:
         """Do what the library does, with a `WebSocket` that has the dialer."""
